@@ -1,0 +1,155 @@
+"""The values that pass between the stages: to-do rows, image records, decoded images, faces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+
+import numpy as np
+
+from pipeline.geometry import CROP_PX, transform
+
+
+class Status(StrEnum):
+    """What became of one input image."""
+
+    OK = "ok"
+    NO_FACE = "no_face"
+    FETCH_FAILED = "fetch_failed"     # tried again by the next run
+    UNSUPPORTED = "unsupported"       # not a format we decode
+    UNREADABLE = "unreadable"         # a known format, broken or empty
+    TOO_LARGE = "too_large"
+    FAILED = "failed"                 # our own error in this image; tried again by the next run
+
+
+RETRIED = (Status.FETCH_FAILED, Status.FAILED)
+GOOD = (Status.OK, Status.NO_FACE)
+
+
+@dataclass(frozen=True, slots=True)
+class TodoRow:
+    """One image to read. Plain objects have no container; members of archives have, with their byte range."""
+
+    uri: str
+    container: str | None = None
+    offset: int | None = None
+    size: int | None = None           # bytes
+    etag: str | None = None
+    mtime: datetime | None = None     # UTC
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One row of images/, filled as the image passes through the stages. None where not measured."""
+
+    uri: str
+    status: Status = Status.OK
+    error: str | None = None
+    width: int | None = None          # of the upright image at its original size, pixels
+    height: int | None = None
+    format: str | None = None         # "jpeg", "png", …, told by content
+    exif_orientation: int | None = None
+    rotation_deg: int | None = None   # clockwise turn, on top of EXIF, at which faces were found
+    decode_scale: float | None = None
+    detect_pass: int | None = None    # 1: the usual input size, 2: the second
+    n_faces: int | None = None
+    faces_truncated: bool | None = None
+    file_bytes: int | None = None
+    etag: str | None = None
+    mtime: datetime | None = None
+    sha256: str | None = None         # of the file, hexadecimal
+
+
+NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+NO_PIXELS.flags.writeable = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Decoded images: upright RGB pixels, (h, w, 3) uint8 at `decode_scale`; `NO_PIXELS` unless status is ok."""
+
+    records: tuple[ImageRecord, ...]
+    pixels: tuple[np.ndarray, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.records) != len(self.pixels):
+            raise ValueError(f"pixels must have {len(self.records)} images, one a record, got {len(self.pixels)}")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def _empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A dataclass default: an array of that shape, made anew for each value."""
+    return field(default_factory=lambda: np.zeros(shape, dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class FaceBatch:
+    """The faces of some images, all images' faces one after the other; `face_counts` says how many each image has.
+
+    Coordinates are pixels of the upright image at its original size. Fields that a later stage fills have length 0
+    until then, and chips and crops again once nothing needs them.
+    """
+
+    records: tuple[ImageRecord, ...]
+    face_counts: np.ndarray           # (images,) int64
+    boxes_xyxy: np.ndarray            # (n, 4) float32
+    scores: np.ndarray                # (n,) float32
+    chips: tuple[np.ndarray, ...] = ()                            # n × (s, s, 3) uint8, s ≤ 256
+    chip_to_image: np.ndarray = _empty((0, 2, 3), np.float64)   # (n, 2, 3) float64
+    eye_points: np.ndarray = _empty((0, 12, 2), np.float32)   # (n, 12, 2) float32
+    crops: np.ndarray = _empty((0, CROP_PX, CROP_PX, 3), np.uint8)   # (n, 112, 112, 3) uint8
+    align_ok: np.ndarray = _empty((0,), bool)   # (n,)
+    roll_deg: np.ndarray = _empty((0,), np.float32)   # (n,)
+    sharpness: np.ndarray = _empty((0,), np.float32)   # (n,)
+    embeddings: np.ndarray = _empty((0, 0), np.float32)   # (n, dim), unit vectors
+    embedding_norms: np.ndarray = _empty((0,), np.float32)   # (n,)
+
+    def __post_init__(self) -> None:
+        n = int(self.face_counts.sum())
+        if len(self.face_counts) != len(self.records):
+            raise ValueError(f"face_counts must be ({len(self.records)},), one a record, got {self.face_counts.shape}")
+        if self.boxes_xyxy.shape != (n, 4) or self.scores.shape != (n,):
+            raise ValueError(
+                f"boxes_xyxy must be ({n}, 4) and scores ({n},), got {self.boxes_xyxy.shape} and {self.scores.shape}"
+            )
+        for name in ("chips", "chip_to_image", "eye_points", "crops", "align_ok", "roll_deg", "sharpness",
+                     "embeddings", "embedding_norms"):
+            if len(getattr(self, name)) not in (0, n):
+                raise ValueError(f"{name} must have {n} entries, one a face, got {len(getattr(self, name))}")
+
+    def __len__(self) -> int:
+        """How many faces."""
+        return len(self.scores)
+
+    def chip_points_to_image(self, points: np.ndarray) -> np.ndarray:
+        """Points (n, k, 2) in pixels of each face's chip, in image pixels; float32."""
+        return transform(self.chip_to_image, points.astype(np.float64)).astype(np.float32)
+
+    def with_eyes(self, eye_points: np.ndarray) -> FaceBatch:
+        """With the eye points (n, 12, 2), image pixels."""
+        if eye_points.shape != (len(self), 12, 2):
+            raise ValueError(f"eye_points must be ({len(self)}, 12, 2), got {eye_points.shape}")
+        return replace(self, eye_points=eye_points)
+
+    def with_crops(
+        self, crops: np.ndarray, align_ok: np.ndarray, roll_deg: np.ndarray, sharpness: np.ndarray
+    ) -> FaceBatch:
+        """With the aligned crops; the chips, used here last, are dropped."""
+        return replace(
+            self, chips=(), chip_to_image=self.chip_to_image[:0],
+            crops=crops, align_ok=align_ok, roll_deg=roll_deg, sharpness=sharpness,
+        )
+
+    def with_embeddings(self, embeddings: np.ndarray, norms: np.ndarray) -> FaceBatch:
+        """With unit vectors (n, dim) and the lengths they had; the crops, used here last, are dropped."""
+        return replace(self, crops=self.crops[:0], embeddings=embeddings, embedding_norms=norms)
+
+
+def split_by_image(values: Sequence, face_counts: np.ndarray) -> list[Sequence]:
+    """A per-face sequence cut into one slice an image."""
+    ends = np.cumsum(face_counts)
+    return [values[end - count : end] for count, end in zip(face_counts, ends, strict=True)]

@@ -1,0 +1,24 @@
+"""Give every face a unit vector whose cosines are likeness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.batch import FaceBatch
+
+EmbedModel = Callable[[np.ndarray], np.ndarray]
+"""n crops, (n, 112, 112, 3) uint8 RGB, to (n, dim) float32 vectors of any length."""
+
+
+class Embed:
+    """Compute the embedding of every aligned crop, the faces of many images in one go."""
+
+    def __init__(self, embed: EmbedModel) -> None:
+        self._embed = embed
+
+    def __call__(self, batch: FaceBatch) -> FaceBatch:
+        vectors = self._embed(batch.crops)
+        norms = np.linalg.norm(vectors, axis=1)
+        return batch.with_embeddings(vectors / np.maximum(norms, 1e-12)[:, None], norms)
