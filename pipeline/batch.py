@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -80,6 +80,10 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.records)
 
+    def singles(self) -> list[ImageBatch]:
+        """The same images, one a batch."""
+        return [ImageBatch((record,), (pixels,)) for record, pixels in zip(self.records, self.pixels, strict=True)]
+
 
 def _empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """A dataclass default: an array of that shape, made anew for each value."""
@@ -124,6 +128,35 @@ class FaceBatch:
     def __len__(self) -> int:
         """How many faces."""
         return len(self.scores)
+
+    @classmethod
+    def without_faces(cls, records: tuple[ImageRecord, ...]) -> FaceBatch:
+        """Images of which no face is known."""
+        return cls(records, np.zeros(len(records), np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[FaceBatch]) -> FaceBatch:
+        """The images of several batches in one; at least one batch, all from the same stage."""
+        joined: dict[str, object] = {}
+        for f in fields(cls):
+            parts = [getattr(batch, f.name) for batch in batches]
+            if isinstance(parts[0], tuple):
+                joined[f.name] = tuple(item for part in parts for item in part)
+            else:
+                # Batches without faces may have fields of another empty shape (embeddings of unknown length).
+                joined[f.name] = np.concatenate([part for part in parts if len(part)] or parts[:1])
+        return cls(**joined)
+
+    def singles(self) -> list[FaceBatch]:
+        """The same images, one a batch."""
+        per_face = [f.name for f in fields(self) if f.name not in ("records", "face_counts")]
+        filled = [name for name in per_face if len(getattr(self, name)) == len(self)]
+        slices = {name: split_by_image(getattr(self, name), self.face_counts) for name in filled}
+        return [
+            replace(self, records=(record,), face_counts=self.face_counts[i : i + 1],
+                    **{name: parts[i] for name, parts in slices.items()})
+            for i, record in enumerate(self.records)
+        ]
 
     def chip_points_to_image(self, points: np.ndarray) -> np.ndarray:
         """Points (n, k, 2) in pixels of each face's chip, in image pixels; float32."""

@@ -32,11 +32,6 @@ class AlignmentTemplate:
     eyes_in_box_xy: tuple[float, float] = (0.5, 0.40)
 
 
-def letterbox_scale(width: int, height: int, side_px: int) -> float:
-    """The factor that fits an image into a square of side_px, longest side first; small images are enlarged."""
-    return side_px / max(width, height)
-
-
 def chip_square(box_xyxy: np.ndarray) -> tuple[int, int, int]:
     """The square cut out around a face: whole-pixel left, top and side, 1.6 × the longer box side, same centre."""
     x1, y1, x2, y2 = (float(v) for v in box_xyxy)
@@ -44,9 +39,12 @@ def chip_square(box_xyxy: np.ndarray) -> tuple[int, int, int]:
     return math.floor((x1 + x2 - side) / 2 + 0.5), math.floor((y1 + y2 - side) / 2 + 0.5), side
 
 
-def scale_shift(scale: float, shift_xy: tuple[float, float]) -> np.ndarray:
-    """The 2×3 matrix of p ↦ scale · p + shift."""
-    return np.array([[scale, 0.0, shift_xy[0]], [0.0, scale, shift_xy[1]]])
+def scale_shift(scale_xy: tuple[float, float], shift_xy: tuple[float, float]) -> np.ndarray:
+    """The 2×3 matrix of p ↦ scale · p + shift, axis by axis."""
+    return np.array([[scale_xy[0], 0.0, shift_xy[0]], [0.0, scale_xy[1], shift_xy[1]]], np.float64)
+
+
+IDENTITY = scale_shift((1.0, 1.0), (0.0, 0.0))
 
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
@@ -75,7 +73,7 @@ def quarter_turn(rotation_deg: int, width: int, height: int) -> np.ndarray:
     """From pixels of an image turned clockwise by 0, 90, 180 or 270° back to the image, which is width × height."""
     match rotation_deg:
         case 0:
-            return scale_shift(1.0, (0.0, 0.0))
+            return IDENTITY
         case 90:      # what was at the bottom left is now at the top left
             return np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, height]])
         case 180:
@@ -87,7 +85,8 @@ def quarter_turn(rotation_deg: int, width: int, height: int) -> np.ndarray:
 
 def for_opencv(matrix: np.ndarray) -> np.ndarray:
     """The same transform for cv2.warpAffine, whose pixel centres lie on whole numbers."""
-    return compose(scale_shift(1.0, (-0.5, -0.5)), compose(matrix, scale_shift(1.0, (0.5, 0.5))))
+    to_corners, to_centres = scale_shift((1.0, 1.0), (0.5, 0.5)), scale_shift((1.0, 1.0), (-0.5, -0.5))
+    return compose(to_centres, compose(matrix, to_corners))
 
 
 def eye_centres(eye_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

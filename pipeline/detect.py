@@ -1,0 +1,203 @@
+"""Find the faces of every image, and cut a chip out around each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from pipeline import geometry
+from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
+from pipeline.geometry import CHIP_MAX_PX
+
+DetectModel = Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
+"""Canvases (b, side, side, 3) uint8 RGB to, for each, boxes (n, 4) float32 in its pixels and scores (n,) float32."""
+
+LETTERBOX_GREY = 114   # what YOLO sees around an image in training
+
+
+def letterbox(pixels: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fit an image (h, w, 3) into the middle of a grey square, enlarging small ones.
+
+    Returns the canvas, (side_px, side_px, 3) uint8, and the 2×3 matrix from its pixels back to the image's.
+    Always the same square, whatever else is in the batch: ultralytics' own pads to the batch's shape, and then the
+    same image gives other boxes in other company.
+    """
+    height, width = pixels.shape[:2]
+    scale = side_px / max(width, height)
+    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    left, top = (side_px - new_width) // 2, (side_px - new_height) // 2
+    canvas = np.full((side_px, side_px, 3), LETTERBOX_GREY, np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = cv2.resize(
+        pixels, (new_width, new_height), interpolation=interpolation
+    )
+    scale_xy = (width / new_width, height / new_height)
+    return canvas, geometry.scale_shift(scale_xy, (-left * scale_xy[0], -top * scale_xy[1]))
+
+
+def cut_chip(pixels: np.ndarray, box_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the square around a box whose middle lies in the image, edges repeated, shrunk to at most 256 px.
+
+    Returns the chip, (s, s, 3) uint8, and the 2×3 matrix from its pixels to the image's.
+    """
+    left, top, side = geometry.chip_square(box_xyxy)
+    height, width = pixels.shape[:2]
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
+    inside = pixels[y1:y2, x1:x2]
+    if side <= CHIP_MAX_PX:
+        chip = cv2.copyMakeBorder(
+            inside, y1 - top, top + side - y2, x1 - left, left + side - x2, cv2.BORDER_REPLICATE
+        )
+        return chip, geometry.scale_shift((1.0, 1.0), (left, top))
+    per_chip_px = side / CHIP_MAX_PX
+    chip_to_image = geometry.scale_shift((per_chip_px, per_chip_px), (left, top))
+    # Shrunk before its edges are repeated, so that a close-up of 100 megapixels costs no second one.
+    small_width = max(1, round((x2 - x1) / per_chip_px))
+    small_height = max(1, round((y2 - y1) / per_chip_px))
+    small = cv2.resize(inside, (small_width, small_height), interpolation=cv2.INTER_AREA)
+    if small.shape[:2] == (CHIP_MAX_PX, CHIP_MAX_PX):
+        return small, chip_to_image
+    small_to_image = geometry.scale_shift(((x2 - x1) / small_width, (y2 - y1) / small_height), (x1, y1))
+    small_to_chip = geometry.compose(geometry.invert(chip_to_image), small_to_image)
+    chip = cv2.warpAffine(
+        small, geometry.for_opencv(small_to_chip), (CHIP_MAX_PX, CHIP_MAX_PX),
+        flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
+    )
+    return chip, chip_to_image
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The faces of one image, best score first."""
+
+    boxes_turned: np.ndarray      # (n, 4) float32, decoded pixels, image turned by rotation_deg
+    boxes_xyxy: np.ndarray        # (n, 4) float32, original pixels
+    scores: np.ndarray            # (n,) float32
+    turned_to_image: np.ndarray   # (2, 3)
+    detect_pass: int
+    rotation_deg: int
+
+
+class Detect:
+    """Find faces at a fixed input size and cut their chips.
+
+    Where nothing is found the image is looked at again at `second_pass_px` (close-ups whose face is too large for
+    the first size), and with `rotate_retry` turned by 90, 270 and 180 degrees.
+
+    min_face_px: shortest box side kept, in pixels of the original image.
+    max_faces: how many faces of an image are kept, best scores first; None keeps all.
+    batch_size: canvases handed to the model at a time.
+    """
+
+    def __init__(
+        self,
+        detect_faces: DetectModel,
+        *,
+        input_px: int,
+        second_pass_px: int | None,
+        min_face_px: float,
+        max_faces: int | None,
+        rotate_retry: bool,
+        batch_size: int,
+    ) -> None:
+        self._detect_faces = detect_faces
+        self._input_px = input_px
+        self._second_pass_px = second_pass_px
+        self._min_face_px = min_face_px
+        self._max_faces = max_faces
+        self._rotate_retry = rotate_retry
+        self._batch_size = batch_size
+
+    def __call__(self, batch: ImageBatch) -> FaceBatch:
+        found: dict[int, _Found] = {}
+        decoded = [i for i, record in enumerate(batch.records) if record.status is Status.OK]
+        self._look(found, batch, decoded, self._input_px, detect_pass=1)
+        if self._second_pass_px is not None:
+            self._look(found, batch, _without_face(found), self._second_pass_px, detect_pass=2)
+        if self._rotate_retry:
+            for rotation_deg in (90, 270, 180):
+                self._look(found, batch, _without_face(found), self._input_px, 1, rotation_deg)
+        per_image = [
+            self._cut(record, pixels, found[i]) if i in found else FaceBatch.without_faces((record,))
+            for i, (record, pixels) in enumerate(zip(batch.records, batch.pixels, strict=True))
+        ]
+        return FaceBatch.concatenate(per_image)
+
+    def _look(
+        self,
+        found: dict[int, _Found],
+        batch: ImageBatch,
+        indices: Sequence[int],
+        side_px: int,
+        detect_pass: int,
+        rotation_deg: int = 0,
+    ) -> None:
+        """Look for faces in some images of the batch; a look that finds none does not replace an earlier one."""
+        for start in range(0, len(indices), self._batch_size):
+            chunk = indices[start : start + self._batch_size]
+            boxed = [letterbox(_turned(batch.pixels[i], rotation_deg), side_px) for i in chunk]
+            finds = self._detect_faces(np.stack([canvas for canvas, _ in boxed]))
+            for i, (_, canvas_to_turned), (boxes_canvas, scores) in zip(chunk, boxed, finds, strict=True):
+                seen = self._keep(
+                    batch.records[i], batch.pixels[i], geometry.transform_boxes(canvas_to_turned, boxes_canvas),
+                    scores, detect_pass, rotation_deg,
+                )
+                if i not in found or len(seen.scores):
+                    found[i] = seen
+
+    def _keep(
+        self,
+        record: ImageRecord,
+        pixels: np.ndarray,
+        boxes_turned: np.ndarray,
+        scores: np.ndarray,
+        detect_pass: int,
+        rotation_deg: int,
+    ) -> _Found:
+        """Clip the boxes to the image, drop those too small, put the best first."""
+        height, width = pixels.shape[:2]
+        pixels_to_image = geometry.scale_shift((record.width / width, record.height / height), (0.0, 0.0))
+        turned_to_image = geometry.compose(pixels_to_image, geometry.quarter_turn(rotation_deg, width, height))
+        turned_wh = (height, width) if rotation_deg in (90, 270) else (width, height)
+        boxes_turned = np.clip(boxes_turned, 0, np.array(turned_wh * 2, np.float32))
+        boxes = geometry.transform_boxes(turned_to_image, boxes_turned)
+        shorter_px = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+        best_first = np.lexsort((boxes[:, 0], boxes[:, 1], -scores))
+        kept = best_first[(shorter_px[best_first] >= self._min_face_px) & (shorter_px[best_first] > 0)]
+        return _Found(boxes_turned[kept], boxes[kept], scores[kept], turned_to_image, detect_pass, rotation_deg)
+
+    def _cut(self, record: ImageRecord, pixels: np.ndarray, found: _Found) -> FaceBatch:
+        """The chips of one image, at most max_faces."""
+        boxes = found.boxes_xyxy[: self._max_faces]
+        turned = _turned(pixels, found.rotation_deg)
+        cut = [cut_chip(turned, box) for box in found.boxes_turned[: self._max_faces]]
+        record = replace(
+            record,
+            status=Status.OK if len(boxes) else Status.NO_FACE,
+            detect_pass=found.detect_pass,
+            rotation_deg=found.rotation_deg,
+            n_faces=len(boxes),
+            faces_truncated=len(boxes) < len(found.boxes_xyxy),
+        )
+        return FaceBatch(
+            records=(record,),
+            face_counts=np.array([len(boxes)], np.int64),
+            boxes_xyxy=boxes,
+            scores=found.scores[: self._max_faces],
+            chips=tuple(chip for chip, _ in cut),
+            chip_to_image=np.array(
+                [geometry.compose(found.turned_to_image, chip_to_turned) for _, chip_to_turned in cut], np.float64
+            ).reshape(-1, 2, 3),
+        )
+
+
+def _without_face(found: dict[int, _Found]) -> list[int]:
+    return [i for i, finds in found.items() if not len(finds.scores)]
+
+
+def _turned(pixels: np.ndarray, rotation_deg: int) -> np.ndarray:
+    """The image turned clockwise."""
+    return np.ascontiguousarray(np.rot90(pixels, -(rotation_deg // 90))) if rotation_deg else pixels
