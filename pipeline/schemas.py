@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 
 import pyarrow as pa
 
-from pipeline.batch import ImageRecord
+from pipeline.batch import ImageRecord, Status
 
 SCHEMA_VERSION = 1
 
@@ -85,4 +85,6 @@ def records_to_table(records: tuple[ImageRecord, ...]) -> pa.Table:
 def table_to_records(table: pa.Table) -> tuple[ImageRecord, ...]:
     """The records of a table that has the columns of `IMAGE_RECORD`."""
     names = [f.name for f in fields(ImageRecord)]
-    return tuple(ImageRecord(**row) for row in table.select(names).to_pylist())
+    return tuple(
+        ImageRecord(**row | {"status": Status(row["status"])}) for row in table.select(names).to_pylist()
+    )

@@ -1,0 +1,150 @@
+"""Batches as Arrow tables at a pool boundary: one row an image, its faces as lists in it.
+
+Inside a pool batches are plain arrays; only between two Ray actors do they become Arrow. Chips and pixels travel as
+`large_binary`, since a block of them passes 2 GiB of offsets easily.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch
+from pipeline.geometry import CROP_PX
+from pipeline.schemas import records_to_table, table_to_records
+
+STAGES = ("decode", "detect", "keypoint", "align", "embed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One per-face array of a FaceBatch: the shape of one face's value, its type, the stages after which it travels."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: type
+    after: tuple[str, ...]
+
+
+_EVERY = ("detect", "keypoint", "align", "embed")
+_ALIGNED = ("align", "embed")
+_FACE_FIELDS = (
+    _Field("boxes_xyxy", (4,), np.float32, _EVERY),
+    _Field("scores", (), np.float32, _EVERY),
+    _Field("chip_to_image", (2, 3), np.float64, ("detect", "keypoint")),
+    _Field("eye_points", (12, 2), np.float32, ("keypoint", "align", "embed")),
+    _Field("align_ok", (), np.uint8, _ALIGNED),
+    _Field("roll_deg", (), np.float32, _ALIGNED),
+    _Field("sharpness", (), np.float32, _ALIGNED),
+    _Field("embedding_norms", (), np.float32, ("embed",)),
+)
+
+
+def images_to_table(batch: ImageBatch) -> pa.Table:
+    """Decoded images as a table: the record's columns, `pixels` and the size of the decoded picture."""
+    table = records_to_table(batch.records)
+    table = table.append_column("pixels", _binaries(batch.pixels))
+    table = table.append_column("pixels_height", pa.array([p.shape[0] for p in batch.pixels], pa.int32()))
+    return table.append_column("pixels_width", pa.array([p.shape[1] for p in batch.pixels], pa.int32()))
+
+
+def table_to_images(table: pa.Table) -> ImageBatch:
+    """The batch that `images_to_table` wrote. Its pixels are views of the table and read-only."""
+    heights, widths = table["pixels_height"].to_pylist(), table["pixels_width"].to_pylist()
+    pixels = tuple(
+        flat.reshape(height, width, 3) if len(flat) else NO_PIXELS
+        for flat, height, width in zip(_byte_views(table["pixels"]), heights, widths, strict=True)
+    )
+    return ImageBatch(table_to_records(table), pixels)
+
+
+def faces_to_table(batch: FaceBatch, after: str) -> pa.Table:
+    """Faces as they are after the stage of that name: one row an image, every per-face field a list in it."""
+    table = records_to_table(batch.records)
+    offsets = np.concatenate([[0], np.cumsum(batch.face_counts)]).astype(np.int64)
+    for f in _FACE_FIELDS:
+        if after in f.after:
+            values = np.ascontiguousarray(getattr(batch, f.name), f.dtype)
+            table = table.append_column(f.name, _lists(offsets, _fixed(values.reshape(len(values), *f.shape))))
+    if after in ("detect", "keypoint"):
+        table = table.append_column("chips", _lists(offsets, _binaries(batch.chips)))
+    if after == "align":
+        table = table.append_column("crops", _lists(offsets, _binaries(batch.crops)))
+    if after == "embed":
+        # The width is not known when there is no face: a plain list keeps one type for all blocks.
+        dim = batch.embeddings.shape[1]
+        inner = pa.array(batch.embeddings.astype(np.float32, copy=False).reshape(-1))
+        ends = np.arange(len(batch) + 1, dtype=np.int64) * dim
+        table = table.append_column("embeddings", _lists(offsets, pa.LargeListArray.from_arrays(pa.array(ends), inner)))
+    return table
+
+
+def table_to_faces(table: pa.Table, after: str) -> FaceBatch:
+    """The batch that `faces_to_table` wrote with the same `after`."""
+    table = table.combine_chunks()
+    face_counts = _column(table, "scores").value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    values: dict[str, object] = {}
+    for f in _FACE_FIELDS:
+        if after in f.after:
+            values[f.name] = _flat(_column(table, f.name).flatten(), f.dtype).reshape(-1, *f.shape)
+    if "align_ok" in values:
+        values["align_ok"] = values["align_ok"].astype(bool)
+    if after in ("detect", "keypoint"):
+        views = _byte_views(_column(table, "chips").flatten())
+        values["chips"] = tuple(view.reshape(int(np.sqrt(len(view) // 3)), -1, 3) for view in views)
+    if after == "align":
+        views = _byte_views(_column(table, "crops").flatten())
+        values["crops"] = np.array(views, np.uint8).reshape(len(views), CROP_PX, CROP_PX, 3)
+    if after == "embed":
+        flat = _flat(_column(table, "embeddings").flatten().flatten(), np.float32)
+        values["embeddings"] = flat.reshape(int(face_counts.sum()), -1) if len(flat) else flat.reshape(0, 0)
+    return FaceBatch(records=table_to_records(table), face_counts=face_counts, **values)
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    chunks = table[name]
+    return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+
+
+def _lists(offsets: np.ndarray, values: pa.Array) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+
+def _fixed(values: np.ndarray) -> pa.Array:
+    """(n, …) as n values of a plain or fixed-size list type."""
+    flat = pa.array(values.reshape(-1))
+    size = int(np.prod(values.shape[1:], dtype=np.int64))
+    return pa.FixedSizeListArray.from_arrays(flat, size) if values.ndim > 1 else flat
+
+
+def _flat(values: pa.Array, dtype: type) -> np.ndarray:
+    """The numbers of a plain or fixed-size list array, in order."""
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+
+
+def _binaries(arrays: tuple[np.ndarray, ...] | np.ndarray) -> pa.Array:
+    """uint8 arrays as large_binary, copied once."""
+    ends = np.concatenate([[0], np.cumsum([a.size for a in arrays], dtype=np.int64)]).astype(np.int64)
+    joined = np.concatenate([a.reshape(-1) for a in arrays]) if len(arrays) else np.zeros(0, np.uint8)
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(arrays), [None, pa.py_buffer(ends), pa.py_buffer(joined)]
+    )
+
+
+def _byte_views(binaries: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
+    """The uint8 content of each value, without a copy."""
+    chunks = binaries.chunks if isinstance(binaries, pa.ChunkedArray) else [binaries]
+    views: list[np.ndarray] = []
+    for chunk in chunks:
+        _, offsets_buffer, bytes_buffer = chunk.buffers()
+        if not len(chunk):
+            continue
+        ends = np.frombuffer(offsets_buffer, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        content = np.frombuffer(bytes_buffer, np.uint8) if bytes_buffer is not None else np.zeros(0, np.uint8)
+        views += [content[start:end] for start, end in pairwise(ends)]
+    return views
