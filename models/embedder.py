@@ -1,0 +1,136 @@
+"""The embedders: from an aligned face to a vector whose cosines are likeness.
+
+Two families, chosen by the architecture a card names: torchvision's ResNets with a face stem and head (the reference
+is depth 101, Deng et al., ArcFace, 2019), and timm's EdgeNeXt (George et al., EdgeFace, 2023), the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from models.batches import PaddedBatches, torch_device
+from models.store import WeightsError, load_tensors, read_card
+from pipeline.geometry import CROP_PX
+
+EMBEDDING_DIM = 512
+RESNET_BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class FaceResNet(nn.Module):
+    """A ResNet for 112×112 faces: (n, 3, 112, 112) float in [-1, 1] to (n, 512), not normalised.
+
+    Against torchvision's: the stem is one 3×3 convolution of stride 2 without max-pool, for faces are small, and the
+    head weighs every place of the last 7×7 map by a depthwise convolution (MobileFaceNet, Chen et al., 2018) instead
+    of averaging them. name: a key of `RESNET_BLOCKS`; width: channels of the stem, 64 in the reference.
+    """
+
+    def __init__(self, name: str, width: int) -> None:
+        super().__init__()
+        block, counts = RESNET_BLOCKS[name]
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        layers: list[nn.Module] = []
+        channels = width
+        for stage, count in enumerate(counts):
+            planes = width * 2**stage
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                out = planes * block.expansion
+                shortcut = None
+                if stride != 1 or channels != out:
+                    shortcut = nn.Sequential(
+                        nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
+                    )
+                layers.append(block(channels, planes, stride, shortcut))
+                channels = out
+        self.body = nn.Sequential(*layers)
+        last_px = CROP_PX // 16
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, EMBEDDING_DIM, 1, bias=False), nn.BatchNorm2d(EMBEDDING_DIM), nn.ReLU(inplace=True),
+            nn.Conv2d(EMBEDDING_DIM, EMBEDDING_DIM, last_px, groups=EMBEDDING_DIM, bias=False),
+            nn.BatchNorm2d(EMBEDDING_DIM), nn.Flatten(),
+            nn.Linear(EMBEDDING_DIM, EMBEDDING_DIM, bias=False), nn.BatchNorm1d(EMBEDDING_DIM),
+        )
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(faces)))
+
+
+def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
+    """The untrained network of an architecture, as a card names it.
+
+    `{"network": "resnet18" | "resnet34" | "resnet50" | "resnet101", "width": int}` or
+    `{"network": "edgenext_x_small"}`. Raises WeightsError for anything else.
+    """
+    match dict(architecture):
+        case {"network": str(name), "width": int(width), **rest} if name in RESNET_BLOCKS and not rest:
+            return FaceResNet(name, width)
+        case {"network": "edgenext_x_small" as name, **rest} if not rest:
+            import timm
+
+            return timm.create_model(name, pretrained=False, num_classes=EMBEDDING_DIM)
+    raise WeightsError(
+        f"no embedder has the architecture {dict(architecture)}; "
+        f"known: {', '.join(RESNET_BLOCKS)} with a width, and edgenext_x_small"
+    )
+
+
+def faces_to_input(crops: Tensor) -> Tensor:
+    """Crops (n, 112, 112, 3) uint8 RGB as the networks take them: (n, 3, 112, 112) float32 in [-1, 1], channels last."""
+    return (crops.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+
+
+class Embedder:
+    """Aligned crops to vectors, in batches of one fixed shape.
+
+    flip_average: add the vectors of the crop and of its mirror image; twice the cost.
+    """
+
+    def __init__(self, network: nn.Module, *, device: torch.device, batch_size: int, flip_average: bool) -> None:
+        self._device = device
+        self._network = network.eval().to(device, memory_format=torch.channels_last)
+        self._flip_average = flip_average
+        self._batches = PaddedBatches(self._forward, batch_size)
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """crops: (n, 112, 112, 3) uint8 RGB. Returns (n, 512) float32, not normalised."""
+        if crops.shape[1:] != (CROP_PX, CROP_PX, 3):
+            raise ValueError(f"crops must be (n, {CROP_PX}, {CROP_PX}, 3), got {crops.shape}")
+        if len(crops) == 0:
+            return np.zeros((0, EMBEDDING_DIM), np.float32)
+        return self._batches(crops).numpy()
+
+    def _forward(self, crops: Tensor) -> Tensor:
+        faces = faces_to_input(crops.to(self._device))
+        vectors = self._network(faces)
+        return vectors + self._network(faces.flip(3)) if self._flip_average else vectors
+
+
+def load_embedder(weights_dir: Path, name: str, *, device: str, batch_size: int) -> Embedder:
+    """The embedder `embedder-<name>` of a weight folder, ready to call.
+
+    device: auto, cpu or cuda. Raises WeightsError for missing or damaged weights and for an unknown architecture.
+    """
+    card = read_card(weights_dir, "embedder", name)
+    network = build_embedder(card.architecture)
+    try:
+        network.load_state_dict(load_tensors(weights_dir, card))
+    except RuntimeError as error:
+        raise WeightsError(f"embedder {name!r}: its tensors are not those of {card.architecture}: {error}") from None
+    return Embedder(
+        network, device=torch_device(device), batch_size=batch_size,
+        flip_average=bool(card.preprocessing.get("flip_average", False)),
+    )
