@@ -1,32 +1,71 @@
-"""How well the networks do: figures from predictions and labels, numpy only."""
+"""The figures by which our models are judged, in numpy alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
+HIT, FALSE, NOT_COUNTED = 1, 0, -1
 
-def pair_cosines(vectors: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs of unit vectors (n, dim), and whether both are of one person; (n·(n−1)/2,) each.
 
-    people: (n,) any labels that compare equal for one person.
+def box_iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
+    """Intersection over union of every box (n, 4) with every other (m, 4): (n, m) float64."""
+    inter, areas, other_areas = _overlaps(boxes_xyxy, others_xyxy)
+    return inter / np.maximum(areas[:, None] + other_areas[None, :] - inter, 1e-12)
+
+
+def match_faces(
+    boxes_xyxy: np.ndarray, truth_xyxy: np.ndarray, ignored_xyxy: np.ndarray, min_iou: float
+) -> np.ndarray:
+    """What became of every detection (n, 4) of one image, given by descending score: (n,) int8.
+
+    `HIT` where it takes a face of truth (m, 4) that none before it took, the one it overlaps most, at an IoU of at
+    least min_iou; else `NOT_COUNTED` where it lies on an ignored box (k, 4), by the same IoU; else `FALSE`.
     """
-    first, second = np.triu_indices(len(vectors), 1)
-    return (vectors @ vectors.T)[first, second], people[first] == people[second]
+    outcome = np.full(len(boxes_xyxy), FALSE, np.int8)
+    iou = box_iou(boxes_xyxy, truth_xyxy)
+    on_ignored = (box_iou(boxes_xyxy, ignored_xyxy) >= min_iou).any(axis=1)
+    for i in range(len(boxes_xyxy)):
+        best = int(iou[i].argmax()) if iou.shape[1] else -1
+        if best >= 0 and iou[i, best] >= min_iou:
+            outcome[i] = HIT
+            iou[:, best] = -1.0      # taken
+        elif on_ignored[i]:
+            outcome[i] = NOT_COUNTED
+    return outcome
 
 
-def tpr_at_fpr(cosines: np.ndarray, same: np.ndarray, fprs: Sequence[float]) -> dict[float, tuple[float, float]]:
-    """True positive rate and threshold at each false positive rate: `{fpr: (tpr, threshold)}`.
+def precision_recall(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> tuple[np.ndarray, ...]:
+    """Precision, recall and score at every counted detection of all images together, by descending score.
 
-    The threshold is the cosine above which the given share of negatives lies; the rate is the share of positives
-    above it. cosines: (pairs,); same: (pairs,) bool. Raises ValueError without positives or without negatives.
+    scores (n,), outcome (n,) as `match_faces` gives it, n_truth: how many faces there are.
     """
-    positives, negatives = cosines[same], np.sort(cosines[~same])
-    if not len(positives) or not len(negatives):
-        raise ValueError(f"need pairs of both kinds, got {len(positives)} same and {len(negatives)} different")
-    rates = {}
-    for fpr in fprs:
-        threshold = float(negatives[len(negatives) - 1 - min(int(fpr * len(negatives)), len(negatives) - 1)])
-        rates[fpr] = (float((positives > threshold).mean()), threshold)
-    return rates
+    counted = outcome != NOT_COUNTED
+    order = np.argsort(-scores[counted], kind="stable")
+    hits = np.cumsum(outcome[counted][order] == HIT)
+    return hits / np.arange(1, len(hits) + 1), hits / max(n_truth, 1), scores[counted][order]
+
+
+def average_precision(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> float:
+    """Area under the precision-recall curve, precision made monotonic first (Pascal VOC 2010); 0 without faces."""
+    precision, recall, _ = precision_recall(scores, outcome, n_truth)
+    monotonic = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * monotonic))
+
+
+def best_f1(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> tuple[float, float]:
+    """The score threshold (inclusive) with the highest F1, and that F1; (1, 0) when nothing was detected."""
+    precision, recall, ordered = precision_recall(scores, outcome, n_truth)
+    if not len(ordered):
+        return 1.0, 0.0
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(f1.argmax())
+    return float(ordered[best]), float(f1[best])
+
+
+def _overlaps(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Areas of the intersections (n, m), and of the boxes (n,) and (m,); float64."""
+    boxes, others = boxes_xyxy.astype(np.float64), others_xyxy.astype(np.float64)
+    top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    inter = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
+    return inter, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1)

@@ -1,0 +1,151 @@
+"""Turn an ultralytics checkpoint into weights of ours: `python -m jobs.convert_weights FILE.pt OUT_DIR --name yolov8n`.
+
+Unpickling a checkpoint runs whatever code it holds. So it happens only for files whose sha256 is known or given, or on
+`--trust`, and in a process of its own that sees neither our packages nor the caller's environment. Of a pose checkpoint
+the boxes and scores are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.store import WeightCard, WeightsError, save_model
+
+if TYPE_CHECKING:
+    import torch
+
+PINNED = {
+    # the public YOLOv8n-face of derronqi/yolov8-face, recovered from its int8 export
+    "88119e118ad5e91862a91436a695e7167cd8c7547b2f2be176375e759b5c0f08": "yolov8n_face.pt",
+}
+
+# Isolated (-I), so our `models` package cannot hide the name by which ultralytics knows a YOLOv5 checkpoint; torch.load
+# itself, because ultralytics' own loader installs packages that a checkpoint asks for.
+UNPICKLE = """
+import sys
+import torch, ultralytics.nn.tasks
+from safetensors.torch import save_file
+checkpoint = torch.load(sys.argv[1], map_location="cpu", weights_only=False)
+model = checkpoint.get("ema") or checkpoint["model"]
+save_file({k: v.float().contiguous() for k, v in model.state_dict().items()
+           if not k.endswith("num_batches_tracked")}, sys.argv[2])
+"""
+
+FIRST_CHANNELS = {16: "yolov8n", 32: "yolov8s", 48: "yolov8m"}
+BOX_PARTS = ("cv2", "cv3", "dfl")     # of the head, `model.22`; `cv4` holds the points of a pose network
+DETECTOR_LICENCE = "AGPL-3.0"         # ultralytics' own for its networks and what is trained with them
+
+
+def unpickle(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint as float32, read by a process of its own. Raises WeightsError.
+
+    Call it only for a file that is trusted: its code runs.
+    """
+    import safetensors.torch
+
+    from models.detector import ULTRALYTICS_ENV
+
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "tensors.safetensors"
+        ended = subprocess.run(
+            [sys.executable, "-I", "-c", UNPICKLE, str(file.resolve()), str(result)],
+            env={**ULTRALYTICS_ENV, "YOLO_CONFIG_DIR": scratch, "HOME": scratch, "PATH": os.environ.get("PATH", "")},
+            cwd=scratch, capture_output=True, text=True, check=False,
+        )
+        if ended.returncode != 0:
+            reason = (ended.stderr.strip().splitlines() or ["no output"])[-1]
+            raise WeightsError(f"{file} is not an ultralytics checkpoint: {reason}")
+        return safetensors.torch.load(result.read_bytes())
+
+
+def box_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
+    """The network's name and the tensors that find boxes, of a YOLOv8 detect or pose network with one class.
+
+    Raises WeightsError for any other network.
+    """
+    from models.detector import load_network, network_tensors
+
+    first = tensors.get("model.0.conv.weight")
+    network = FIRST_CHANNELS.get(len(first)) if first is not None else None
+    if network is None:
+        raise WeightsError("not a YOLOv8 n, s or m: its first convolution is missing or of another width")
+    head = f"model.{max(int(name.split('.')[1]) for name in tensors)}."
+    kept = {
+        name: tensor for name, tensor in tensors.items()
+        if not name.startswith(head) or name.removeprefix(head).split(".")[0] in BOX_PARTS
+    }
+    return network, network_tensors(load_network(network, kept))
+
+
+def check_trusted(file: Path, sha256: str | None, trust: bool) -> str:
+    """The file's sha256, if it may be unpickled. Raises WeightsError with the ways to allow it otherwise."""
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise WeightsError(f"cannot read {file}: {error.strerror}") from None
+    if sha256 is not None and sha256.lower() != digest:
+        raise WeightsError(f"{file} has sha256 {digest}, not the one given")
+    if sha256 is None and digest not in PINNED and not trust:
+        raise WeightsError(
+            f"{file} (sha256 {digest}) is not known, and reading a .pt file runs the code in it. "
+            "Give its publisher's --sha256, or --trust if you made it yourself."
+        )
+    return digest
+
+
+def detector_fields(name: str, network: str, input_px: int, **fields: Any) -> dict[str, Any]:
+    """The fields of a detector's card that are the same for all, and the given ones."""
+    return {
+        "name": name,
+        "role": "detector",
+        "architecture": {"network": network, "classes": 1},
+        "preprocessing": {"input_px": input_px, "mean": [0, 0, 0], "std": [255, 255, 255], "colour_order": "RGB"},
+        "licence": DETECTOR_LICENCE,
+        **fields,
+    }
+
+
+def convert(file: Path, out_dir: Path, name: str, digest: str, command: str) -> WeightCard:
+    """Write the detector that a trusted checkpoint holds into out_dir and return its card. Raises WeightsError."""
+    network, tensors = box_tensors(unpickle(file))
+    fields = detector_fields(
+        name, network, 640,
+        commercial_use=False,      # nothing is known of its data
+        started_from=f"{file.name}, sha256 {digest}",
+        data=[{"name": "as the checkpoint's publisher says", "licence": "unknown"}],
+        metrics={},
+        command=command,
+    )
+    return save_model(out_dir, fields, tensors)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.convert_weights", description="YOLOv8 .pt to safetensors.")
+    parser.add_argument("file", type=Path, metavar="FILE.pt", help="an ultralytics YOLOv8 checkpoint, detect or pose")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="weights folder to write to")
+    parser.add_argument("--name", required=True, help="name of the detector: detector-NAME.safetensors")
+    parser.add_argument("--sha256", help="what the file's publisher says its sha256 is")
+    parser.add_argument("--trust", action="store_true", help="run the code in a file of unknown sha256")
+    args = parser.parse_args(argv)
+    command = "python -m jobs.convert_weights " + " ".join(sys.argv[1:] if argv is None else argv)
+    try:
+        digest = check_trusted(args.file, args.sha256, args.trust)
+        card = convert(args.file, args.out_dir, args.name, digest, command)
+    except WeightsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out_dir / card.file_name}: {card.identity}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
