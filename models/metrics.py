@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 HIT, FALSE, NOT_COUNTED = 1, 0, -1
@@ -60,6 +62,31 @@ def best_f1(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> tuple[floa
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(f1.argmax())
     return float(ordered[best]), float(f1[best])
+
+
+def pair_cosines(vectors: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all pairs of unit vectors (n, dim), and whether both are of one person; (n·(n−1)/2,) each.
+
+    people: (n,) any labels that compare equal for one person.
+    """
+    first, second = np.triu_indices(len(vectors), 1)
+    return (vectors @ vectors.T)[first, second], people[first] == people[second]
+
+
+def tpr_at_fpr(cosines: np.ndarray, same: np.ndarray, fprs: Sequence[float]) -> dict[float, tuple[float, float]]:
+    """True positive rate and threshold at each false positive rate: `{fpr: (tpr, threshold)}`.
+
+    The threshold is the cosine above which the given share of negatives lies; the rate is the share of positives
+    above it. cosines: (pairs,); same: (pairs,) bool. Raises ValueError without positives or without negatives.
+    """
+    positives, negatives = cosines[same], np.sort(cosines[~same])
+    if not len(positives) or not len(negatives):
+        raise ValueError(f"need pairs of both kinds, got {len(positives)} same and {len(negatives)} different")
+    rates = {}
+    for fpr in fprs:
+        threshold = float(negatives[len(negatives) - 1 - min(int(fpr * len(negatives)), len(negatives) - 1)])
+        rates[fpr] = (float((positives > threshold).mean()), threshold)
+    return rates
 
 
 def _overlaps(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
