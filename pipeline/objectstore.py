@@ -41,6 +41,9 @@ class StoreOptions:
     anonymous: bool = False       # a public bucket: send no credentials
 
 
+FROM_ENVIRONMENT = StoreOptions()
+
+
 def uri_scheme(path: str) -> str | None:
     """The scheme of `scheme://…` in small letters; None for a plain path."""
     match = _SCHEME.match(path)
@@ -110,7 +113,7 @@ def plain_etag(etag: str | None) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def open_bucket(bucket_uri: str, options: StoreOptions = StoreOptions()) -> ObjectStore:
+def open_bucket(bucket_uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> ObjectStore:
     """The obstore client of `s3://bucket`, `gs://bucket` or an http(s) URI, one per process; safe to use from threads.
 
     S3 credentials come from boto3's chain (environment, profile, instance). Raises ValueError when there are none.
@@ -137,7 +140,7 @@ def open_bucket(bucket_uri: str, options: StoreOptions = StoreOptions()) -> Obje
 
 
 @lru_cache(maxsize=16)
-def s3_client(options: StoreOptions = StoreOptions()) -> Any:
+def s3_client(options: StoreOptions = FROM_ENVIRONMENT) -> Any:
     """AWS's own S3 client (boto3), for listings: it takes keys that obstore refuses. Safe to use from threads."""
     import boto3
     from botocore import UNSIGNED
