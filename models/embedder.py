@@ -13,19 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.batches import PaddedBatches, torch_device
+from models.resnet import RESNETS, residual_stages
 from models.store import WeightsError, load_tensors, read_card
 from pipeline.geometry import CROP_PX
 
 EMBEDDING_DIM = 512
-RESNET_BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-}
 
 
 class FaceResNet(nn.Module):
@@ -33,30 +27,15 @@ class FaceResNet(nn.Module):
 
     Against torchvision's: the stem is one 3×3 convolution of stride 2 without max-pool, for faces are small, and the
     head weighs every place of the last 7×7 map by a depthwise convolution (MobileFaceNet, Chen et al., 2018) instead
-    of averaging them. name: a key of `RESNET_BLOCKS`; width: channels of the stem, 64 in the reference.
+    of averaging them. name: a key of `RESNETS`; width: channels of the stem, 64 in the reference.
     """
 
     def __init__(self, name: str, width: int) -> None:
         super().__init__()
-        block, counts = RESNET_BLOCKS[name]
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
-        layers: list[nn.Module] = []
-        channels = width
-        for stage, count in enumerate(counts):
-            planes = width * 2**stage
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                out = planes * block.expansion
-                shortcut = None
-                if stride != 1 or channels != out:
-                    shortcut = nn.Sequential(
-                        nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
-                    )
-                layers.append(block(channels, planes, stride, shortcut))
-                channels = out
-        self.body = nn.Sequential(*layers)
+        self.body, channels = residual_stages(name, width)
         last_px = CROP_PX // 16
         self.head = nn.Sequential(
             nn.Conv2d(channels, EMBEDDING_DIM, 1, bias=False), nn.BatchNorm2d(EMBEDDING_DIM), nn.ReLU(inplace=True),
@@ -76,7 +55,7 @@ def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
     `{"network": "edgenext_x_small"}`. Raises WeightsError for anything else.
     """
     match dict(architecture):
-        case {"network": str(name), "width": int(width), **rest} if name in RESNET_BLOCKS and not rest:
+        case {"network": str(name), "width": int(width), **rest} if name in RESNETS and not rest:
             return FaceResNet(name, width)
         case {"network": "edgenext_x_small" as name, **rest} if not rest:
             import timm
@@ -84,12 +63,12 @@ def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
             return timm.create_model(name, pretrained=False, num_classes=EMBEDDING_DIM)
     raise WeightsError(
         f"no embedder has the architecture {dict(architecture)}; "
-        f"known: {', '.join(RESNET_BLOCKS)} with a width, and edgenext_x_small"
+        f"known: {', '.join(RESNETS)} with a width, and edgenext_x_small"
     )
 
 
 def faces_to_input(crops: Tensor) -> Tensor:
-    """Crops (n, 112, 112, 3) uint8 RGB as the networks take them: (n, 3, 112, 112) float32 in [-1, 1], channels last."""
+    """Crops (n, 112, 112, 3) uint8 RGB as the networks take them: (n, 3, 112, 112) float32 in [-1, 1]."""
     return (crops.permute(0, 3, 1, 2).float() - 127.5) / 127.5
 
 
