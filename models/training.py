@@ -1,0 +1,245 @@
+"""What our training jobs share: augmentations, losses, and one resumable loop around one optimiser step.
+
+Batches are pure functions of their number, so a run that was stopped and goes on sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# ---- augmentations: (h, w, 3) uint8 RGB in, the same shape out -------------------------------------------------
+
+
+def vary_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Contrast, brightness and tint drawn at random; grey once in ten."""
+    gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
+    varied = np.clip(image * gain.astype(np.float32) + np.float32(rng.uniform(-25, 25)), 0, 255).astype(np.uint8)
+    if rng.random() < 0.1:
+        varied = cv2.cvtColor(cv2.cvtColor(varied, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return varied
+
+
+def degrade(image: np.ndarray, rng: np.random.Generator, smallest: float) -> np.ndarray:
+    """What small, blurred and strongly compressed photos do to a face, each once in five or less.
+
+    smallest: the least factor by which the image is shrunk before it is enlarged again.
+    """
+    height, width = image.shape[:2]
+    if rng.random() < 0.2:
+        factor = rng.uniform(smallest, 0.8)
+        small = cv2.resize(image, (max(1, round(width * factor)), max(1, round(height * factor))),
+                           interpolation=cv2.INTER_AREA)
+        image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.15:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.8))
+    if rng.random() < 0.15:
+        _, coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))])
+        image = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    return image
+
+
+def occlude(image: np.ndarray, rng: np.random.Generator, largest: float) -> np.ndarray:
+    """A rectangle of one random colour over part of the image; its sides are at most `largest` of the image's."""
+    height, width = image.shape[:2]
+    h, w = (max(1, int(side * rng.uniform(0.1, largest))) for side in (height, width))
+    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    covered = image.copy()
+    covered[top : top + h, left : left + w] = rng.integers(0, 256, 3)
+    return covered
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------
+
+
+class EmbedderLoss(nn.Module):
+    """How far an embedder is from its teacher, and how badly it tells people apart; a scalar.
+
+    10 × (1 − cosine to the teacher's vector) + 20 × mean squared difference of the batch's cosine matrices (relational
+    distillation, Park et al., 2019) + arcface_weight × ArcFace (Deng et al., 2019; margin 0.3, scale 32).
+    centres: (people, dim), where ArcFace starts; they are trained too.
+    """
+
+    def __init__(self, centres: Tensor, arcface_weight: float, margin: float = 0.3, scale: float = 32.0) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(F.normalize(centres))
+        self.arcface_weight, self.margin, self.scale = arcface_weight, margin, scale
+
+    def forward(self, vectors: Tensor, targets: Tensor, relations: Tensor, people: Tensor) -> Tensor:
+        """vectors (n, dim) of any length; targets (n, dim) and relations (n, k) unit vectors; people (n,), −1 unknown.
+
+        `relations` gives the cosine matrix to learn: the teachers' vectors, one or several joined.
+        """
+        vectors = F.normalize(vectors)
+        loss = 10 * (1 - (vectors * targets).sum(1)).mean()
+        loss = loss + 20 * F.mse_loss(vectors @ vectors.T, relations @ relations.T)
+        known = people >= 0
+        if known.any():
+            loss = loss + self.arcface_weight * self._arcface(vectors[known], people[known])
+        return loss
+
+    def _arcface(self, vectors: Tensor, people: Tensor) -> Tensor:
+        cosines = (vectors @ F.normalize(self.centres).T).clamp(-1 + 1e-6, 1 - 1e-6)
+        own = cosines.gather(1, people[:, None])
+        penalised = torch.cos(torch.acos(own) + self.margin)
+        return F.cross_entropy(self.scale * cosines.scatter(1, people[:, None], penalised), people)
+
+
+def wing_loss(predicted: Tensor, wanted: Tensor, width: float, curvature: float) -> Tensor:
+    """Wing loss (Feng et al., 2018), mean over all coordinates: steep near zero, so that small errors still count."""
+    error = (predicted - wanted).abs()
+    offset = width - width * np.log(1 + width / curvature)
+    return torch.where(error < width, width * torch.log(1 + error / curvature), error - offset).mean()
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast to train.
+
+    lr: the highest learning rate of one cycle (Smith, 2018). steps: optimiser steps in all; one batch each.
+    evaluate_every: steps between evaluations, at each of which the best network so far is kept.
+    precision: "float32", or "bfloat16" for autocast. compiled: run the network through torch.compile, which needs a
+    C++ compiler.
+    """
+
+    steps: int
+    lr: float
+    weight_decay: float
+    evaluate_every: int
+    precision: str = "float32"
+    compiled: bool = False
+
+
+def prefetched(make: Callable[[int], Any], numbers: range, threads: int) -> Iterator[Any]:
+    """make(number) for every number, in order, made ahead in threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque = deque()
+        upcoming = iter(numbers)
+        for number in upcoming:
+            waiting.append(pool.submit(make, number))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def train_step(
+    network: Callable[[Tensor], Tensor],
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    wanted: tuple[Tensor, ...],
+    precision: str,
+) -> Tensor:
+    """One step of the optimiser on one batch; the detached loss. The network's output is handed to the loss as float32.
+
+    Gradients are cut at norm 5, which only a broken batch reaches.
+    """
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        predicted = network(inputs)
+    value = loss(predicted.float(), *wanted)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 5.0)
+    optimizer.step()
+    return value.detach()
+
+
+def fit(
+    network: nn.Module,
+    loss: nn.Module,
+    make_batch: Callable[[int], tuple[Tensor, tuple[Tensor, ...]]],
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    better: Callable[[Mapping[str, float]], float],
+    schedule: Schedule,
+    *,
+    settings: Mapping[str, Any],
+    folder: Path,
+    device: torch.device,
+    threads: int = 1,
+) -> Mapping[str, float]:
+    """Train; leave the best network in `folder/best.pt` (a state dict) and every evaluation in `folder/log.csv`.
+
+    make_batch(number): the inputs and what the loss gets besides the output, on the CPU; a pure function of the number.
+    better: an evaluation's merit, higher is better. settings: what makes this run itself.
+    A run that was stopped goes on from `folder/last.pt`. Returns the best evaluation; the network then holds the best
+    weights. Raises ValueError when the folder holds a run with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = [*network.parameters(), *loss.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=schedule.steps, pct_start=0.1)
+    done, best = 0, {}
+    last = folder / "last.pt"
+    if last.exists():
+        state = torch.load(last, map_location=device, weights_only=True)
+        if state["settings"] != dict(settings):
+            raise ValueError(f"{folder} holds a run with {state['settings']}, not {dict(settings)}: take another name")
+        done, best = state["done"], state["best"]
+        for part, name in ((network, "network"), (loss, "loss"), (optimizer, "optimizer"), (cycle, "cycle")):
+            part.load_state_dict(state[name])
+        print(f"goes on after step {done}", flush=True)
+    started, first = time.monotonic(), done
+    running = 0.0
+    forward = torch.compile(network) if schedule.compiled else network
+    network.train()
+    for inputs, wanted in prefetched(make_batch, range(done, schedule.steps), threads):
+        inputs = inputs.to(device, memory_format=torch.channels_last)
+        value = train_step(
+            forward, loss, optimizer, inputs, tuple(tensor.to(device) for tensor in wanted), schedule.precision
+        )
+        cycle.step()
+        done += 1
+        running = 0.98 * running + 0.02 * float(value) if done > first + 1 else float(value)
+        if done % 50 == 0:
+            speed = (done - first) * len(inputs) / (time.monotonic() - started)
+            print(f"step {done}/{schedule.steps} loss {running:.4f} {speed:.0f} images/s", flush=True)
+        if done % schedule.evaluate_every and done != schedule.steps:
+            continue
+        network.eval()
+        measured = dict(evaluate(network))
+        network.train()
+        _append_row(folder / "log.csv", {"step": done, "loss": round(running, 5), **measured})
+        print(f"step {done}: {measured}", flush=True)
+        if not best or better(measured) > better(best):
+            best = measured
+            _save(folder / "best.pt", network.state_dict())
+        _save(last, {
+            "settings": dict(settings), "done": done, "best": best, "network": network.state_dict(),
+            "loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "cycle": cycle.state_dict(),
+        })
+    network.load_state_dict(torch.load(folder / "best.pt", map_location=device, weights_only=True))
+    network.eval()
+    return best
+
+
+def _save(path: Path, state: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _append_row(path: Path, row: Mapping[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
