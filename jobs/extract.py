@@ -1,0 +1,191 @@
+"""The main job: read every image of INPUT, find the faces, write them to OUTPUT as Parquet. See --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import pyarrow.compute as pc
+
+from jobs.extract_options import ArgumentError, parse_arguments, row_settings
+from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
+from models.store import WeightCard, WeightsError, read_card
+from pipeline import cluster, ledger, output, plan, report
+from pipeline.interrupt import Interrupted, catch_signals, interruptible
+from pipeline.lease import Lease, LeaseHeld
+from pipeline.objectstore import StoreOptions, parse_input_uri
+from pipeline.output import OutputError
+from pipeline.plan import Plan, PlanError
+from pipeline.progress import Progress
+from pipeline.settings import RowSettings, fingerprinted
+from pipeline.sink import ModelNames, Sink
+from pipeline.source import InputError, list_input
+from pipeline.storage import open_storage
+from pipeline.todo import Todo, plan_todo
+
+DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
+ROLES = ("detector", "keypointer", "embedder")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse_arguments(argv)
+    command = f"python -m jobs.extract {shlex.join(argv)}"
+    again = f"What was committed stays, and the same command goes on from there: {command}"
+    try:
+        with interruptible():
+            return extract(arguments, command)
+    except (ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld) as error:
+        say(f"facelake: {error}")
+        return REFUSED
+    except Interrupted as interrupt:
+        say(f"\nfacelake: interrupted. {again}")
+        return interrupt.exit_code
+    except Exception as error:
+        say(f"\nfacelake: the run broke. {cause(error)}\n{again}")
+        return BROKEN
+
+
+def extract(arguments: argparse.Namespace, command: str) -> int:
+    """List, resume, run, report. Returns 0 or 3; everything else is raised."""
+    settings = row_settings(arguments)
+    input_uri, input_options = parse_input_uri(arguments.input)
+    output_uri, output_options = parse_input_uri(arguments.output)
+    storage = open_storage(output_uri, output_options)
+    plan.parse_pools(arguments.pools)
+    cards = read_cards(arguments)
+    covered = fingerprinted(settings, {role: card.fingerprint() for role, card in cards.items()})
+    listing = list_input(input_uri, output=output_uri, all_files=arguments.all_files, options=input_options)
+
+    started = datetime.now(UTC)
+    run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    with Lease.acquire(storage, run_id, command=command, say=say) as lease:
+        if arguments.overwrite:
+            output.clear(storage)
+        fingerprint = output.claim(storage, covered)
+        output.recover(storage)
+        todo = plan_todo(listing.rows, ledger.read_ledger(storage), redo_changed=arguments.redo_changed)
+        say(report.todo_line(todo, listing))
+        progress, planned = Progress(len(todo.rows)), None
+        if len(todo.rows):
+            storage.delete(output.RUN_JSON)          # until it is written again, faces/ may hold halves of pairs
+            ledger.drop_uris(storage, run_id, todo.drop)
+            names = ModelNames(**{role: card.identity for role, card in cards.items()})
+            dim = cards["embedder"].architecture["dim"]
+            sink = Sink(storage, run_id, fingerprint, names, dim, settings.embedding_dtype)
+            planned = run_on_ray(arguments, settings, cards, input_options, todo, sink, progress, lease)
+            output.recover(storage)
+            ledger.repair_duplicates(storage, run_id)
+        rows = ledger.read_ledger(storage, ("uri", "status", "error"))
+        if len(todo.rows) or not output.is_finished(storage):
+            content = report.run_json(
+                run_id=run_id, started=started, fingerprint=fingerprint, covered=covered,
+                models={
+                    role: {"identity": card.identity, "licence": card.licence, "commercial_use": card.commercial_use}
+                    for role, card in cards.items()
+                },
+                alignment=asdict(alignment_template(cards["embedder"])),
+                cosine_thresholds=cards["embedder"].thresholds,
+                plan=planned, todo=todo, listing=listing, rows=rows, progress=progress,
+            )
+            storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
+
+    listed = rows.filter(pc.is_in(rows["uri"], value_set=listing.rows["uri"].combine_chunks()))
+    for line in report.summary_lines(storage.root, listed, len(rows), progress):
+        say(line)
+    if arguments.preview:
+        from jobs.preview import write_preview
+
+        say(f"preview: {write_preview(output_uri, arguments.preview)}")
+    bad_share = report.bad_share(report.status_counts(listed))
+    if bad_share > arguments.max_error_rate:
+        say(f"{bad_share:.1%} of the listed images failed; --max-error-rate allows {arguments.max_error_rate:.1%}")
+        return TOO_MANY_ERRORS
+    return DONE
+
+
+def run_on_ray(
+    arguments: argparse.Namespace,
+    settings: RowSettings,
+    cards: Mapping[str, WeightCard],
+    store_options: StoreOptions,
+    todo: Todo,
+    sink: Sink,
+    progress: Progress,
+    lease: Lease,
+) -> Plan:
+    """Start or join Ray, make the plan, run it and count receipts; returns the plan."""
+    paths = {"INPUT": arguments.input, "OUTPUT": arguments.output}
+    if arguments.weights:
+        paths["--weights"] = arguments.weights
+    with cluster.connect(arguments.num_cpus) as connection:
+        catch_signals()                              # Ray sets handlers of its own when it starts
+        cluster.refuse_local_paths(connection, paths, arguments.shared_filesystem)
+        free = plan.Cluster(connection.free.cpus, arguments.gpus or connection.free.gpus)
+        device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
+        planned = plan.make_plan(arguments.pools, free, device)
+        say(f"Ray has {free.cpus:g} CPUs and {free.gpus:g} GPUs free. {planned}")
+        config = StageConfig(
+            settings=settings,
+            store_options=store_options,
+            weights=arguments.weights,
+            **{role: cards[role].name for role in ROLES},
+            template=alignment_template(cards["embedder"]),
+            device=device,
+            detect_batch=arguments.detect_batch or (32 if device == "cuda" else 4),
+            face_batch=arguments.face_batch or (256 if device == "cuda" else 32),
+            batch_images=arguments.batch_images,
+            batch_bytes=arguments.batch_mb << 20,
+        )
+        rows_per_file = arguments.rows_per_file or default_rows_per_file(len(todo.rows))
+        for receipts in plan.run(planned, todo.rows, stage_builders(config), sink, rows_per_file, config.batch_images):
+            for receipt in receipts.to_pylist():
+                progress.add(receipt)
+            if lease.lost:
+                raise RuntimeError(f"another run has taken over {sink.storage.root}")
+        progress.close()
+        return planned
+
+
+def read_cards(arguments: argparse.Namespace) -> dict[str, WeightCard]:
+    """The cards of the three models. Raises WeightsError when a licence is not what --require-commercial asks."""
+    weights_dir = local_weights(arguments.weights)
+    cards = {role: read_card(weights_dir, role, getattr(arguments, role)) for role in ROLES}
+    forbidden = [f"{card.role} {card.name} ({card.licence})" for card in cards.values() if not card.commercial_use]
+    if arguments.require_commercial and forbidden:
+        raise WeightsError(
+            f"--require-commercial: not for commercial use: {'; '.join(forbidden)}. Train your own, as "
+            "models/README.md shows, and name them with --weights"
+        )
+    return cards
+
+
+def default_rows_per_file(images: int) -> int:
+    """A hundredth of the to-do, between 16 and 2,000 images."""
+    return min(2000, max(16, images // 100))
+
+
+def say(line: str) -> None:
+    """A line for the user, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, in a line, below the wrappers that Ray puts around it."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+        error = inner
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+if __name__ == "__main__":
+    from jobs.extract import main as imported_main  # so that Ray's workers find what they need by module name
+
+    sys.exit(imported_main())

@@ -1,0 +1,103 @@
+"""Start Ray on this machine, or join a cluster that runs, quietly either way."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.objectstore import is_remote
+from pipeline.plan import Cluster, PlanError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# glibc keeps an arena for every thread that ever decoded; memory then grows with the number of images.
+WORKER_ENV = {"MALLOC_ARENA_MAX": "2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The Ray that the job runs on."""
+
+    free: Cluster
+    nodes: int
+
+
+@contextmanager
+def connect(num_cpus: int | None = None) -> Iterator[Connection]:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start Ray on this machine; leave it after.
+
+    num_cpus: of a Ray started here; None takes what the machine has. Outside a submitted job a joined cluster gets
+    this repository's code. Raises PlanError when the cluster cannot be reached.
+    """
+    # Read when Ray is imported; without it Ray announces a future change to every user.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    from ray.data import DataContext
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise PlanError(
+            f"RAY_ADDRESS={address} is the address for `ray job submit`; unset it to run on this machine, or submit "
+            "the job: ray job submit --working-dir . -- python -m jobs.extract …"
+        )
+    try:
+        if address:
+            _join(address)
+        else:
+            _start(num_cpus)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.enable_operator_progress_bars = False
+        free = ray.available_resources() if address else ray.cluster_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        yield Connection(Cluster(free.get("CPU", 0.0), free.get("GPU", 0.0)), nodes)
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
+    if not in_submitted_job():
+        runtime_env["working_dir"] = str(REPOSITORY)     # .gitignore and .rayignore say what stays behind
+    try:
+        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise PlanError(f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS") from None
+
+
+def _start(num_cpus: int | None) -> None:
+    import ray
+
+    for name, value in WORKER_ENV.items():
+        os.environ.setdefault(name, value)               # inherited by Ray and so by its workers
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+
+
+def in_submitted_job() -> bool:
+    """Whether `ray job submit` started this process: its code is then on every node already."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_local_paths(connection: Connection, paths: dict[str, str], shared_filesystem: bool) -> None:
+    """On several nodes a local path means another file on each. Raises PlanError naming it.
+
+    paths: from the argument's name to its value.
+    """
+    local = [f"{name} {value}" for name, value in paths.items() if not is_remote(value)]
+    if local and connection.nodes > 1 and not shared_filesystem:
+        raise PlanError(
+            f"the cluster has {connection.nodes} nodes, and these are local paths: {', '.join(local)}; use a bucket, "
+            "or say --shared-filesystem if all nodes see the same files there"
+        )

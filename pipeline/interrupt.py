@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM as one exception, so that Ctrl-C, `ray job stop` and a spot node's warning end a run alike."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to end."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
+def catch_signals() -> None:
+    """Make SIGINT and SIGTERM raise Interrupted, once; a second one while ending is ignored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+class interruptible:  # noqa: N801
+    """Within it SIGINT and SIGTERM raise Interrupted; afterwards the handlers are what they were."""
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        catch_signals()
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,72 @@
+"""An output as a whole: whose rows it takes (`output.json`), and what is said of it at the end (`run.json`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import ledger
+from pipeline.settings import differences, fingerprint
+from pipeline.storage import Storage
+
+OUTPUT_JSON, RUN_JSON, TODO_FOLDER = "output.json", "run.json", "_todo"
+
+
+class OutputError(Exception):
+    """The output cannot take this run's rows; the message says why and what to do."""
+
+
+def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
+    """Write the fingerprint of a new output, or check that of an old one; returns it.
+
+    covered: what `settings.fingerprinted` gives. Raises OutputError when the output was made with something else.
+    """
+    ours = fingerprint(covered)
+    content = json.dumps({"fingerprint": ours, **covered}, indent=1).encode()
+    if storage.create(OUTPUT_JSON, content) is not None:
+        if ledger.committed_parts(storage):
+            storage.delete(OUTPUT_JSON)
+            raise OutputError(
+                f"{storage.root} holds parts but no {OUTPUT_JSON}, so nobody knows how they were made; restore it, "
+                "or start anew with --overwrite"
+            )
+        return ours
+    try:
+        theirs = json.loads(storage.read(OUTPUT_JSON))
+        found = theirs.pop("fingerprint")
+    except (ValueError, KeyError, AttributeError):
+        raise OutputError(
+            f"{storage.root}/{OUTPUT_JSON} is damaged; restore it, or start anew with --overwrite"
+        ) from None
+    if found != ours:
+        raise OutputError(
+            f"{storage.root} was made with other settings or models: its fingerprint is {found[:12]}, this run's "
+            f"{ours[:12]}. Use the same, another OUTPUT, or --overwrite to start anew. They differ in\n  "
+            + "\n  ".join(differences(covered, theirs))
+        )
+    return ours
+
+
+def clear(storage: Storage) -> None:
+    """Delete what runs have written there; nothing else, and not the lease. What makes it exact goes first."""
+    for path in (RUN_JSON, OUTPUT_JSON):
+        storage.delete(path)
+    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE, TODO_FOLDER):
+        storage.delete_tree(folder)
+
+
+def is_finished(storage: Storage) -> bool:
+    """Whether the last run came to its end."""
+    try:
+        storage.read(RUN_JSON)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def recover(storage: Storage) -> None:
+    """Finish or undo what a killed run was at. Called under the lease, before anything is read."""
+    storage.clean_temporary()
+    ledger.finish_rewrite(storage)
+    ledger.remove_halves(storage)

@@ -1,0 +1,117 @@
+"""What is said at the end: the summary by status, the errors by kind, and `run.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.batch import GOOD, Status
+from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.source import Listing
+from pipeline.todo import Todo
+
+
+def status_counts(rows: pa.Table) -> dict[str, int]:
+    """How many rows have each status, every status named."""
+    counted = {row["values"]: row["counts"] for row in pc.value_counts(rows["status"]).to_pylist()}
+    return {status.value: counted.get(status.value, 0) for status in Status}
+
+
+def bad_share(counts: Mapping[str, int]) -> float:
+    """The share of images that are neither ok nor no_face."""
+    total = sum(counts.values())
+    return (total - sum(counts[status.value] for status in GOOD)) / total if total else 0.0
+
+
+def error_lines(rows: pa.Table, limit: int = 12) -> list[str]:
+    """Lines "12 unreadable: cut off (for example …)", the most frequent first. Rows have `uri, status, error`."""
+    bad = rows.filter(pc.is_valid(rows["error"]))
+    grouped = bad.group_by(["status", "error"]).aggregate([("uri", "count"), ("uri", "min")])
+    kinds = sorted(grouped.to_pylist(), key=lambda row: (-row["uri_count"], row["status"], row["error"]))
+    lines = [
+        f"{row['uri_count']:,} {row['status']}: {row['error']} (for example {row['uri_min']})" for row in kinds[:limit]
+    ]
+    if len(kinds) > limit:
+        rest = sum(row["uri_count"] for row in kinds[limit:])
+        lines.append(f"{rest:,} more of {len(kinds) - limit} other kinds; see `error` in images/")
+    return lines
+
+
+def todo_line(todo: Todo, listing: Listing) -> str:
+    """What was found and how much of it is to do."""
+    parts = [f"{todo.listed:,} images listed", f"{todo.done:,} done before", f"{len(todo.rows):,} to do"]
+    if todo.retried:
+        parts.append(f"{todo.retried:,} of them tried again")
+    if todo.duplicates:
+        parts.append(f"{todo.duplicates:,} duplicates dropped")
+    if todo.changed:
+        parts.append(f"{todo.changed:,} changed since they were done (--redo-changed does them anew)")
+    skipped = ", ".join(f"{count:,} {kind}" for kind, count in listing.skipped.items() if count)
+    if skipped:
+        parts.append(f"skipped {skipped}")
+    return "; ".join(parts)
+
+
+def summary_lines(output_root: str, listed: pa.Table, output_images: int, progress: Progress) -> list[str]:
+    """Counts by status and errors by kind of the listed images, and where the output is."""
+    if progress.images:
+        lines = [
+            f"{progress.images:,} images, {progress.faces:,} faces in {progress.seconds:.0f} s, "
+            f"{progress.images / progress.seconds:.1f} images/s"
+        ]
+    else:
+        lines = ["nothing to do: every listed image is in the output"]
+    lines.append("  ".join(f"{status} {count:,}" for status, count in status_counts(listed).items() if count))
+    lines += [f"  {line}" for line in error_lines(listed)]
+    lines.append(f"{output_root} holds {output_images:,} images: faces/*.parquet, images/*.parquet, run.json")
+    return lines
+
+
+def run_json(
+    *,
+    run_id: str,
+    started: datetime,
+    fingerprint: str,
+    covered: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+    alignment: Mapping[str, Any],
+    cosine_thresholds: Mapping[str, float],
+    plan: Plan | None,
+    todo: Todo,
+    listing: Listing,
+    rows: pa.Table,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The content of run.json. `rows` are those of the whole output; `models` maps roles to identity and licence."""
+    seconds = progress.seconds if progress.images else 0.0
+    return {
+        "run_id": run_id,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": fingerprint,
+        "settings": covered["settings"],
+        "models": models,
+        "alignment": alignment,
+        "cosine_thresholds": cosine_thresholds,
+        "plan": [asdict(pool) for pool in plan.pools] if plan else None,
+        "listing": {"listed": todo.listed, "duplicates": todo.duplicates, "skipped": dict(listing.skipped)},
+        "this_run": {
+            "images": progress.images,
+            "faces": progress.faces,
+            **progress.by_status,
+            "retried": todo.retried,
+            "changed": todo.changed,
+        },
+        "output": {"images": len(rows), **status_counts(rows)},
+        "throughput": {
+            "seconds": round(seconds, 1),
+            "images_per_s": round(progress.images / seconds, 2) if seconds else None,
+            "faces_per_s": round(progress.faces / seconds, 2) if seconds else None,
+        },
+    }
