@@ -41,6 +41,23 @@ class TodoRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """The bytes of one image file, and what its store says of them. None where it says nothing."""
+
+    content: bytes
+    etag: str | None = None
+    mtime: datetime | None = None     # UTC
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailure:
+    """Why the bytes of one image file are not there."""
+
+    error: str
+    status: Status = Status.FETCH_FAILED
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One row of images/, filled as the image passes through the stages. None where not measured."""
 
