@@ -1,0 +1,260 @@
+"""Train the face detector: `python -m jobs.train_detector DATA… --start yolov8n_face.pt --out models/weights`.
+
+DATA are Parquet files of `name, image, boxes, ignored_boxes` (encoded images; boxes x1, y1, x2, y2 in pixels), or one
+folder in YOLO's layout (`images/train`, `images/val`, `labels/train`, `labels/val`). Of Parquet data every fiftieth
+image is held out. Ignored boxes are painted grey, so that a face nobody labelled is neither learnt nor punished.
+
+The loop is ultralytics' own. The same command goes on where it was stopped, from `--checkpoints`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from jobs.convert_weights import box_tensors, check_trusted, detector_fields, unpickle
+from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, load_tensors, read_card, save_model
+
+if TYPE_CHECKING:
+    import torch
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+HELD_OUT_EVERY = 50
+INPUT_PX = 640            # what the detector is made for; training scales its images around --imgsz
+NOT_TRAINING = ("out", "name", "source", "keep_start", "device", "threads", "checkpoints")   # may change on going on
+GREY = 114                # what YOLO pads with
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def unpack(parquet_files: Sequence[Path], folder: Path) -> None:
+    """Write Parquet data as a folder in YOLO's layout; nothing is done where a whole one is already."""
+    complete = folder / "complete"
+    if complete.exists():
+        return
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / part).mkdir(parents=True, exist_ok=True)
+    for i, row in enumerate(_rows(parquet_files)):
+        part = "val" if i % HELD_OUT_EVERY == 0 else "train"
+        boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
+        pixels = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR)
+        ignored = np.array(row["ignored_boxes"], np.float64).reshape(-1, 4)
+        if len(ignored):
+            cv2.imwrite(str(folder / f"images/{part}/{i:06d}.png"), paint_ignored(pixels, ignored, boxes))
+        else:
+            suffix = "webp" if row["image"][8:12] == b"WEBP" else "png" if row["image"][:4] == b"\x89PNG" else "jpg"
+            (folder / f"images/{part}/{i:06d}.{suffix}").write_bytes(row["image"])
+        (folder / f"labels/{part}/{i:06d}.txt").write_text(label_lines(boxes, pixels.shape[1], pixels.shape[0]))
+    complete.touch()
+
+
+def paint_ignored(pixels: np.ndarray, ignored_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
+    """The image (h, w, 3) with its ignored boxes grey, but for what lies in a labelled box."""
+    painted = pixels.copy()
+    for boxes, source in ((ignored_xyxy, None), (boxes_xyxy, pixels)):
+        for x1, y1, x2, y2 in boxes:
+            area = np.s_[max(0, int(y1)) : int(np.ceil(y2)), max(0, int(x1)) : int(np.ceil(x2))]
+            painted[area] = GREY if source is None else source[area]
+    return painted
+
+
+def label_lines(boxes_xyxy: np.ndarray, width: int, height: int) -> str:
+    """Boxes (n, 4) in pixels, clipped to the image, as YOLO's label file: class 0, centre and size as fractions."""
+    corners = np.clip(boxes_xyxy / [width, height, width, height], 0, 1)
+    sizes = corners[:, 2:] - corners[:, :2]
+    rows = np.column_stack([corners[:, :2] + sizes / 2, sizes])[(sizes > 0).all(axis=1)]
+    return "".join("0 " + " ".join(f"{value:.6f}" for value in row) + "\n" for row in rows)
+
+
+def _rows(parquet_files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    for file in parquet_files:
+        for batch in pq.ParquetFile(file).iter_batches(64, columns=["image", "boxes", "ignored_boxes"]):
+            yield from batch.to_pylist()
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def start_tensors(start: str, weights_dir: Path) -> tuple[str, dict[str, torch.Tensor], str]:
+    """Network, tensors and description of a start: a trusted `.pt` file, or a detector of the weights folder."""
+    if start.endswith(".pt"):
+        digest = check_trusted(Path(start), None, trust=False)
+        network, tensors = box_tensors(unpickle(Path(start)))
+        return network, tensors, f"{Path(start).name}, sha256 {digest}"
+    card = read_card(weights_dir, "detector", start)
+    return card.architecture["network"], load_tensors(weights_dir, card), f"{card.identity} ({card.started_from})"
+
+
+def build_trainer(
+    network: str, tensors: Mapping[str, torch.Tensor] | None, data_dir: Path, args: argparse.Namespace
+) -> DetectionTrainer:
+    """ultralytics' trainer for our network, start and data, kept off the network and going on from its last epoch."""
+    from models.batches import torch_device
+    from models.detector import build_network, import_ultralytics, load_network
+
+    import_ultralytics()
+    import torch
+    import ultralytics.engine.trainer
+    from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.utils.loss import v8DetectionLoss
+
+    class Float32Loss(v8DetectionLoss):
+        """The loss in full precision: in bfloat16 a coordinate above 64 cells is off by up to a quarter cell."""
+
+        def __call__(self, preds: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            raw = self.parse_output(preds)
+            with torch.autocast(batch["img"].device.type, enabled=False):
+                return self.loss(
+                    {"boxes": raw["boxes"].float(), "scores": raw["scores"].float(),
+                     "feats": [level.float() for level in raw["feats"]]}, batch,
+                )
+
+    class Trainer(DetectionTrainer):
+        def get_dataset(self) -> dict[str, Any]:
+            """Without ultralytics' own check, which downloads a font."""
+            paths = {part: str(data_dir / "images" / part) for part in ("train", "val")}
+            return {"path": str(data_dir), "nc": 1, "names": {0: "face"}, "channels": 3, **paths}
+
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> torch.nn.Module:
+            model = build_network(network) if tensors is None else load_network(network, tensors)
+            if weights is not None:                                        # of the epoch we go on from
+                model.load_state_dict(weights.state_dict())
+            return model
+
+        def set_model_attributes(self) -> None:
+            super().set_model_attributes()
+            self.model.criterion = Float32Loss(self.model)
+            if self.device.type == "cpu":
+                torch.set_num_threads(args.threads)                         # ultralytics left one core idle
+                self.model.to(memory_format=torch.channels_last)
+
+        def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+            batch = super().preprocess_batch(batch)
+            batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
+            if self.device.type == "cpu" and args.precision == "bfloat16":
+                # ultralytics has autocast on CUDA only; the caller's own context restores this after the batch.
+                torch.set_autocast_enabled("cpu", True)
+                torch.set_autocast_dtype("cpu", torch.bfloat16)
+            return batch
+
+        def final_eval(self) -> None:
+            """Nothing: `jobs.evaluate detection` measures the result, as the pipeline will use it."""
+
+    ultralytics.engine.trainer.callbacks.add_integration_callbacks = lambda _trainer: None      # loggers of other firms
+    device = torch_device(args.device)
+    overrides = {
+        "model": f"{network}.yaml", "save_dir": str(args.checkpoints / "run"),
+        "device": "0" if device.type == "cuda" else "cpu",
+        "epochs": args.epochs, "imgsz": args.imgsz, "batch": args.batch, "nbs": args.batch, "freeze": args.freeze,
+        "optimizer": "AdamW", "lr0": args.lr0, "lrf": 0.05, "cos_lr": True, "momentum": 0.9,
+        "warmup_epochs": 0.3, "warmup_bias_lr": 0.0, "weight_decay": 5e-4,
+        "mosaic": args.mosaic, "close_mosaic": 0, "scale": args.scale, "translate": 0.1,
+        "amp": "bf16" if device.type == "cuda" and args.precision == "bfloat16" else False,
+        "plots": False, "val": False, "deterministic": False, "max_det": 1000, "seed": args.seed,
+    }
+    last = args.checkpoints / "run" / "weights" / "last.pt"
+    if last.exists():
+        overrides |= {"resume": str(last), "model": str(last)}
+    return Trainer(overrides=overrides)
+
+
+def train(args: argparse.Namespace, command: str) -> Path:
+    """Train, or finish what was begun, and write the weights; the weights file. Raises WeightsError."""
+    tensors, started_from, network = None, "random weights", args.network
+    if args.start:
+        network, tensors, started_from = start_tensors(args.start, args.weights)
+    settings = {key: str(value) for key, value in vars(args).items() if key not in NOT_TRAINING}
+    _claim(args.checkpoints, settings)
+    data_dir = args.data[0]
+    if not data_dir.is_dir():
+        data_dir = args.checkpoints / "data"
+        unpack(args.data, data_dir)
+
+    finished = args.checkpoints / "finished"
+    if not finished.exists():
+        build_trainer(network, tensors, data_dir, args).train()
+        finished.touch()
+    _, trained = box_tensors(unpickle(args.checkpoints / "run" / "weights" / "last.pt"))
+    if args.keep_start:
+        trained = {name: args.keep_start * tensors[name] + (1 - args.keep_start) * trained[name] for name in trained}
+    fields = detector_fields(
+        args.name or network, network, INPUT_PX,
+        commercial_use=False, started_from=started_from,
+        data=[{"name": name, "licence": licence} for name, licence in (entry.split("=", 1) for entry in args.source)],
+        metrics={}, command=command,
+    )
+    card = save_model(args.out, fields, trained, half=True)
+    print(f"{args.out / card.file_name}: {card.identity}")
+    return args.out / card.file_name
+
+
+def _claim(checkpoints: Path, settings: dict[str, str]) -> None:
+    """Write down what is trained in this folder, or check that it is the same as before."""
+    file = checkpoints / "settings.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        if before != settings:
+            changed = sorted(key for key in before.keys() | settings if before.get(key) != settings.get(key))
+            raise WeightsError(
+                f"{checkpoints} holds a run with another {', '.join(changed)}: repeat its command to go on with it, "
+                "or give --checkpoints another folder"
+            )
+        return
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=2))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.train_detector", description="Train the face detector.")
+    parser.add_argument("data", type=Path, nargs="+", metavar="DATA", help="Parquet files or a YOLO folder")
+    parser.add_argument("--start", help="a known FILE.pt or a detector in --weights (default: random weights)")
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="folder of --start's detector")
+    parser.add_argument("--network", default="yolov8n", help="yolov8n, yolov8s or yolov8m, without --start")
+    parser.add_argument("--out", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder to write to")
+    parser.add_argument("--name", help="name of the result (default: the network's)")
+    parser.add_argument("--source", action="append", default=[], metavar="NAME=LICENCE", help="the data, for the card")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--imgsz", type=int, default=640, help="side of the square the images are fitted into")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr0", type=float, default=1e-4, help="highest learning rate of AdamW")
+    parser.add_argument("--freeze", type=int, default=0, help="how many of the first layers stay as they are")
+    parser.add_argument("--mosaic", type=float, default=0.0, help="share of the images made of four")
+    parser.add_argument("--scale", type=float, default=0.5, help="images are scaled by up to ± this much")
+    parser.add_argument("--keep-start", type=float, default=0.0, help="share of the start in the result, 0 to 1")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
+                        help="bfloat16 is faster on GPUs and on CPUs with avx512_bf16 or AMX only")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints/detector"),
+                        help="where a stopped run goes on")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        train(args, "python -m jobs.train_detector " + " ".join(words))
+    except (WeightsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
