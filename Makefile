@@ -1,0 +1,49 @@
+# make setup | demo | test | lint | lock | help
+SHELL := /bin/bash
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+PHOTOS ?=
+DEMO := demo-output
+
+.PHONY: help setup demo test lint lock clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv and install what requirements.lock pins
+
+# The stamp carries the lock's date: a second make finds nothing to do.
+$(VENV)/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "facelake needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another with make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/python -c 'import cv2' || { \
+	  echo "OpenCV needs a library that this system lacks (named above); on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"; exit 1; }
+	@touch $@
+
+demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
+	@photos='$(PHOTOS)'; \
+	  test -n "$$photos" || photos="$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("ultralytics").submodule_search_locations[0])')/assets"; \
+	  $(BIN)/python -m jobs.extract "$$photos" $(DEMO)/faces --overwrite --preview $(DEMO)/preview.html
+	@echo
+	@echo "Parquet:  $(CURDIR)/$(DEMO)/faces/{faces,images}/*.parquet"
+	@echo "Preview:  $(CURDIR)/$(DEMO)/preview.html"
+
+test: setup ## run the tests, CPU only
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -m 'not gpu' --durations=10
+
+lint: setup ## check style and imports
+	@$(BIN)/ruff check .
+
+lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock anew
+	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --all-extras --group dev \
+	  --generate-hashes --no-emit-index-url --output-file requirements.lock
+
+clean: ## remove what make demo and the tests left
+	rm -rf $(DEMO) .pytest_cache .ruff_cache .hypothesis

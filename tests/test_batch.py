@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, split_by_image
+
+A, B, C = ImageRecord("a"), ImageRecord("b"), ImageRecord("c")
+
+
+def faces(records, counts, **values):
+    n = sum(counts)
+    boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4)
+    return FaceBatch(records, np.array(counts, np.int64), boxes, np.arange(n, dtype=np.float32), **values)
+
+
+def test_lengths_are_checked():
+    with pytest.raises(ValueError, match="2 images, one a record, got 1"):
+        ImageBatch((A, B), (NO_PIXELS,))
+    with pytest.raises(ValueError, match=r"\(1,\), one a record"):
+        FaceBatch((A,), np.array([0, 0]), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match=r"boxes_xyxy must be \(2, 4\)"):
+        FaceBatch((A,), np.array([2]), np.zeros((1, 4), np.float32), np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match="roll_deg must have 2 entries"):
+        faces((A,), [2], roll_deg=np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"eye_points must be \(2, 12, 2\)"):
+        faces((A,), [2]).with_eyes(np.zeros((2, 6, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("records", "counts"), [((), []), ((A,), [0]), ((A,), [2]), ((A, B, C), [2, 0, 1])]
+)
+def test_singles_join_to_the_same(records, counts):
+    n = sum(counts)
+    batch = faces(records, counts, embeddings=np.arange(n * 3, dtype=np.float32).reshape(n, 3),
+                  chips=tuple(np.full((i + 1, i + 1, 3), i, np.uint8) for i in range(n)))
+    singles = batch.singles()
+    assert [single.records for single in singles] == [(record,) for record in records]
+    assert [len(single) for single in singles] == counts
+    if records:
+        joined = FaceBatch.concatenate(singles)
+        assert joined.records == records and joined.face_counts.tolist() == counts
+        assert np.array_equal(joined.boxes_xyxy, batch.boxes_xyxy)
+        assert np.array_equal(joined.embeddings, batch.embeddings) or n == 0
+        assert [chip.shape for chip in joined.chips] == [chip.shape for chip in batch.chips]
+
+
+def test_each_stage_drops_what_it_used_last():
+    batch = faces((A,), [1], chips=(np.zeros((2, 2, 3), np.uint8),), chip_to_image=np.zeros((1, 2, 3)))
+    aligned = batch.with_crops(
+        np.zeros((1, 112, 112, 3), np.uint8), np.array([True]), np.zeros(1, np.float32), np.zeros(1, np.float32)
+    )
+    assert aligned.chips == () and len(aligned.chip_to_image) == 0 and len(aligned.crops) == 1
+    embedded = aligned.with_embeddings(np.ones((1, 4), np.float32), np.ones(1, np.float32))
+    assert len(embedded.crops) == 0 and embedded.embeddings.shape == (1, 4)
+
+
+def test_split_by_image():
+    assert [list(part) for part in split_by_image("abc", np.array([1, 0, 2]))] == [["a"], [], ["b", "c"]]
+    assert split_by_image("", np.array([], int)) == []
