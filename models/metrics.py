@@ -96,3 +96,21 @@ def _overlaps(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> tuple[np.ndarr
     bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     inter = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
     return inter, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1)
+
+
+def eye_errors(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """How far eye points are off, as shares of the distance between the outer corners of the eyes.
+
+    predicted, wanted: (n, 12, 2), n ≥ 1. `nme`: mean over points and faces; `centres`: mean over both eye centres;
+    `failures`: share of faces whose mean is above 10%.
+    """
+    if predicted.shape != wanted.shape or wanted.shape[1:] != (12, 2) or not len(wanted):
+        raise ValueError(f"need two arrays (n, 12, 2), n ≥ 1, got {predicted.shape} and {wanted.shape}")
+    outer = np.linalg.norm(wanted[:, 0] - wanted[:, 9], axis=1)
+    by_face = np.linalg.norm(predicted - wanted, axis=2).mean(1) / outer
+    centres = (predicted - wanted).reshape(-1, 2, 6, 2).mean(2)
+    return {
+        "nme": float(by_face.mean()),
+        "centres": float((np.linalg.norm(centres, axis=2).mean(1) / outer).mean()),
+        "failures": float((by_face > 0.1).mean()),
+    }

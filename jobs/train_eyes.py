@@ -1,0 +1,290 @@
+"""Train the eye-point network on faces with known points, and on more faces that a landmark network has labelled.
+
+    python -m jobs.train_eyes --data DATA --teacher pfld_ghostone_98.onnx --name resnet18
+
+DATA holds eyes/{train,val}.parquet (68 points a face), identities/, faces/ and detection/ (faces without points). The
+same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from models.batches import torch_device
+from models.eyes import Keypointer, build_keypointer, chips_to_input
+from models.metrics import eye_errors
+from models.store import DEFAULT_WEIGHTS_DIR, save_model
+from models.training import Schedule, degrade, fit, occlude, vary_colour, wing_loss
+from pipeline import geometry
+from pipeline.detect import cut_chip
+
+FACE_PX, FACE_BOX_PX = 192, 96        # faces are kept at this size, edges repeated, the box's longer side in the middle
+CROP_BOX_RATIO = 1.55                 # side of a crop in identities/ and faces/ over the side of its face box
+CHIP_FRACTION = 0.75                  # the network sees 1.2 × the box: eyes lie inside it, and get more pixels
+LEAST_BOX_PX = 40                     # smaller faces of detection/ are not labelled reliably
+MIRRORED = np.array([9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4])   # where each eye point goes when left becomes right
+WFLW_EYES = np.array([60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75])   # of 98 points, the twelve of 300-W
+TEACHER_BOX_PX = 86                   # it likes 0.9 × our boxes: NME 3.65% on eyes/val, 3.81% at 1.0, 4.43% at 1.2
+LABEL_DISAGREEMENT = 0.05             # of the outer-eye distance, at most, between a face's and its mirror's label
+UNKNOWN_LICENCE = "photos of third parties; free for research, not for commercial use"
+DATA_CARD = [
+    {"name": "Helen train, AFW, LFPW train with 300-W's points",
+     "licence": "free for research, not for commercial use"},
+    {"name": "celebrity photos of seven public collections, labelled by PFLD-GhostOne", "licence": UNKNOWN_LICENCE},
+    {"name": "UTKFace, labelled by PFLD-GhostOne", "licence": "free for research, not for commercial use"},
+    {"name": "WIDER FACE (part of its validation set), labelled by PFLD-GhostOne", "licence": UNKNOWN_LICENCE},
+]
+
+
+def box_of_points(points: np.ndarray) -> np.ndarray:
+    """The box, x1 y1 x2 y2, that our detector gives a face with these 68 points (68, 2).
+
+    The points end at the brows; YOLOv8n-face's boxes begin 0.35 of the points' height above them (medians over 503
+    faces of eyes/train: 0.01, 0.35, 0.02 and 0.015 of the extent from its left, top, right and bottom).
+    """
+    low, high = points.min(0), points.max(0)
+    height = high[1] - low[1]
+    return np.array([low[0], low[1] - 0.35 * height, high[0], high[1] - 0.015 * height])
+
+
+def face_matrix(box_xyxy: np.ndarray) -> np.ndarray:
+    """From image pixels to the face as it is kept: 2×3, the box in the middle, its longer side `FACE_BOX_PX`."""
+    x1, y1, x2, y2 = box_xyxy
+    scale = FACE_BOX_PX / max(x2 - x1, y2 - y1)
+    shift = FACE_PX / 2 - scale * (x1 + x2) / 2, FACE_PX / 2 - scale * (y1 + y2) / 2
+    return geometry.scale_shift((scale, scale), shift)
+
+
+def keep_face(image: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
+    """The face in the box at the size in which faces are kept, (192, 192, 3); by areas where it shrinks."""
+    matrix = face_matrix(box_xyxy)
+    if matrix[0, 0] < 1:
+        height, width = image.shape[:2]
+        small_wh = max(1, round(width * matrix[0, 0])), max(1, round(height * matrix[0, 0]))
+        image = cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA)
+        matrix = geometry.compose(matrix, geometry.scale_shift((width / small_wh[0], height / small_wh[1]), (0.0, 0.0)))
+    return cv2.warpAffine(image, geometry.for_opencv(matrix), (FACE_PX, FACE_PX), flags=cv2.INTER_LINEAR,
+                          borderMode=cv2.BORDER_REPLICATE)
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """A WebP of DATA as RGB pixels."""
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+def read_points(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """Images and their points, (n, 68, 2), of eyes/*.parquet."""
+    table = pq.read_table(path)
+    points = np.array(table["points"].to_pylist(), np.float64).reshape(-1, 68, 2)
+    return [decode(value.as_py()) for value in table["image"]], points
+
+
+def unlabelled_faces(data: Path, every: int) -> Iterator[np.ndarray]:
+    """Faces without points as they are kept: each n-th of identities/ and faces/, the large ones of detection/."""
+    for path in [*sorted((data / "identities").glob("train-*.parquet")), *sorted((data / "faces").glob("*.parquet"))]:
+        for value in pq.read_table(path, columns=["image"])["image"][::every]:
+            image = decode(value.as_py())
+            margin = len(image) * (1 - 1 / CROP_BOX_RATIO) / 2
+            yield keep_face(image, np.array([margin, margin, len(image) - margin, len(image) - margin]))
+    for path in sorted((data / "detection").glob("*.parquet")):
+        for batch in pq.ParquetFile(path).iter_batches(64, columns=["image", "boxes"]):
+            for value, boxes in zip(batch["image"], batch["boxes"].to_pylist(), strict=True):
+                large = [np.array(b) for b in boxes if max(b[2] - b[0], b[3] - b[1]) >= LEAST_BOX_PX]
+                image = decode(value.as_py()) if large else None
+                for box in large:
+                    yield keep_face(image, box)
+
+
+class Landmarks:
+    """A 98-point network (WFLW) in ONNX, one 112×112 image a call, reduced to the twelve eye points."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1          # several calls side by side are faster
+        self._session = onnxruntime.InferenceSession(path, options)
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, face: np.ndarray) -> tuple[np.ndarray, float]:
+        """A kept face's eye points (12, 2), averaged with its mirror image's, and how far the two are apart.
+
+        The latter is the mean distance over the outer-eye distance.
+        """
+        straight = self._points(face)
+        mirrored = self._points(np.ascontiguousarray(face[:, ::-1]))[MIRRORED] * (-1, 1) + (FACE_PX, 0)
+        points = (straight + mirrored) / 2
+        apart = np.linalg.norm(straight - mirrored, axis=1).mean() / max(np.linalg.norm(points[0] - points[9]), 1e-6)
+        return points, float(apart)
+
+    def _points(self, face: np.ndarray) -> np.ndarray:
+        margin = (FACE_PX - TEACHER_BOX_PX) // 2
+        box = cv2.resize(face[margin:-margin, margin:-margin], (112, 112), interpolation=cv2.INTER_LINEAR)
+        values = self._session.run(None, {self._input: (box.astype(np.float32) / 255).transpose(2, 0, 1)[None]})[0]
+        return values.reshape(98, 2)[WFLW_EYES].astype(np.float64) * TEACHER_BOX_PX + margin
+
+
+def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Faces labelled by the landmark network, those it is unsure of left out: (n, 192, 192, 3), (n, 12, 2); cached."""
+    images_path, points_path = cache.with_suffix(".images.npy"), cache.with_suffix(".points.npy")
+    if not points_path.exists():
+        landmarks = Landmarks(teacher)
+        images, points = [], []
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            faces = unlabelled_faces(data, every)
+            while group := [face for _, face in zip(range(512), faces, strict=False)]:
+                for face, (found, apart) in zip(group, pool.map(landmarks, group), strict=True):
+                    if apart <= LABEL_DISAGREEMENT:
+                        images.append(face)
+                        points.append(found)
+                print(f"labelled: {len(points)} faces kept", flush=True)
+        np.save(images_path, np.stack(images))
+        np.save(points_path, np.stack(points))
+    return np.load(images_path, mmap_mode="r"), np.load(points_path)
+
+
+def training_view(
+    face: np.ndarray, points: np.ndarray, input_px: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One training input (input_px, input_px, 3) and its points (12, 2) as fractions of it, from a kept face.
+
+    Turned, shifted and scaled as detectors' boxes are, mirrored half the time, recoloured, degraded, sometimes covered.
+    """
+    turn = np.radians(rng.uniform(-75, 75) if rng.random() < 0.2 else rng.normal(0, 15))
+    scale = input_px / (FACE_BOX_PX * geometry.CHIP_BOX_RATIO * CHIP_FRACTION) * np.exp(rng.normal(0, 0.09))
+    centre = FACE_PX / 2 + rng.normal(0, 0.05 * FACE_BOX_PX, 2)
+    linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix = np.column_stack([linear, input_px / 2 - linear @ centre])
+    view = cv2.warpAffine(face, geometry.for_opencv(matrix), (input_px, input_px), flags=cv2.INTER_LINEAR,
+                          borderMode=cv2.BORDER_REPLICATE)
+    moved = geometry.transform(matrix, points) / input_px
+    if rng.random() < 0.5:
+        view, moved = np.ascontiguousarray(view[:, ::-1]), moved[MIRRORED] * (-1, 1) + (1, 0)
+    view = degrade(vary_colour(view, rng), rng, smallest=0.15)
+    return occlude(view, rng, largest=0.4) if rng.random() < 0.15 else view, moved
+
+
+class EyeLoss(nn.Module):
+    """Wing loss in pixels of the input."""
+
+    def __init__(self, input_px: int) -> None:
+        super().__init__()
+        self._input_px = input_px
+
+    def forward(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """Both (n, 12, 2) as fractions of the input."""
+        return wing_loss(predicted * self._input_px, wanted * self._input_px, width=6.0, curvature=1.0)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="jobs.train_eyes", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with eyes/, identities/, faces/, detection/")
+    parser.add_argument("--teacher", type=Path, required=True, help="98-point landmark network, .onnx")
+    parser.add_argument("--name", required=True, help="name in the weight store and of the run's folder")
+    parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18")
+    parser.add_argument("--width", type=int, default=64, help="channels of the stem (default 64)")
+    parser.add_argument("--input-px", type=int, default=112)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--every", type=int, default=2, help="take each n-th face of identities/ and faces/")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="where the trained model goes")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, then write the best network and its card into the weight store."""
+    args = parse_arguments(arguments)
+    torch.manual_seed(args.seed)
+    cv2.setNumThreads(1)
+    device = torch_device(args.device)
+    cache_dir = args.checkpoints / "eyes-data"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+
+    images, points68 = read_points(args.data / "eyes" / "train.parquet")
+    boxes = [box_of_points(points) for points in points68]
+    faces = [keep_face(image, box) for image, box in zip(images, boxes, strict=True)]
+    points = np.stack([
+        geometry.transform(face_matrix(box), p[36:48]) for box, p in zip(boxes, points68, strict=True)
+    ])
+    more_faces, more_points = label_faces(args.data, args.every, args.teacher, cache_dir / f"labelled-{args.every}")
+    print(f"{len(faces)} annotated faces, {len(more_faces)} labelled ones", flush=True)
+
+    val_images, val_points68 = read_points(args.data / "eyes" / "val.parquet")
+    chips, to_image = zip(*(
+        cut_chip(image, box_of_points(p)) for image, p in zip(val_images, val_points68, strict=True)
+    ), strict=True)
+    val_points = np.stack([
+        geometry.transform(geometry.invert(matrix), p[36:48]) for matrix, p in zip(to_image, val_points68, strict=True)
+    ])
+
+    architecture = {"network": args.arch, "width": args.width, "input_px": args.input_px}
+    network = build_keypointer(architecture).to(device, memory_format=torch.channels_last)
+    schedule = Schedule(
+        steps=args.steps, lr=args.lr, weight_decay=0.05, evaluate_every=max(1, args.steps // 12),
+        precision=args.precision, compiled=args.compile,
+    )
+
+    def make_batch(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        rng = np.random.default_rng([args.seed, number])
+        # The other network's labels teach where eyes are; towards the end the annotated points say it exactly.
+        labelled_share = 0.7 - 0.6 * number / args.steps
+        views, wanted = [], []
+        for from_labelled in rng.random(args.batch_size) < labelled_share:
+            some_faces, some_points = (more_faces, more_points) if from_labelled else (faces, points)
+            row = int(rng.integers(len(some_faces)))
+            view, moved = training_view(some_faces[row], some_points[row], args.input_px, rng)
+            views.append(view)
+            wanted.append(moved)
+        return chips_to_input(torch.from_numpy(np.stack(views))), (torch.from_numpy(np.stack(wanted)).float(),)
+
+    def evaluate(trained: nn.Module) -> dict[str, float]:
+        keypointer = Keypointer(
+            trained, device=device, batch_size=64, input_px=args.input_px, chip_fraction=CHIP_FRACTION
+        )
+        return eye_errors(keypointer(chips), val_points)
+
+    best = fit(
+        network, EyeLoss(args.input_px), make_batch, evaluate, better=lambda measured: -measured["nme"],
+        schedule=schedule,
+        settings={"architecture": architecture, "every": args.every, "batch_size": args.batch_size, "seed": args.seed,
+                  **asdict(schedule)},
+        folder=args.checkpoints / f"keypointer-{args.name}", device=device,
+    )
+    save_model(
+        args.weights,
+        {
+            "name": args.name, "role": "keypointer", "architecture": architecture,
+            "preprocessing": {
+                "input_px": args.input_px, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
+                "chip_fraction": CHIP_FRACTION,
+            },
+            "licence": "learnt from research datasets: free for research, not for commercial use",
+            "commercial_use": False,
+            "started_from": f"random weights; labels of further faces by {args.teacher.name} (Apache-2.0)",
+            "data": DATA_CARD,
+            "metrics": {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in best.items()}},
+            "command": "python -m jobs.train_eyes " + " ".join(arguments or sys.argv[1:]),
+        },
+        network.state_dict(), half=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
