@@ -51,11 +51,6 @@ class PaddedBatches:
         return torch.cat(outputs)
 
 
-def run_padded(model_fn: ModelFn, inputs: np.ndarray, batch_size: int) -> torch.Tensor:
-    """`PaddedBatches` for a single call."""
-    return PaddedBatches(model_fn, batch_size)(inputs)
-
-
 def torch_device(device: str) -> torch.device:
     """The device that "auto", "cpu" or "cuda" stands for. Raises WeightsError when CUDA is asked for and missing."""
     if device not in ("auto", "cpu", "cuda"):

@@ -172,8 +172,9 @@ def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:
     uri = str(uri_or_dir).rstrip("/")
     target = cache_dir / hashlib.sha256(uri.encode()).hexdigest()[:16]
     target.mkdir(parents=True, exist_ok=True)
+    plain_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")     # a server of one's own
     try:
-        store = from_url(uri)
+        store = from_url(uri, client_options={"allow_http": plain_http})
         objects = obstore.list_with_delimiter(store)["objects"]
         names = sorted(name for entry in objects if (name := entry["path"].rpartition("/")[2]).endswith(".json"))
         for name in names:
@@ -184,7 +185,7 @@ def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:
                 _write(local, bytes(obstore.get(store, card.file_name).bytes()))
             _write(target / name, content)
     except (BaseError, OSError, ValueError) as error:
-        raise WeightsError(f"weights: cannot copy {uri}: {error}") from error
+        raise WeightsError(f"weights: cannot copy {uri}: {str(error).splitlines()[0]}") from error
     if not names:
         raise WeightsError(f"weights: {uri} holds no model card (*.json)")
     return target

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.batches import PaddedBatches, set_threads, torch_device
+from models.store import WeightsError
+
+
+class RowSums:
+    """A network that adds up each row, notes the batches it saw, and has room for so many rows only."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.batches: list[list[list[int]]] = []
+        self._room = room
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > self._room:
+            raise torch.OutOfMemoryError("no room")
+        self.batches.append(batch.tolist())
+        return batch.float().sum(dim=1, keepdim=True)
+
+
+def rows(count: int) -> np.ndarray:
+    inputs = np.arange(1, 2 * count + 1, dtype=np.uint8).reshape(count, 2)
+    inputs.flags.writeable = False
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("count", "outputs", "batches"),
+    [
+        (0, [], [[[0, 0], [0, 0]]]),
+        (1, [3], [[[1, 2], [0, 0]]]),
+        (2, [3, 7], [[[1, 2], [3, 4]]]),
+        (3, [3, 7, 11], [[[1, 2], [3, 4]], [[5, 6], [0, 0]]]),
+    ],
+)
+def test_every_batch_has_the_same_shape(count: int, outputs, batches) -> None:
+    model = RowSums()
+    result = PaddedBatches(model, 2)(rows(count))
+    assert result.shape == (count, 1)
+    assert result.flatten().tolist() == outputs
+    assert model.batches == batches
+
+
+def test_a_full_device_halves_the_batch_for_good() -> None:
+    model = RowSums(room=2)
+    run = PaddedBatches(model, 8)
+    assert run(rows(5)).flatten().tolist() == [3, 7, 11, 15, 19]
+    assert [len(batch) for batch in model.batches] == [2, 2, 2]
+    assert run.batch_size == 2
+    run(rows(3))
+    assert [len(batch) for batch in model.batches] == [2] * 5
+
+
+def test_no_room_for_a_single_input_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        PaddedBatches(RowSums(room=0), 4)(rows(1))
+
+
+def test_no_gradients_are_kept() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    assert not PaddedBatches(lambda batch: batch.float() @ weight, 2)(rows(1)).requires_grad
+
+
+def test_a_batch_holds_something() -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        PaddedBatches(RowSums(), 0)
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cuda:7"])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(WeightsError, match="auto, cpu or cuda"):
+        torch_device(device)
+
+
+def test_devices() -> None:
+    assert torch_device("cpu").type == "cpu"
+    if torch.cuda.is_available():
+        assert torch_device("auto").type == "cuda"
+        assert torch_device("cuda").type == "cuda"
+    else:
+        assert torch_device("auto").type == "cpu"
+        with pytest.raises(WeightsError, match="sees no CUDA device"):
+            torch_device("cuda")
+
+
+def test_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        set_threads(before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        set_threads(before)
