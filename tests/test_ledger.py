@@ -1,0 +1,142 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import ledger
+from pipeline.schemas import IMAGES
+from pipeline.storage import open_storage
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage(str(tmp_path / "out"))
+
+
+def images(*uris, status="ok", run_id="r1"):
+    rows = [{"uri": uri, "status": status, "run_id": run_id} for uri in uris]
+    return pa.Table.from_pylist(rows, schema=IMAGES.with_metadata({"facelake.fingerprint": "f"}))
+
+
+def faces(*uris):
+    return pa.table({"uri": pa.array(uris, pa.string()), "x1": pa.array([1.0] * len(uris), pa.float32())})
+
+
+def write(storage, kind, *uris, run_id="r1", status="ok"):
+    name = ledger.part_name(kind, run_id, uris)
+    ledger.write_pair(storage, name, faces(*uris, *uris), images(*uris, status=status, run_id=run_id), lambda: None)
+    return name
+
+
+def uris_in(storage, folder):
+    found = []
+    for file in storage.list(folder):
+        found += pq.read_table(pa.BufferReader(storage.read(file.path)))["uri"].to_pylist()
+    return sorted(found)
+
+
+def test_an_empty_output(storage):
+    table = ledger.read_ledger(storage)
+    assert len(table) == 0 and table.column_names == [*ledger.LEDGER_COLUMNS, "part"]
+    assert ledger.committed_parts(storage) == [] and ledger.remove_halves(storage) == 0
+    assert ledger.repair_duplicates(storage, "r1") == 0 and not ledger.finish_rewrite(storage)
+
+
+def test_the_name_follows_from_the_content():
+    assert ledger.part_name("part", "r", ["b", "a"]) == ledger.part_name("part", "r", ["a", "b"])
+    assert ledger.part_name("part", "r", ["a"]) != ledger.part_name("part", "r", ["b"])
+    assert ledger.part_name("retry", "r", ["a"]).startswith("retry-r-")
+
+
+def test_a_pair_is_read_back_with_its_part(storage):
+    name = write(storage, "part", "a", "b")
+    table = ledger.read_ledger(storage, ("uri", "status"))
+    assert table.to_pylist() == [{"uri": u, "status": "ok", "part": name} for u in "ab"]
+
+
+def test_faces_come_first_and_images_only_after_the_check(storage):
+    def taken_over():
+        assert len(storage.list("faces")) == 1 and storage.list("images") == []
+        raise RuntimeError("taken over")
+
+    with pytest.raises(RuntimeError, match="taken over"):
+        ledger.write_pair(storage, "part-x", faces("a"), images("a"), taken_over)
+    assert ledger.committed_parts(storage) == []
+
+
+def test_halves_are_not_committed_and_are_removed(storage):
+    whole, half, other = write(storage, "part", "a"), write(storage, "part", "b"), write(storage, "part", "c")
+    storage.delete(f"images/{half}.parquet")
+    storage.delete(f"faces/{other}.parquet")
+    assert ledger.committed_parts(storage) == [whole]
+    assert ledger.read_ledger(storage)["uri"].to_pylist() == ["a"]
+    assert ledger.remove_halves(storage) == 2
+    assert uris_in(storage, "faces") == ["a", "a"] and uris_in(storage, "images") == ["a"]
+
+
+def test_dropping_keeps_the_other_rows(storage):
+    write(storage, "part", "a", "b", "c")
+    untouched = write(storage, "part", "d")
+    write(storage, "retry", "e", "f", status="failed")
+    ledger.drop_uris(storage, "r2", pa.array(["b", "e", "f", "unknown"]))
+    assert uris_in(storage, "images") == ["a", "c", "d"] and uris_in(storage, "faces") == ["a", "a", "c", "c", "d", "d"]
+    assert sorted(ledger.committed_parts(storage)) == sorted([untouched, ledger.part_name("part", "r2", ["a", "c"])])
+    # The rows keep the run that made them, the file its metadata.
+    kept = pq.read_table(pa.BufferReader(storage.read(f"images/{ledger.part_name('part', 'r2', ['a', 'c'])}.parquet")))
+    assert set(kept["run_id"].to_pylist()) == {"r1"} and kept.schema.metadata[b"facelake.fingerprint"] == b"f"
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class CrashingStorage:
+    """A storage whose process dies before the n-th change."""
+
+    def __init__(self, storage, survives):
+        self._storage, self._left = storage, survives
+
+    def _change(self, method, *arguments):
+        if self._left == 0:
+            raise Crash
+        self._left -= 1
+        return method(*arguments)
+
+    def write(self, *arguments):
+        return self._change(self._storage.write, *arguments)
+
+    def delete(self, *arguments):
+        return self._change(self._storage.delete, *arguments)
+
+    def delete_tree(self, *arguments):
+        return self._change(self._storage.delete_tree, *arguments)
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+
+@pytest.mark.parametrize("survives", range(14))
+def test_a_crash_at_any_step_of_a_rewrite_loses_nothing(storage, survives):
+    write(storage, "part", "a", "b")
+    write(storage, "retry", "c", status="failed")
+    dropped = pa.array(["b", "c"])
+    crashed = False
+    try:
+        ledger.drop_uris(CrashingStorage(storage, survives), "r2", dropped)
+    except Crash:
+        crashed = True
+    # The next run: roll forward, clear halves, then the same again.
+    ledger.finish_rewrite(storage)
+    ledger.remove_halves(storage)
+    ledger.drop_uris(storage, "r3", dropped)
+    assert uris_in(storage, "images") == ["a"] and uris_in(storage, "faces") == ["a", "a"]
+    assert storage.list("_rewrite") == [] and storage.list("_rewrite/images") == []
+    assert crashed or survives > 9       # the table above really reaches the end
+
+
+def test_duplicates_are_repaired(storage):
+    write(storage, "part", "a", "b", run_id="r1")
+    write(storage, "part", "b", "c", run_id="r2")
+    assert ledger.repair_duplicates(storage, "r3") == 1
+    assert uris_in(storage, "images") == ["a", "b", "c"]
+    assert uris_in(storage, "faces") == ["a", "a", "b", "b", "c", "c"]
+    assert ledger.repair_duplicates(storage, "r3") == 0

@@ -1,0 +1,84 @@
+import pytest
+
+from pipeline.boundary import STAGES
+from pipeline.plan import Cluster, PlanError, make_plan, parse_pools
+
+ONE_POOL = "decode+detect+keypoint+align+embed"
+TWO_POOLS = "decode/detect+keypoint+align+embed"
+FIVE_POOLS = "decode/detect/keypoint/align/embed"
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        (ONE_POOL, [(STAGES, None)]),
+        ("decode:8/detect+keypoint+align+embed:2", [(("decode",), 8), (STAGES[1:], 2)]),
+        ("decode / detect + keypoint/align+embed", [(("decode",), None), (("detect", "keypoint"), None),
+                                                    (("align", "embed"), None)]),
+    ],
+)
+def test_layouts_are_read(layout, expected):
+    assert parse_pools(layout) == expected
+
+
+@pytest.mark.parametrize(
+    "layout", ["", "decode", "detect/decode+keypoint+align+embed", ONE_POOL + "+embed", "decode//detect+keypoint+align",
+               ONE_POOL + ":0", ONE_POOL + ":two", "decode+detect+keypoint+align:1+embed"],
+)
+def test_wrong_layouts_are_refused(layout):
+    with pytest.raises(PlanError, match="--pools"):
+        parse_pools(layout)
+
+
+@pytest.mark.parametrize("layout", [ONE_POOL, TWO_POOLS, FIVE_POOLS])
+@pytest.mark.parametrize("cpus", [0.25, 1, 2, 3, 8, 64, 1000])
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_default_plans_always_fit(layout, cpus, gpus):
+    """The sum of all pools stays below what is free, with a CPU left where there are two: nothing can wait for ever."""
+    plan = make_plan(layout, Cluster(cpus, gpus), "cuda" if gpus else "cpu")
+    asked = sum(pool.actors * pool.cpus for pool in plan.pools)
+    assert 0 < asked <= (cpus - 1 if cpus >= 2 else cpus * 0.9) + 1e-9
+    assert sum(pool.actors * pool.gpus for pool in plan.pools) <= gpus + 1e-9
+    for pool in plan.pools:
+        assert pool.actors >= 1 and 0 < pool.cpus <= 1 and pool.threads >= 1
+        assert (pool.gpus > 0) == bool(gpus and {"detect", "keypoint", "embed"} & set(pool.stages))
+    assert 1 <= plan.sink_workers <= 8
+
+
+@pytest.mark.parametrize(
+    ("layout", "cluster", "device", "actors", "threads"),
+    [
+        (ONE_POOL, Cluster(2, 0), "cpu", [1], [2]),
+        (ONE_POOL, Cluster(1, 0), "cpu", [1], [1]),
+        (ONE_POOL, Cluster(64, 0), "cpu", [16], [4]),
+        (ONE_POOL, Cluster(16, 1), "cuda", [1], [16]),         # one GPU actor decodes with all CPUs
+        (ONE_POOL, Cluster(64, 8), "cuda", [8], [8]),
+        (TWO_POOLS, Cluster(64, 8), "cuda", [16, 8], [4, 8]),  # decoders feed the GPUs
+    ],
+)
+def test_how_actors_are_dealt_out(layout, cluster, device, actors, threads):
+    plan = make_plan(layout, cluster, device)
+    assert [pool.actors for pool in plan.pools] == actors
+    assert [pool.threads for pool in plan.pools] == threads
+
+
+@pytest.mark.parametrize(
+    ("layout", "cluster", "device", "message"),
+    [
+        ("decode:8/detect+keypoint+align+embed:2", Cluster(4, 0), "cpu",
+         r"decode 8 × 1 CPU \+ detect\+keypoint\+align\+embed 2 × 1 CPU against 4 CPUs"),
+        ("decode:1/detect+keypoint+align+embed", Cluster(2, 0), "cpu", "of which one stays free"),
+        (ONE_POOL, Cluster(4, 0), "cuda", "needs a GPU"),
+        (ONE_POOL, Cluster(0, 0), "cpu", "no CPU is free"),
+        ("decode+detect+keypoint+align+embed:5000", Cluster(5000, 1), "cuda", "cannot share 1 GPUs"),
+    ],
+)
+def test_a_plan_that_cannot_fit_shows_the_sums(layout, cluster, device, message):
+    with pytest.raises(PlanError, match=message):
+        make_plan(layout, cluster, device)
+
+
+def test_given_numbers_take_whole_cpus():
+    plan = make_plan("decode:2/detect+keypoint+align+embed", Cluster(8, 0), "cpu")
+    assert plan.pools[0].actors == 2 and plan.pools[0].cpus == 1
+    assert plan.pools[1].actors * plan.pools[1].cpus <= 8 - 1 - 2

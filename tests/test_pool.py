@@ -1,0 +1,134 @@
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
+from pipeline.boundary import images_to_table, table_to_faces
+from pipeline.pool import Pool, ahead, run_isolated
+from pipeline.schemas import TODO
+
+
+def image(name, value):
+    return ImageRecord(name, width=4, height=4), np.full((4, 4, 3), value, np.uint8)
+
+
+def decode(rows):
+    """Two images a sub-batch."""
+    for start in range(0, len(rows), 2):
+        records, pixels = zip(*(image(row.uri, int(row.uri)) for row in rows[start : start + 2]), strict=True)
+        yield ImageBatch(records, pixels)
+
+
+def one_face_each(batch):
+    n = len(batch)
+    return FaceBatch(batch.records, np.ones(n, np.int64), np.array([p[0, :4, 0] for p in batch.pixels], np.float32),
+                     np.ones(n, np.float32), chips=tuple(batch.pixels), chip_to_image=np.zeros((n, 2, 3)))
+
+
+def fails_on(*values):
+    def stage(batch):
+        if any(p[0, 0, 0] in values for p in batch.pixels):
+            raise RuntimeError("no good\nsecond line")
+        return one_face_each(batch)
+    return stage
+
+
+def todo(*names):
+    return pa.Table.from_pylist([{"uri": name} for name in names], schema=TODO)
+
+
+def build(**stages):
+    return {name: (lambda threads, stage=stage: stage) for name, stage in stages.items()}
+
+
+@pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])
+def test_decode_and_detect_in_one_pool(names):
+    pool = Pool(("decode", "detect"), build(decode=decode, detect=one_face_each), threads=1, batch_images=8)
+    tables = list(pool(todo(*names)))
+    assert [len(table) for table in tables] == [len(names[i : i + 2]) for i in range(0, len(names), 2)]
+    faces = [table_to_faces(table, "detect") for table in tables]
+    assert [record.uri for batch in faces for record in batch.records] == list(names)
+    assert [box[0] for batch in faces for box in batch.boxes_xyxy] == [float(name) for name in names]
+
+
+def test_a_pool_without_decode_works_in_sub_batches():
+    records, pixels = zip(*(image(str(i), i) for i in range(5)), strict=True)
+    pool = Pool(("detect",), build(detect=one_face_each), threads=1, batch_images=2)
+    tables = list(pool(images_to_table(ImageBatch(records, pixels))))
+    assert [len(table) for table in tables] == [2, 2, 1]
+
+
+def test_builders_get_the_threads():
+    got = []
+    Pool(("align",), {"align": lambda threads: got.append(threads)}, threads=7, batch_images=1)
+    assert got == [7]
+
+
+def test_one_bad_image_costs_only_itself():
+    records, pixels = zip(*(image(str(i), i) for i in range(4)), strict=True)
+    faces = run_isolated("detect", fails_on(2), ImageBatch(records, pixels))
+    assert [record.uri for record in faces.records] == ["0", "1", "2", "3"]
+    assert faces.face_counts.tolist() == [1, 1, 0, 1]
+    assert [record.status for record in faces.records] == [Status.OK, Status.OK, Status.FAILED, Status.OK]
+    assert faces.records[2].error == "detect: RuntimeError: no good"
+
+
+def test_a_failed_image_has_no_faces_left():
+    records = (ImageRecord("a", n_faces=1, detect_pass=1, faces_truncated=False), ImageRecord("b", n_faces=2))
+    batch = FaceBatch(records, np.array([1, 2]), np.zeros((3, 4), np.float32), np.zeros(3, np.float32))
+
+    def two_is_too_many(batch):
+        if len(batch) > 1:
+            raise ValueError("two")
+        return batch
+
+    faces = run_isolated("embed", two_is_too_many, batch)
+    assert faces.face_counts.tolist() == [1, 0]
+    assert faces.records[1].n_faces is None and faces.records[1].status is Status.FAILED
+
+
+def test_ahead_makes_the_next_while_this_one_is_used():
+    made = []
+
+    def items():
+        for i in range(3):
+            made.append(i)
+            yield i
+
+    stream = ahead(items())
+    assert next(stream) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert 1 in made
+    assert list(stream) == [1, 2]
+
+
+def test_ahead_passes_errors_on():
+    def items():
+        yield 1
+        raise OSError("disk")
+
+    stream = ahead(items())
+    assert next(stream) == 1
+    with pytest.raises(OSError, match="disk"):
+        next(stream)
+
+
+def test_closing_ahead_stops_the_maker():
+    closed = threading.Event()
+
+    def items():
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    stream = ahead(items())
+    next(stream)
+    stream.close()
+    assert closed.wait(5)
+    assert not [thread for thread in threading.enumerate() if thread.name == "fetch-ahead"]
