@@ -18,7 +18,7 @@ from jobs.extract_stages import StageConfig, alignment_template, local_weights, 
 from models.store import WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
 from pipeline.interrupt import Interrupted, catch_signals, interruptible
-from pipeline.lease import Lease, LeaseHeld
+from pipeline.lease import Lease, LeaseHeld, LeaseLost
 from pipeline.objectstore import StoreOptions, parse_input_uri
 from pipeline.output import OutputError
 from pipeline.plan import Plan, PlanError
@@ -149,7 +149,7 @@ def run_on_ray(
             for receipt in receipts.to_pylist():
                 progress.add(receipt)
             if lease.lost:
-                raise RuntimeError(f"another run has taken over {sink.storage.root}")
+                raise LeaseLost(f"another run has taken over {sink.storage.root}")
         progress.close()
         return planned
 

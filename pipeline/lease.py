@@ -33,6 +33,10 @@ class LeaseHeld(Exception):   # noqa: N818  (said as what it is: not our error)
     """Another run writes this output, or did less than a minute ago."""
 
 
+class LeaseLost(Exception):   # noqa: N818
+    """Another run has taken this one's output over; nothing more may be written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Who holds the lease: the content of `_lease.json`."""

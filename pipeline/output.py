@@ -35,7 +35,7 @@ def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
     try:
         theirs = json.loads(storage.read(OUTPUT_JSON))
         found = theirs.pop("fingerprint")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputError(
             f"{storage.root}/{OUTPUT_JSON} is damaged; restore it, or start anew with --overwrite"
         ) from None

@@ -141,7 +141,7 @@ def _threads(cluster: Cluster, gpu: bool, actors: int) -> int:
 
 
 def run(
-    plan: Plan, todo: pa.Table, builders: StageBuilders, sink: Sink, *, rows_per_file: int, batch_images: int
+    plan: Plan, todo: pa.Table, builders: StageBuilders, sink: Sink, rows_per_file: int, batch_images: int
 ) -> Iterator[pa.Table]:
     """Run the job on the Ray that is connected; yields the sink's receipts as parts are committed."""
     import ray.data

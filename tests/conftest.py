@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster import connect
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -63,3 +65,10 @@ def bucket(s3_endpoint: str) -> Bucket:
     name = f"test-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
     return Bucket(name, client)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray of two CPUs for all tests that run a graph in this process."""
+    with connect(num_cpus=2):
+        yield

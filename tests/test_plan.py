@@ -1,7 +1,23 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline import geometry
+from pipeline.align import Align
+from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, Status
 from pipeline.boundary import STAGES
-from pipeline.plan import Cluster, PlanError, make_plan, parse_pools
+from pipeline.embed import Embed
+from pipeline.geometry import AlignmentTemplate
+from pipeline.lease import Lease
+from pipeline.plan import Cluster, PlanError, make_plan, parse_pools, run
+from pipeline.schemas import TODO
+from pipeline.sink import ModelNames, Sink
+from pipeline.storage import open_storage
 
 ONE_POOL = "decode+detect+keypoint+align+embed"
 TWO_POOLS = "decode/detect+keypoint+align+embed"
@@ -82,3 +98,95 @@ def test_given_numbers_take_whole_cpus():
     plan = make_plan("decode:2/detect+keypoint+align+embed", Cluster(8, 0), "cpu")
     assert plan.pools[0].actors == 2 and plan.pools[0].cpus == 1
     assert plan.pools[1].actors * plan.pools[1].cpus <= 8 - 1 - 2
+
+
+# The graph on a real Ray, with stub models.
+
+
+def decode(rows):
+    """Rows named 0, 1, 2, …: pictures of that grey; three a sub-batch; every seventh is broken."""
+    for start in range(0, len(rows), 3):
+        records, pixels = [], []
+        for row in rows[start : start + 3]:
+            broken = int(row.uri) % 7 == 6
+            records.append(ImageRecord(row.uri, Status.UNREADABLE if broken else Status.OK, "cut" if broken else None))
+            pixels.append(NO_PIXELS if broken else np.full((8, 8, 3), int(row.uri), np.uint8))
+        yield ImageBatch(tuple(records), tuple(pixels))
+
+
+def detect(batch):
+    """As many faces as the grey modulo 4."""
+    counts = np.array([int(p[0, 0, 0]) % 4 if len(p) else 0 for p in batch.pixels], np.int64)
+    chips = [p for p, count in zip(batch.pixels, counts, strict=True) for _ in range(count)]
+    n = len(chips)
+    return FaceBatch(batch.records, counts, np.tile(np.array([0, 0, 8, 8], np.float32), (n, 1)),
+                     np.ones(n, np.float32), tuple(chips), np.tile(geometry.IDENTITY, (n, 1, 1)))
+
+
+def keypoint(batch):
+    points = np.concatenate([np.full((6, 2), [2, 3]), np.full((6, 2), [6, 3])]).astype(np.float32)
+    return batch.with_eyes(np.tile(points, (len(batch), 1, 1)))
+
+
+def grey_vector(crops):
+    return np.array([[1.0, crop.mean()] for crop in crops], np.float32).reshape(len(crops), 2)
+
+
+BUILDERS = {
+    "decode": lambda threads: decode,
+    "detect": lambda threads: detect,
+    "keypoint": lambda threads: keypoint,
+    "align": lambda threads: Align(AlignmentTemplate()),
+    "embed": lambda threads: Embed(grey_vector),
+}
+
+
+@pytest.fixture(scope="module")
+def rows_by_layout(ray_session, tmp_path_factory):
+    """Everything that 100 images give, in every layout."""
+    todo = pa.Table.from_pylist([{"uri": str(i)} for i in range(100)], schema=TODO)
+    results = {}
+    for layout in (ONE_POOL, TWO_POOLS, FIVE_POOLS):
+        folder = tmp_path_factory.mktemp("out")
+        storage = open_storage(str(folder))
+        with Lease.acquire(storage, "run"):
+            sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
+            plan = make_plan(layout, Cluster(2, 0), "cpu")
+            receipts = pa.concat_tables(run(plan, todo, BUILDERS, sink, rows_per_file=16, batch_images=4))
+        tables = {name: pq.read_table(folder / name).sort_by([("uri", "ascending")]).to_pylist()
+                  for name in ("faces", "images")}
+        results[layout] = tables, receipts.to_pylist()
+    return results
+
+
+def test_every_image_once_in_every_layout(rows_by_layout):
+    for tables, receipts in rows_by_layout.values():
+        assert [row["uri"] for row in tables["images"]] == sorted(str(i) for i in range(100))
+        assert sum(receipt["images"] for receipt in receipts) == 100
+        assert sum(receipt["unreadable"] for receipt in receipts) == 14
+        assert len(tables["faces"]) == sum(i % 4 for i in range(100) if i % 7 != 6)
+        assert all(receipt["images"] <= 16 for receipt in receipts)
+
+
+def test_all_layouts_give_the_same_rows(rows_by_layout):
+    (first, _), *others = rows_by_layout.values()
+    for tables, _ in others:
+        assert tables == first
+
+
+def test_one_cpu_is_enough(tmp_path):
+    """In a process of its own, with a Ray of one CPU and five pools: it must not wait for ever."""
+    code = f"""
+import ray, pyarrow as pa
+from tests.test_plan import *
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+storage = open_storage({str(tmp_path)!r})
+todo = pa.Table.from_pylist([{{"uri": str(i)}} for i in range(20)], schema=TODO)
+with Lease.acquire(storage, "run"):
+    sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
+    plan = make_plan(FIVE_POOLS, Cluster(1, 0), "cpu")
+    print(sum(r["images"] for t in run(plan, todo, BUILDERS, sink, 16, 4) for r in t.to_pylist()))
+"""
+    root = Path(__file__).parent.parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip().endswith("20"), result.stderr[-2000:]

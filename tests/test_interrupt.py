@@ -1,0 +1,18 @@
+import os
+import signal
+
+import pytest
+
+from pipeline.interrupt import Interrupted, interruptible
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_both_signals_raise_once(number, exit_code):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as interrupt, interruptible():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)      # a second Ctrl-C while ending changes nothing
+    assert interrupt.value.exit_code == exit_code
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
