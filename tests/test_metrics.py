@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.metrics import (
+    FALSE,
+    HIT,
+    NOT_COUNTED,
+    average_precision,
+    best_f1,
+    box_iou,
+    match_faces,
+    pair_cosines,
+    precision_recall,
+    tpr_at_fpr,
+)
+
+
+def boxes(*rows: tuple[float, ...]) -> np.ndarray:
+    made = np.array(rows, np.float32).reshape(-1, 4)
+    made.flags.writeable = False
+    return made
+
+
+SQUARE = (0, 0, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "iou"),
+    [
+        (boxes(), boxes(), np.zeros((0, 0))),
+        (boxes(SQUARE), boxes(), np.zeros((1, 0))),
+        (boxes(SQUARE), boxes(SQUARE, (5, 0, 15, 10), (10, 0, 20, 10)), [[1, 1 / 3, 0]]),
+        (boxes((3, 3, 3, 3)), boxes((3, 3, 3, 3)), [[0]]),
+    ],
+    ids=["none", "no others", "same, half, touching", "without area"],
+)
+def test_box_iou(ours, others, iou) -> None:
+    assert np.allclose(box_iou(ours, others), iou)
+    assert box_iou(ours, others).shape == (len(ours), len(others))
+
+
+@pytest.mark.parametrize(
+    ("found", "truth", "ignored", "outcome"),
+    [
+        (boxes(), boxes(SQUARE), boxes(), []),
+        (boxes(SQUARE), boxes(), boxes(), [FALSE]),
+        (boxes(SQUARE), boxes(SQUARE), boxes(), [HIT]),
+        # the second find of a face is false, also when it fits better
+        (boxes((0, 0, 10, 8), SQUARE), boxes(SQUARE), boxes(), [HIT, FALSE]),
+        # the best free face: IoU 1 with the second, 2/3 with the first
+        (boxes((2, 0, 12, 10), SQUARE), boxes(SQUARE, (2, 0, 12, 10)), boxes(), [HIT, HIT]),
+        (boxes(SQUARE, (20, 20, 30, 30), (20, 21, 30, 30)), boxes(SQUARE), boxes((20, 20, 30, 30)),
+         [HIT, NOT_COUNTED, NOT_COUNTED]),
+        # a face counts although it lies on an ignored box; IoU 0.4 does not
+        (boxes(SQUARE, (0, 0, 10, 4)), boxes(SQUARE), boxes(SQUARE), [HIT, FALSE]),
+    ],
+    ids=["no find", "no face", "hit", "twice", "best face", "ignored", "face before ignored"],
+)
+def test_match_faces(found, truth, ignored, outcome) -> None:
+    assert match_faces(found, truth, ignored, 0.5).tolist() == outcome
+
+
+SCORES = np.array([0.7, 0.9, 0.8, 0.6])
+OUTCOME = np.array([HIT, HIT, FALSE, NOT_COUNTED])     # by score: hit, false, hit, and one that does not count
+
+
+def test_precision_recall_go_down_the_scores() -> None:
+    precision, recall, ordered = precision_recall(SCORES, OUTCOME, 4)
+    assert precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
+    assert recall.tolist() == pytest.approx([1 / 4, 1 / 4, 2 / 4])
+    assert ordered.tolist() == [0.9, 0.8, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("scores", "outcome", "n_truth", "ap"),
+    [
+        ([], [], 3, 0.0),
+        ([], [], 0, 0.0),
+        ([0.9], [HIT], 1, 1.0),
+        ([0.9], [FALSE], 1, 0.0),
+        # precision, made monotonic: 1 up to recall 1/4, then 2/3 up to 2/4
+        (SCORES, OUTCOME, 4, 1 / 4 + 2 / 3 / 4),
+        # a false find before the hits: precision 1/2, 2/3, made 2/3 throughout
+        ([0.9, 0.8, 0.7], [FALSE, HIT, HIT], 2, 2 / 3),
+    ],
+)
+def test_average_precision(scores, outcome, n_truth: int, ap: float) -> None:
+    assert average_precision(np.array(scores), np.array(outcome, np.int8), n_truth) == pytest.approx(ap)
+
+
+@pytest.mark.parametrize(
+    ("scores", "outcome", "n_truth", "threshold", "f1"),
+    [
+        ([], [], 3, 1.0, 0.0),
+        ([0.9], [HIT], 1, 0.9, 1.0),
+        # F1 at 0.9: 2·1·¼/(5/4) = 0.4; at 0.7: 2·⅔·½/(7/6) = 4/7
+        (SCORES, OUTCOME, 4, 0.7, 4 / 7),
+        ([0.9, 0.8, 0.7], [HIT, FALSE, FALSE], 1, 0.9, 1.0),
+    ],
+)
+def test_best_f1(scores, outcome, n_truth: int, threshold: float, f1: float) -> None:
+    assert best_f1(np.array(scores), np.array(outcome, np.int8), n_truth) == pytest.approx((threshold, f1))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "people", "cosines", "same"),
+    [
+        (np.zeros((0, 2)), [], [], []),
+        (np.array([[1.0, 0.0]]), ["a"], [], []),
+        (np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), ["a", "b", "a"], [0.0, 0.6, 0.8], [False, True, False]),
+    ],
+)
+def test_pair_cosines(vectors, people, cosines, same) -> None:
+    found, found_same = pair_cosines(vectors, np.array(people))
+    assert found.tolist() == pytest.approx(cosines)
+    assert found_same.tolist() == same
+
+
+def test_tpr_at_fpr() -> None:
+    cosines = np.array([0.9, 0.1, 0.5, 0.2, 0.3, 0.7, 0.35, 0.0])
+    same = np.array([True, False, True, False, False, False, True, False])
+    # different people: 0 0.1 0.2 0.3 0.7; a fifth of them lies above 0.3, two fifths above 0.2, none above 0.7
+    rates = tpr_at_fpr(cosines, same, (0.0, 0.2, 0.4))
+    assert rates == {0.0: (pytest.approx(1 / 3), 0.7), 0.2: (1.0, 0.3), 0.4: (1.0, 0.2)}
+    with pytest.raises(ValueError, match="0 same and 2 different"):
+        tpr_at_fpr(np.array([0.1, 0.2]), np.array([False, False]), (0.1,))

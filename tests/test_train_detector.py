@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.train_detector import label_lines, main, paint_ignored, unpack
+from models.store import read_card
+
+
+@pytest.mark.parametrize(
+    ("boxes", "lines"),
+    [
+        ([], ""),
+        ([[10, 10, 30, 20]], "0 0.200000 0.300000 0.200000 0.200000\n"),
+        ([[-20, 40, 20, 60], [0, 0, 100, 50]],
+         "0 0.100000 0.900000 0.200000 0.200000\n0 0.500000 0.500000 1.000000 1.000000\n"),
+        ([[120, 10, 130, 20], [5, 5, 5, 9]], ""),
+    ],
+    ids=["none", "one", "clipped to the image", "outside, without area"],
+)
+def test_labels_are_fractions_of_the_image(boxes, lines: str) -> None:
+    assert label_lines(np.array(boxes, np.float64).reshape(-1, 4), 100, 50) == lines
+
+
+@pytest.mark.parametrize(
+    ("ignored", "boxes", "grey"),
+    [
+        ([], [], []),
+        ([[1, 0, 3, 2]], [], [(0, 1), (0, 2), (1, 1), (1, 2)]),
+        ([[1, 0, 3, 2]], [[2, 1, 4, 3]], [(0, 1), (0, 2), (1, 1)]),
+        ([[2.5, 2.5, 9, 9], [-5, -5, 0.5, 0.5]], [], [(0, 0), (2, 2), (2, 3), (3, 2), (3, 3)]),
+    ],
+    ids=["none", "one", "a labelled face in it stays", "over the edge"],
+)
+def test_ignored_boxes_are_grey(ignored, boxes, grey) -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels.flags.writeable = False
+    painted = paint_ignored(pixels, np.array(ignored).reshape(-1, 4), np.array(boxes).reshape(-1, 4))
+    assert [tuple(place) for place in np.argwhere((painted == 114).all(axis=2))] == grey
+
+
+def parquet(path: Path, count: int, side: int = 64) -> Path:
+    """Noise with one brighter square each; the last image has an ignored box instead."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        pixels = rng.integers(0, 100, (side, side, 3), np.uint8)
+        pixels[16:40, 16:40] = 200
+        coded = cv2.imencode((".png", ".jpg", ".webp")[i % 3], pixels)[1].tobytes()
+        box = [[16.0, 16.0, 40.0, 40.0]]
+        rows.append({"name": str(i), "image": coded, "width": side, "height": side,
+                     "boxes": [] if i == count - 1 else box, "ignored_boxes": box if i == count - 1 else []})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_parquet_becomes_a_yolo_folder(tmp_path: Path) -> None:
+    unpack([parquet(tmp_path / "a.parquet", 3), parquet(tmp_path / "b.parquet", 3)], tmp_path / "data")
+    made = sorted(str(p.relative_to(tmp_path / "data")) for p in (tmp_path / "data").rglob("*.*"))
+    assert made == [
+        "images/train/000001.jpg", "images/train/000002.png", "images/train/000003.png", "images/train/000004.jpg",
+        "images/train/000005.png", "images/val/000000.png",
+        *(f"labels/train/00000{i}.txt" for i in range(1, 6)), "labels/val/000000.txt",
+    ]
+    assert (tmp_path / "data/labels/train/000001.txt").read_text() == "0 0.437500 0.437500 0.375000 0.375000\n"
+    assert (tmp_path / "data/labels/train/000005.txt").read_text() == ""
+    painted = cv2.imread(str(tmp_path / "data/images/train/000005.png"))
+    assert (painted[16:40, 16:40] == 114).all()
+    assert painted[0, 0, 0] != 114
+
+    (tmp_path / "data/labels/train/000001.txt").unlink()
+    unpack([tmp_path / "a.parquet"], tmp_path / "data")           # complete: not done again
+    assert not (tmp_path / "data/labels/train/000001.txt").exists()
+
+
+def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> None:
+    data = parquet(tmp_path / "a.parquet", 5)
+    checkpoints, out = tmp_path / "checkpoints", tmp_path / "out"
+    command = [
+        str(data), "--epochs", "1", "--imgsz", "64", "--batch", "2", "--device", "cpu", "--threads", "1",
+        "--checkpoints", str(checkpoints), "--out", str(out), "--source", "noise=none",
+    ]
+    assert main(command) == 0
+    card = read_card(out, "detector", "yolov8n")
+    assert card.started_from == "random weights"
+    assert card.data == [{"name": "noise", "licence": "none"}]
+    assert json.loads((out / "detector-yolov8n.json").read_text())["preprocessing"]["input_px"] == 640
+
+    last = checkpoints / "run/weights/last.pt"
+    written = last.stat().st_mtime_ns
+    assert main(command) == 0
+    assert last.stat().st_mtime_ns == written
+    assert read_card(out, "detector", "yolov8n").tensors_sha256 == card.tensors_sha256
+
+    capsys.readouterr()
+    assert main([*command, "--lr0", "0.5"]) == 2
+    assert "another lr0: repeat its command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--start", "none.pt"], "cannot read none.pt"), (["--start", "none"], "no detector 'none'"),
+     (["--network", "resnet"], "must be one of yolov8n")],
+)
+def test_a_start_that_is_not_there_is_an_error(tmp_path: Path, capsys, options: list[str], message: str) -> None:
+    data = parquet(tmp_path / "a.parquet", 2)
+    assert main([str(data), "--checkpoints", str(tmp_path / "c"), "--weights", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
