@@ -39,6 +39,7 @@ BATCH_BYTES = 256 << 20
 
 _STRIP_PIXELS = 1 << 20           # Pillow's pixels become RGB a strip at a time, so that no second full copy exists
 _ORIENTATION_TAG = 0x0112
+_START_OF_SCAN = 0xDA             # the JPEG marker that ends the header
 
 # Bytes a pixel that Pillow holds while it decodes: its own storage has 4 for RGB; the others decode a whole canvas and
 # hand it over through one or two buffers.
@@ -54,8 +55,6 @@ _PILLOW_CLASSES: dict[str, type[ImageFile.ImageFile]] = {
     "avif": AvifImagePlugin.AvifImageFile,
 }
 
-# libjpeg's warnings that mean lost pixels. Stray bytes before a marker and odd version numbers mean none.
-_JPEG_DAMAGE = re.compile(r"premature end|bad Huffman code|bad arithmetic code|instead of RST|progression", re.I)
 _UNSUPPORTED_VARIANT = re.compile(r"unknown pixel mode|cannot handle|unsupported|not supported", re.I)
 
 # What `_strip_to_rgb` can turn into RGB.
@@ -124,6 +123,17 @@ def decode_image(content: bytes, *, max_pixels: int, min_side_px: int | None) ->
     return Decoded(header, decode_pixels(content, header))
 
 
+def prepare_pillow() -> None:
+    """Set what Pillow has one of for the whole process: no limit of its own, blocks that are given back, no chatter."""
+    Image.MAX_IMAGE_PIXELS = None         # max_pixels stands in its place
+    # Blocks of 16 MB, the default, stay in glibc's arenas when they are freed: four PNGs of 100 megapixels peaked at
+    # 1.36 GB instead of 0.98. Above 32 MB a block is always given back.
+    Image.core.set_block_size(64 << 20)
+    # What Pillow warns of is either harmless or in the record's error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
 def sniff_format(content: bytes) -> str | None:
     """The format told by the first bytes, as in the column `format`; None for what we do not decode."""
     if content.startswith(b"\xff\xd8"):
@@ -157,8 +167,8 @@ def read_header(content: bytes, *, max_pixels: int, min_side_px: int | None) -> 
         raise DecodeError(Status.UNSUPPORTED, "not an image, or not a format we decode")
     image = _open_with_pillow(content, format)
     if image.mode not in _MODES or (format == "tiff" and _is_camera_raw(image)):
-        reason = f"colours as {image.mode}" if image.mode not in _MODES else "a camera's raw file"
-        raise DecodeError(Status.UNSUPPORTED, reason, format=format, size_wh=image.size)
+        reason = "a camera's raw file" if image.mode in _MODES else f"colours given as {image.mode}"
+        raise DecodeError(Status.UNSUPPORTED, reason, format=format)
     width, height = image.size
     decode_scale, work_bytes = 1.0, _PILLOW_BYTES[format] * width * height
     if format == "jpeg" and (jpeg_wh := _jpeg_size(content)):
@@ -229,16 +239,36 @@ def _jpeg_size(content: bytes) -> tuple[int, int] | None:
 def _decode_jpeg(content: bytes, size_wh: tuple[int, int], scale: float) -> np.ndarray:
     try:
         return _libjpeg(content, size_wh, scale, strict=True)
-    except ValueError as error:
-        warning = str(error)
-    # Only the first warning is told, and a harmless one (stray bytes, odd version numbers) can hide that the file ends
-    # too early: then its end marker is missing.
-    if _JPEG_DAMAGE.search(warning) or content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        raise DecodeError(Status.UNREADABLE, _one_line(warning))
+    except ValueError:
+        tidied = _tidy_jpeg_header(content)
+    # libjpeg tells its first warning only, and a harmless one in the header would hide that pixels are missing.
     try:
-        return _libjpeg(content, size_wh, scale, strict=False)
+        return _libjpeg(tidied, size_wh, scale, strict=True)
     except ValueError as error:
-        raise _bad_data(error) from error
+        # Stray bytes before the end marker: all blocks were there. Before any other marker they are lost blocks.
+        if "extraneous bytes before marker 0xd9" not in str(error):
+            raise _bad_data(error, "jpeg") from error
+        return _libjpeg(tidied, size_wh, scale, strict=False)
+
+
+def _tidy_jpeg_header(content: bytes) -> bytes:
+    """The same file without stray bytes between the segments of its header, and of a JFIF version that is known."""
+    parts = [content[:2]]
+    position = 2
+    while (start := content.find(b"\xff", position)) >= 0 and start + 4 <= len(content):
+        marker = content[start + 1]
+        if marker == _START_OF_SCAN:
+            return b"".join([*parts, content[start:]])
+        if marker in (0x00, 0xFF):    # no marker
+            position = start + 1
+            continue
+        end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+        segment = content[start:end]
+        if segment[4:9] == b"JFIF\0":
+            segment = segment[:9] + b"\1\1" + segment[11:]
+        parts.append(segment)
+        position = end
+    return content
 
 
 def _libjpeg(content: bytes, size_wh: tuple[int, int], scale: float, *, strict: bool) -> np.ndarray:
@@ -282,11 +312,12 @@ def _decode_with_pillow(content: bytes, format: str) -> np.ndarray:
     return _to_rgb(image)
 
 
-def _bad_data(error: Exception, format: str | None = None) -> DecodeError:
+def _bad_data(error: Exception, format: str) -> DecodeError:
     """Unsupported where the decoder says that it lacks this variant, else unreadable."""
     reason = _one_line(str(error)) or type(error).__name__
-    status = Status.UNSUPPORTED if _UNSUPPORTED_VARIANT.search(reason) else Status.UNREADABLE
-    return DecodeError(status, reason, format=format)
+    if _UNSUPPORTED_VARIANT.search(reason):
+        return DecodeError(Status.UNSUPPORTED, f"a variant of {format.upper()}: {reason}", format=format)
+    return DecodeError(Status.UNREADABLE, f"broken {format.upper()}: {reason}", format=format)
 
 
 def _one_line(text: str) -> str:
@@ -317,7 +348,7 @@ def _check_png(content: bytes) -> None:
         if content[start + 4 : start + 8] == b"IDAT" and end + 4 <= len(content):
             checksum = zlib.crc32(memoryview(content)[start + 4 : end])
             if checksum != int.from_bytes(content[end : end + 4], "big"):
-                raise DecodeError(Status.UNREADABLE, "wrong checksum in the pixels")
+                raise _bad_data(ValueError("wrong checksum in the pixels"), "png")
         start = end + 4
 
 
@@ -337,7 +368,7 @@ def _strip_to_rgb(strip: Image.Image, white: float) -> np.ndarray:
     if strip.mode.startswith("I;16"):
         return (np.asarray(strip) >> 8).astype(np.uint8)[..., None]
     if strip.mode in ("F", "I"):
-        samples = np.nan_to_num(np.asarray(strip, np.float64), posinf=white)
+        samples = np.nan_to_num(np.asarray(strip, np.float64), posinf=white, neginf=0.0)
         return np.clip(samples * (255 / white) + 0.5, 0, 255).astype(np.uint8)[..., None]
     if strip.has_transparency_data:
         strip = strip.convert("RGBA")
@@ -404,13 +435,7 @@ class Decode:
         self._threads = threads
         self._batch_images = batch_images
         self._batch_bytes = batch_bytes
-        Image.MAX_IMAGE_PIXELS = None     # max_pixels stands in its place
-        # Blocks of 16 MB, the default, stay in glibc's arenas when they are freed: four PNGs of 100 megapixels peaked
-        # at 1.36 GB instead of 0.98. Above 32 MB a block is always given back.
-        Image.core.set_block_size(64 << 20)
-        # What Pillow warns of is either harmless or in the record's error.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        logging.getLogger("PIL").setLevel(logging.CRITICAL)
+        prepare_pillow()
 
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[ImageBatch, None, None]:
         """One record for every row, in the order of the rows. Closing the generator ends its threads."""
