@@ -64,6 +64,9 @@ def extract(arguments: argparse.Namespace, command: str) -> int:
     covered = fingerprinted(settings, {role: card.fingerprint() for role, card in cards.items()})
     listing = list_input(input_uri, output=output_uri, all_files=arguments.all_files, options=input_options)
 
+    for warning in listing.warnings:
+        say(warning)
+
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     with Lease.acquire(storage, run_id, command=command, say=say) as lease:

@@ -34,7 +34,9 @@ def connect(num_cpus: int | None = None) -> Iterator[Connection]:
     num_cpus: of a Ray started here; None takes what the machine has. Outside a submitted job a joined cluster gets
     this repository's code. Raises PlanError when the cluster cannot be reached.
     """
-    # Read when Ray is imported; without it Ray announces a future change to every user.
+    # Read when Ray is imported. The first: Ray logs an error of its own making for every actor (ray issue 57733);
+    # what goes wrong in earnest is raised. The second: Ray announces a future change to every user.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     from ray.data import DataContext

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,15 +15,14 @@ StageBuilders = Mapping[str, Callable[[int], Any]]
 """From a stage's name to what builds it inside the actor, given the number of threads it may use."""
 
 Batch = ImageBatch | FaceBatch
-T = TypeVar("T")
 
 
 class Pool:
     """Neighbouring stages that share one actor; Arrow in, Arrow out, one row an image.
 
     Called with a block of to-do rows (when `decode` is among the stages) or of what the stage before left, it yields
-    a table for every sub-batch. Models are loaded in the constructor. With `decode` and others in one pool, a thread
-    fetches and decodes the next sub-batch while this one is worked on.
+    a table for every sub-batch. Models are loaded in the constructor. Decode works one sub-batch ahead by itself, so
+    that the device need not wait for the disk.
     """
 
     def __init__(self, stages: Sequence[str], builders: StageBuilders, threads: int, batch_images: int) -> None:
@@ -41,8 +38,6 @@ class Pool:
             batches = self._sub_batches(table)
         else:
             batches = self._decode([TodoRow(**row) for row in table.to_pylist()])
-            if self._stages:
-                batches = ahead(batches)
         for batch in batches:
             for name, stage in self._stages.items():
                 batch = run_isolated(name, stage, batch)
@@ -70,48 +65,3 @@ def _failed(record: ImageRecord, stage: str, error: Exception) -> ImageRecord:
         record, status=Status.FAILED, error=reason, detect_pass=None, rotation_deg=None, n_faces=None,
         faces_truncated=None,
     )
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made by a thread while the one before is in use. Closing it closes `items`."""
-    handed: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
-    wanted = threading.Event()
-    wanted.set()
-
-    def put(message: tuple[bool, Any]) -> None:
-        while wanted.is_set():
-            try:
-                handed.put(message, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def make() -> None:
-        end: Any = None
-        try:
-            for item in items:
-                put((False, item))
-                if not wanted.is_set():
-                    break
-        except BaseException as error:
-            end = error
-        finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-            put((True, end))
-
-    maker = threading.Thread(target=make, name="fetch-ahead", daemon=True)
-    maker.start()
-    try:
-        while True:
-            last, value = handed.get()
-            if not last:
-                yield value
-            elif value is not None:
-                raise value
-            else:
-                return
-    finally:
-        wanted.clear()
-        maker.join()

@@ -52,9 +52,8 @@ def todo_line(todo: Todo, listing: Listing) -> str:
         parts.append(f"{todo.duplicates:,} duplicates dropped")
     if todo.changed:
         parts.append(f"{todo.changed:,} changed since they were done (--redo-changed does them anew)")
-    skipped = ", ".join(f"{count:,} {kind}" for kind, count in listing.skipped.items() if count)
-    if skipped:
-        parts.append(f"skipped {skipped}")
+    if listing.skipped:
+        parts.append(f"skipped {listing.skipped_line()}")
     return "; ".join(parts)
 
 
@@ -100,7 +99,7 @@ def run_json(
         "alignment": alignment,
         "cosine_thresholds": cosine_thresholds,
         "plan": [asdict(pool) for pool in plan.pools] if plan else None,
-        "listing": {"listed": todo.listed, "duplicates": todo.duplicates, "skipped": dict(listing.skipped)},
+        "listing": {"listed": todo.listed, "duplicates": todo.duplicates, "skipped": listing.skipped},
         "this_run": {
             "images": progress.images,
             "faces": progress.faces,

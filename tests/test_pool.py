@@ -1,13 +1,10 @@
-import threading
-import time
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
 from pipeline.boundary import images_to_table, table_to_faces
-from pipeline.pool import Pool, ahead, run_isolated
+from pipeline.pool import Pool, run_isolated
 from pipeline.schemas import TODO
 
 
@@ -88,47 +85,3 @@ def test_a_failed_image_has_no_faces_left():
     faces = run_isolated("embed", two_is_too_many, batch)
     assert faces.face_counts.tolist() == [1, 0]
     assert faces.records[1].n_faces is None and faces.records[1].status is Status.FAILED
-
-
-def test_ahead_makes_the_next_while_this_one_is_used():
-    made = []
-
-    def items():
-        for i in range(3):
-            made.append(i)
-            yield i
-
-    stream = ahead(items())
-    assert next(stream) == 0
-    deadline = time.monotonic() + 5
-    while len(made) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert 1 in made
-    assert list(stream) == [1, 2]
-
-
-def test_ahead_passes_errors_on():
-    def items():
-        yield 1
-        raise OSError("disk")
-
-    stream = ahead(items())
-    assert next(stream) == 1
-    with pytest.raises(OSError, match="disk"):
-        next(stream)
-
-
-def test_closing_ahead_stops_the_maker():
-    closed = threading.Event()
-
-    def items():
-        try:
-            yield from range(1000)
-        finally:
-            closed.set()
-
-    stream = ahead(items())
-    next(stream)
-    stream.close()
-    assert closed.wait(5)
-    assert not [thread for thread in threading.enumerate() if thread.name == "fetch-ahead"]
