@@ -1,0 +1,78 @@
+"""What is left to do: the listing less the ledger, computed by DuckDB, which spills to disk where memory ends."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.batch import RETRIED
+from pipeline.schemas import TODO
+
+MEMORY_LIMIT = "2GB"
+
+# An etag tells for sure; where one is missing, size and time tell. What is not known on both sides has not changed.
+_CHANGED = """
+    CASE WHEN wanted.etag IS NOT NULL AND known.etag IS NOT NULL THEN wanted.etag <> known.etag
+         ELSE coalesce(wanted.size <> known.file_bytes, false) OR coalesce(wanted.mtime <> known.mtime, false) END
+"""
+
+# A ledger with a uri twice (a crash left it so; the repair comes later) counts by its better row.
+_PLAN = f"""
+    CREATE TABLE plan AS
+    WITH wanted AS (SELECT DISTINCT ON (uri) * FROM listing ORDER BY uri, size, etag, mtime),
+         known AS (SELECT DISTINCT ON (uri) uri, list_contains($retried, status) AS retry, etag, mtime, file_bytes
+                   FROM ledger ORDER BY uri, retry)
+    SELECT wanted.*, CASE WHEN known.uri IS NULL THEN 'new' WHEN known.retry THEN 'retried'
+                          WHEN {_CHANGED} THEN 'changed' ELSE 'done' END AS state
+    FROM wanted LEFT JOIN known ON wanted.uri = known.uri
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """The work of a run, and how it came about; `listed` = `done` + rows to do."""
+
+    rows: pa.Table            # of `schemas.TODO`, each uri once, in the order to read them
+    drop: pa.ChunkedArray     # string: the uris among them that have rows in the output already
+    listed: int               # different uris
+    duplicates: int           # further rows of the same uris
+    done: int                 # in the ledger for good
+    changed: int              # objects that differ from what the ledger saw; among `done` unless they are redone
+    retried: int              # in the ledger as fetch_failed or failed
+
+
+def plan_todo(listing: pa.Table, ledger: pa.Table, *, redo_changed: bool) -> Todo:
+    """The rows of `listing` (`schemas.TODO`) that `ledger` (uri, status, etag, mtime, file_bytes) does not have.
+
+    Those whose fetch or processing failed are done again, and with `redo_changed` those whose object has changed.
+    The order is by name, and by place within a container: neighbours share a folder, a prefix, a tar, so that reading a
+    block stays in one of them, while the blocks read at one time are spread over all of them.
+    """
+    redone = ("new", "retried", "changed") if redo_changed else ("new", "retried")
+    with (
+        tempfile.TemporaryDirectory(prefix="facelake-todo-") as folder,
+        duckdb.connect(Path(folder, "todo.duckdb"), config={"memory_limit": MEMORY_LIMIT}) as database,
+    ):
+        database.execute("SET enable_progress_bar = false")
+        database.register("listing", listing.select(TODO.names))
+        database.register("ledger", ledger.select(["uri", "status", "etag", "mtime", "file_bytes"]))
+        database.execute(_PLAN, {"retried": [str(status) for status in RETRIED]})
+        counts = dict(database.sql("SELECT state, count(*) FROM plan GROUP BY state").fetchall())
+        rows = database.sql(
+            f"""SELECT * FROM plan WHERE state IN {redone} ORDER BY coalesce(container, uri), "offset", uri"""
+        ).to_arrow_table()
+    listed = sum(counts.values())
+    return Todo(
+        rows=rows.select(TODO.names).cast(TODO),
+        drop=rows.filter(pc.not_equal(rows["state"], "new"))["uri"].cast(pa.string()),
+        listed=listed,
+        duplicates=listing.num_rows - listed,
+        done=listed - rows.num_rows,
+        changed=counts.get("changed", 0),
+        retried=counts.get("retried", 0),
+    )

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from pipeline.schemas import TODO
+from pipeline.todo import plan_todo
+
+NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
+LATER = datetime(2026, 1, 2, 12, 0, 0, 123457, UTC)   # a microsecond
+
+LEDGER = pa.schema([
+    ("uri", pa.string()), ("status", pa.string()), ("etag", pa.string()), ("mtime", pa.timestamp("us", "UTC")),
+    ("file_bytes", pa.int64()),
+])
+
+
+def listing(*rows: dict | str) -> pa.Table:
+    return pa.Table.from_pylist([row if isinstance(row, dict) else {"uri": row} for row in rows], schema=TODO)
+
+
+def ledger(*rows: tuple) -> pa.Table:
+    """Rows of uri, status, and then etag, mtime and file_bytes as far as given."""
+    return pa.Table.from_pylist([dict(zip(LEDGER.names, row, strict=False)) for row in rows], schema=LEDGER)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "rows", "drop", "counts"),
+    [
+        # counts: listed, duplicates, done, changed, retried
+        (listing(), ledger(), [], [], (0, 0, 0, 0, 0)),
+        (listing(), ledger(("a", "ok"), ("b", "failed")), [], [], (0, 0, 0, 0, 0)),
+        (listing("a"), ledger(), ["a"], [], (1, 0, 0, 0, 0)),
+        (listing("a"), ledger(("a", "ok")), [], [], (1, 0, 1, 0, 0)),
+        (listing("b", "a", "b", "b"), ledger(), ["a", "b"], [], (2, 2, 0, 0, 0)),
+        (
+            listing("ok", "no_face", "unsupported", "unreadable", "too_large", "fetch_failed", "failed", "new"),
+            ledger(*((s, s) for s in ["ok", "no_face", "unsupported", "unreadable", "too_large", "fetch_failed",
+                                      "failed"]), ("elsewhere", "failed")),
+            ["failed", "fetch_failed", "new"], ["failed", "fetch_failed"], (8, 0, 5, 0, 2),
+        ),
+        # a ledger that a crash left with a uri twice
+        (listing("a", "b"), ledger(("a", "failed"), ("a", "ok"), ("b", "ok"), ("b", "ok")), [], [], (2, 0, 2, 0, 0)),
+        # names are compared byte by byte
+        (listing("A", "a ", "ä", "a\n"), ledger(("a", "ok")), ["A", "a\n", "a ", "ä"], [], (4, 0, 0, 0, 0)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("redo_changed", [False, True])
+def test_what_is_left_to_do(wanted, known, rows, drop, counts, redo_changed):
+    todo = plan_todo(wanted, known, redo_changed=redo_changed)
+    assert todo.rows.schema == TODO
+    assert todo.rows["uri"].to_pylist() == rows
+    assert todo.drop.type == pa.string() and todo.drop.to_pylist() == drop
+    assert (todo.listed, todo.duplicates, todo.done, todo.changed, todo.retried) == counts
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "changed"),   # etag, mtime, size
+    [
+        ((None, None, None), (None, None, None), False),
+        ((None, None, None), ("e", NOON, 1), False),
+        (("e", NOON, 1), (None, None, None), False),
+        (("e", NOON, 1), ("e", NOON, 1), False),
+        (("e", LATER, 1), ("e", NOON, 1), False),   # rewritten with the same content
+        (("f", NOON, 1), ("e", NOON, 1), True),
+        ((None, NOON, 1), ("e", NOON, 1), False),
+        ((None, LATER, 1), ("e", NOON, 1), True),
+        ((None, NOON, 2), ("e", NOON, 1), True),
+        ((None, None, 2), (None, NOON, 1), True),
+        ((None, LATER, None), (None, NOON, 1), True),
+    ],
+)
+def test_a_changed_object_is_counted_and_redone_only_if_asked(now, then, changed):
+    wanted = listing({"uri": "a", "etag": now[0], "mtime": now[1], "size": now[2]})
+    known = ledger(("a", "ok", *then))
+    left = plan_todo(wanted, known, redo_changed=False)
+    assert left.rows.num_rows == 0 and left.drop.to_pylist() == []
+    assert (left.listed, left.done, left.changed) == (1, 1, int(changed))
+    redone = plan_todo(wanted, known, redo_changed=True)
+    assert redone.rows.to_pylist() == (wanted.to_pylist() if changed else [])
+    assert redone.drop.to_pylist() == (["a"] if changed else [])
+    assert (redone.listed, redone.done, redone.changed) == (1, int(not changed), int(changed))
+
+
+def test_a_failed_and_changed_object_is_retried_and_not_counted_as_changed():
+    wanted = listing({"uri": "a", "etag": "f"})
+    todo = plan_todo(wanted, ledger(("a", "failed", "e")), redo_changed=True)
+    assert (todo.rows.num_rows, todo.changed, todo.retried) == (1, 0, 1)
+
+
+def test_all_columns_come_through_and_members_stand_in_the_order_of_their_container():
+    rows = [
+        {"uri": "/m.jpg", "container": None, "offset": None, "size": 5, "etag": "e", "mtime": NOON},
+        {"uri": "/t.tar#z.jpg", "container": "/t.tar", "offset": 512, "size": 1, "etag": None, "mtime": NOON},
+        {"uri": "/t.tar#a.jpg", "container": "/t.tar", "offset": 9 * 10**9, "size": None, "etag": None, "mtime": None},
+        {"uri": "/z.jpg", "container": None, "offset": None, "size": None, "etag": None, "mtime": LATER},
+    ]  # fmt: skip
+    assert plan_todo(listing(*rows[::-1]), ledger(), redo_changed=False).rows.to_pylist() == rows
+
+
+def test_which_of_two_rows_of_a_uri_counts_does_not_depend_on_their_order():
+    rows = [{"uri": "a", "size": 2}, {"uri": "a", "size": 1}, {"uri": "a"}]
+    found = [plan_todo(listing(*order), ledger(), redo_changed=False).rows for order in (rows, rows[::-1])]
+    assert found[0] == found[1] and found[0].num_rows == 1
+
+
+def test_wide_and_chunked_tables_are_taken():
+    wanted = pa.concat_tables([listing("a"), listing("b"), listing()]).append_column("more", pa.array([1, 2]))
+    known = ledger(("a", "ok")).append_column("n_faces", pa.array([3]))
+    assert plan_todo(wanted, known, redo_changed=False).rows["uri"].to_pylist() == ["b"]
