@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from jobs.extract_options import ArgumentError, parse_arguments, row_settings
 from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
-from models.store import WeightCard, WeightsError, read_card
+from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
 from pipeline.interrupt import Interrupted, catch_signals, interruptible
 from pipeline.lease import Lease, LeaseHeld, LeaseLost
@@ -81,8 +81,7 @@ def extract(arguments: argparse.Namespace, command: str) -> int:
             storage.delete(output.RUN_JSON)          # until it is written again, faces/ may hold halves of pairs
             ledger.drop_uris(storage, run_id, todo.drop)
             names = ModelNames(**{role: card.identity for role, card in cards.items()})
-            dim = cards["embedder"].architecture["dim"]
-            sink = Sink(storage, run_id, fingerprint, names, dim, settings.embedding_dtype)
+            sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
             planned = run_on_ray(arguments, settings, cards, input_options, todo, sink, progress, lease)
             output.recover(storage)
             ledger.repair_duplicates(storage, run_id)

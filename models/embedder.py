@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from models.batches import PaddedBatches, torch_device
 from models.resnet import RESNETS, residual_stages
-from models.store import WeightsError, load_tensors, read_card
+from models.store import EMBEDDING_DIM, WeightsError, load_tensors, read_card
 from pipeline.geometry import CROP_PX
-
-EMBEDDING_DIM = 512
 
 
 class FaceResNet(nn.Module):

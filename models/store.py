@@ -23,6 +23,10 @@ TASKS = {"detector": "face", "keypointer": "eyes", "embedder": "arcface"}
 """Every role, and the word that names its task in `WeightCard.identity`."""
 
 
+EMBEDDING_DIM = 512
+"""Length of every embedder's vectors, and of the column that holds them."""
+
+
 class WeightsError(Exception):
     """The weights cannot be used: missing, damaged, or asked for in a way that cannot work. The message has the fix."""
 
@@ -148,9 +152,14 @@ def save_model(
     )
     weights_dir.mkdir(parents=True, exist_ok=True)
     _write(weights_dir / card.file_name, content)
+    write_card(weights_dir, card)
+    return card
+
+
+def write_card(weights_dir: Path, card: WeightCard) -> None:
+    """Write a model's card; for figures measured later, its weights file stays as it is."""
     text = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
     _write((weights_dir / card.file_name).with_suffix(".json"), text.encode())
-    return card
 
 
 def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:

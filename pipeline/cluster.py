@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +36,8 @@ def connect(num_cpus: int | None = None) -> Iterator[Connection]:
     num_cpus: of a Ray started here; None takes what the machine has. Outside a submitted job a joined cluster gets
     this repository's code. Raises PlanError when the cluster cannot be reached.
     """
-    # Read when Ray is imported. The first: Ray logs an error of its own making for every actor (ray issue 57733);
-    # what goes wrong in earnest is raised. The second: Ray announces a future change to every user.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")   # Ray logs an error of its own making for every actor
+    # (its issue 57733); what goes wrong in earnest is raised. Without the next it announces a change to every user.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     from ray.data import DataContext
@@ -48,10 +49,11 @@ def connect(num_cpus: int | None = None) -> Iterator[Connection]:
             "the job: ray job submit --working-dir . -- python -m jobs.extract …"
         )
     try:
-        if address:
-            _join(address)
-        else:
-            _start(num_cpus)
+        with quiet_stderr():
+            if address:
+                _join(address)
+            else:
+                _start(num_cpus)
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
         context = DataContext.get_current()
@@ -62,6 +64,25 @@ def connect(num_cpus: int | None = None) -> Iterator[Connection]:
         yield Connection(Cluster(free.get("CPU", 0.0), free.get("GPU", 0.0)), nodes)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep back what this process writes to stderr, C++ included; shown after all if the block raises."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(shown, kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def _join(address: str) -> None:

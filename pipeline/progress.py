@@ -25,6 +25,7 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._started = self._printed = time.monotonic()
         self._recent: list[tuple[float, int]] = []
+        self._first: tuple[float, int] | None = None
         self.images = self.faces = 0
         self.by_status = {status.value: 0 for status in Status}
 
@@ -35,6 +36,7 @@ class Progress:
         for status in self.by_status:
             self.by_status[status] += receipt[status]
         now = time.monotonic()
+        self._first = self._first or (now, self.images)
         self._recent = [(when, count) for when, count in self._recent if now - when < 120] + [(now, self.images)]
         if now - self._printed >= (TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S):
             self._printed = now
@@ -53,6 +55,12 @@ class Progress:
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self._started
+
+    def rate_after_start(self) -> float | None:
+        """Images a second from the first receipt to now, so without the start of Ray and the models."""
+        if self._first is None or self.images == self._first[1]:
+            return None
+        return (self.images - self._first[1]) / (time.monotonic() - self._first[0])
 
     def line(self) -> str:
         """The line as it is now."""

@@ -98,7 +98,7 @@ def run_json(
         "models": models,
         "alignment": alignment,
         "cosine_thresholds": cosine_thresholds,
-        "plan": [asdict(pool) for pool in plan.pools] if plan else None,
+        "plan": [asdict(pool) | {"stages": list(pool.stages)} for pool in plan.pools] if plan else None,
         "listing": {"listed": todo.listed, "duplicates": todo.duplicates, "skipped": listing.skipped},
         "this_run": {
             "images": progress.images,
@@ -112,5 +112,6 @@ def run_json(
             "seconds": round(seconds, 1),
             "images_per_s": round(progress.images / seconds, 2) if seconds else None,
             "faces_per_s": round(progress.faces / seconds, 2) if seconds else None,
+            "images_per_s_after_start": progress.rate_after_start(),
         },
     }
