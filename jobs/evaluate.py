@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models import metrics
-from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card
+from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card, write_card
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,191 @@ def detection_band(photos: Sequence[DetectedPhoto], min_height_px: float, min_sc
     }
 
 
+# ---- eyes ------------------------------------------------------------------------------------------------------------
+
+BOX_SCORE, BOX_NMS_IOU = 0.3, 0.5     # of the detector where only the face in the middle is asked for
+
+
+@dataclass(frozen=True)
+class AnnotatedFaces:
+    """Face crops (h, w, 3) uint8 RGB with 68 points each in crop pixels, (n, 68, 2)."""
+
+    images: Sequence[np.ndarray]
+    points: np.ndarray
+
+
+def eyes(args: argparse.Namespace) -> Report:
+    """How far the eye points are off on faces as our detector boxes them; a face it does not find is a failure."""
+    from models.eyes import load_keypointer
+    from pipeline.detect import cut_chip
+    from pipeline.geometry import transform
+
+    faces = read_annotated_faces(args.faces)
+    boxes = find_boxes(faces, args)
+    found = [i for i, box in enumerate(boxes) if box is not None]
+    cut = [cut_chip(faces.images[i], boxes[i]) for i in found]
+    keypointer = load_keypointer(args.weights, args.keypointer, device=args.device, batch_size=args.batch_size)
+    points = keypointer([chip for chip, _ in cut])
+    to_image = np.array([matrix for _, matrix in cut])
+    errors = metrics.eye_errors(transform(to_image, points.astype(np.float64)), faces.points[found, 36:48])
+    errors["failures"] = (errors["failures"] * len(found) + len(boxes) - len(found)) / len(boxes)
+    card = read_card(args.weights, "keypointer", args.keypointer)
+    figures = {name: round(value, 5) for name, value in errors.items()}
+    return Report(
+        f"Eye points on {len(boxes)} faces: {card.identity}, boxes of {args.detector}",
+        {"keypointer": card.identity, "detector": args.detector, "faces": len(boxes), "found": len(found), **figures},
+        ("faces", "found", "NME by outer-eye distance", "eye centres", "failures above 10%"),
+        [(str(len(boxes)), str(len(found)), *(f"{errors[name]:.2%}" for name in ("nme", "centres", "failures")))],
+    )
+
+
+def read_annotated_faces(path: Path) -> AnnotatedFaces:
+    """The images and points of a Parquet file with the columns `image` and `points`."""
+    import cv2
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["image", "points"])
+    images = [cv2.imdecode(np.frombuffer(value.as_py(), np.uint8), cv2.IMREAD_COLOR_RGB) for value in table["image"]]
+    return AnnotatedFaces(images, np.array(table["points"].to_pylist(), np.float64).reshape(-1, 68, 2))
+
+
+def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarray | None]:
+    """Our detector's box for every face, the one that overlaps its points most; None where there is none."""
+    from models.detector import load_detector
+    from pipeline.detect import letterbox
+    from pipeline.geometry import transform_boxes
+
+    detect = load_detector(
+        args.weights, args.detector, device=args.device, min_score=BOX_SCORE, nms_iou=BOX_NMS_IOU,
+        batch_size=args.batch_size, max_detections=100,
+    )
+    boxes: list[np.ndarray | None] = []
+    for start in range(0, len(faces.images), args.batch_size):
+        boxed = [letterbox(image, args.input_px) for image in faces.images[start : start + args.batch_size]]
+        finds = detect(np.stack([canvas for canvas, _ in boxed]))
+        for i, ((found, _), (_, canvas_to_image)) in enumerate(zip(finds, boxed, strict=True), start):
+            extent = np.concatenate([faces.points[i].min(0), faces.points[i].max(0)])[None]
+            candidates = transform_boxes(canvas_to_image, found)
+            overlaps = metrics.box_iou(candidates, extent)[:, 0]
+            boxes.append(candidates[overlaps.argmax()] if len(overlaps) and overlaps.max() > 0.2 else None)
+    return boxes
+
+
+# ---- identification --------------------------------------------------------------------------------------------------
+
+FPRS = (0.2, 0.1, 0.05, 0.01, 0.001)
+
+
+def identification(args: argparse.Namespace) -> Report:
+    """True positive rates over all pairs of ready-cut crops, aligned as in the pipeline by our eyes and by given ones.
+
+    Negatives are all pairs of different people, positives all pairs of the same person. With --update-card the rates
+    and thresholds with our eyes go into the embedder's card.
+    """
+    import pyarrow.parquet as pq
+
+    from models.embedder import load_embedder
+
+    table = pq.read_table(args.crops, columns=["identity", "image", "landmarks"])
+    people = np.unique(table["identity"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    embed = load_embedder(args.weights, args.embedder, device=args.device, batch_size=args.batch_size)
+    card = read_card(args.weights, "embedder", args.embedder)
+    rates = {}
+    for eyes_from, crops in align_crops(table, args).items():
+        vectors = embed(crops)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        rates[eyes_from] = metrics.tpr_at_fpr(*metrics.pair_cosines(vectors, people), FPRS)
+    report = Report(
+        f"Identification on {len(people)} crops of {len(set(people))} people: {card.identity}",
+        {"embedder": card.identity, "keypointer": args.keypointer, "crops": len(people),
+         **{f"eyes_{name}": {f"{fpr:g}": {"tpr": round(tpr, 5), "threshold": round(threshold, 5)}
+                             for fpr, (tpr, threshold) in by_fpr.items()} for name, by_fpr in rates.items()}},
+        ("eyes", *(f"TPR at FPR {fpr:g}" for fpr in FPRS)),
+        [(name, *(f"{by_fpr[fpr][0]:.4f}" for fpr in FPRS)) for name, by_fpr in rates.items()],
+    )
+    if args.update_card:
+        write_card(args.weights, replace(
+            card,
+            thresholds={f"{fpr:g}": round(threshold, 5) for fpr, (_, threshold) in rates["ours"].items()},
+            metrics=card.metrics | {"identification": report.figures | {"command": args.command_line}},
+        ))
+    return report
+
+
+def align_crops(table: Any, args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Aligned faces (n, 112, 112, 3) by whose eyes they are aligned: `ours` (--keypointer) and `given` (landmarks).
+
+    The template is the uncalibrated one, for the crops' boxes are not our detector's.
+    """
+    import cv2
+
+    from models.eyes import load_keypointer
+    from models.training import box_of_crop
+    from pipeline.align import align_chip
+    from pipeline.detect import cut_chip
+    from pipeline.geometry import AlignmentTemplate, transform
+
+    images = [cv2.imdecode(np.frombuffer(value.as_py(), np.uint8), cv2.IMREAD_COLOR_RGB) for value in table["image"]]
+    boxes = [box_of_crop(len(image)) for image in images]
+    chips, to_image = zip(*(cut_chip(image, box) for image, box in zip(images, boxes, strict=True)), strict=True)
+    keypointer = load_keypointer(args.weights, args.keypointer, device=args.device, batch_size=args.batch_size)
+    landmarks = np.array(table["landmarks"].to_pylist(), np.float64).reshape(-1, 5, 2)
+    points = {
+        "ours": transform(np.array(to_image), keypointer(chips).astype(np.float64)),
+        "given": np.repeat(landmarks[:, :2], 6, axis=1),
+    }
+    return {
+        name: np.stack([
+            align_chip(*face, AlignmentTemplate()).crop for face in zip(chips, to_image, boxes, eyes_xy, strict=True)
+        ])
+        for name, eyes_xy in points.items()
+    }
+
+
+# ---- verification ----------------------------------------------------------------------------------------------------
+
+
+def verification(args: argparse.Namespace) -> Report:
+    """Accuracy on pairs of photos of an extract output; the face nearest the middle counts, no face is cosine −1."""
+    import pyarrow.csv
+
+    pairs = pyarrow.csv.read_csv(args.pairs)
+    vectors = middle_faces(args.output)
+    cosines = np.array([
+        float(vectors[a] @ vectors[b]) if a in vectors and b in vectors else -1.0
+        for a, b in zip(pairs["a"].to_pylist(), pairs["b"].to_pylist(), strict=True)
+    ])
+    same = pairs["same"].to_numpy() == 1
+    mean, deviation, best, threshold = metrics.verification_accuracy(cosines, same, folds=10)
+    without = int((cosines == -1).sum())
+    return Report(
+        f"Verification on {len(same)} pairs",
+        {"pairs": len(same), "pairs_without_face": without, "accuracy": mean, "deviation": deviation,
+         "best_accuracy": best, "best_threshold": threshold},
+        ("pairs", "without a face", "accuracy, ten folds", "at the best threshold", "threshold"),
+        [(str(len(same)), str(without), f"{mean:.2%} ± {deviation:.2%}", f"{best:.2%}", f"{threshold:.3f}")],
+    )
+
+
+def middle_faces(output_dir: Path) -> dict[str, np.ndarray]:
+    """The unit vector of the face nearest the middle of every image of an extract output, by file name without suffix.
+
+    Raises OSError when the folder is no output.
+    """
+    import pyarrow.parquet as pq
+
+    sizes = pq.read_table(output_dir / "images", columns=["uri", "width", "height"]).to_pylist()
+    middle = {row["uri"]: (row["width"] / 2, row["height"] / 2) for row in sizes if row["width"] is not None}
+    nearest: dict[str, tuple[float, np.ndarray]] = {}
+    for row in pq.read_table(output_dir / "faces", columns=["uri", "x1", "y1", "x2", "y2", "embedding"]).to_pylist():
+        x, y = middle[row["uri"]]
+        distance = float(np.hypot((row["x1"] + row["x2"]) / 2 - x, (row["y1"] + row["y2"]) / 2 - y))
+        name = Path(row["uri"]).stem
+        if name not in nearest or distance < nearest[name][0]:
+            nearest[name] = distance, np.array(row["embedding"], np.float64)
+    return {name: vector for name, (_, vector) in nearest.items()}
+
+
 # ---- command line --------------------------------------------------------------------------------------------------
 
 
@@ -166,12 +352,35 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--nms-iou", type=float, default=0.5)
     add_common(command)
     command.set_defaults(evaluate=detection)
+
+    command = commands.add_parser("eyes", help="errors of eye points on annotated faces")
+    command.add_argument("faces", type=Path, help="Parquet file with image and points (68 a face)")
+    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder")
+    command.add_argument("--detector", default="yolov8n", help="whose boxes the chips are cut by")
+    command.add_argument("--input-px", type=int, default=320, help="side of the square the detector sees")
+    add_common(command)
+    command.set_defaults(evaluate=eyes)
+
+    command = commands.add_parser("identification", help="true positive rates on crops of people not trained on")
+    command.add_argument("crops", type=Path, help="Parquet file with identity, image and landmarks")
+    command.add_argument("--embedder", default="edgenext", help="name in the weights folder")
+    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder")
+    command.add_argument("--update-card", action="store_true", help="write rates and thresholds into the card")
+    add_common(command)
+    command.set_defaults(evaluate=identification)
+
+    command = commands.add_parser("verification", help="accuracy on pairs of photos, from an output of jobs.extract")
+    command.add_argument("output", type=Path, help="folder that jobs.extract wrote")
+    command.add_argument("pairs", type=Path, help="CSV with a, b (file names without suffix) and same (0 or 1)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json and NAME.md there")
+    command.set_defaults(evaluate=verification)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     args = build_parser().parse_args(argv)
+    args.command_line = "python -m jobs.evaluate " + shlex.join(sys.argv[1:] if argv is None else argv)
     try:
         report = args.evaluate(args)
     except (WeightsError, OSError) as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +32,11 @@ from models.batches import torch_device
 from models.embedder import EMBEDDING_DIM, build_embedder, faces_to_input
 from models.metrics import pair_cosines, tpr_at_fpr
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
-from models.training import EmbedderLoss, Schedule, degrade, fit, occlude, vary_colour
+from models.training import EmbedderLoss, Schedule, box_of_crop, degrade, fit, occlude, vary_colour
 from pipeline import geometry
 from pipeline.geometry import CROP_PX, AlignmentTemplate
 
 SOURCE_PX = 144
-SOURCE_BOX_RATIO = 1.55               # side of a crop in DATA over the side of its face box
 FIVE_POINT_TEMPLATE = np.array(       # the usual ArcFace template (Deng et al., 2019), pixels of the 112×112 crop
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
@@ -51,12 +51,6 @@ FPRS = (0.2, 0.1, 0.05, 0.01, 0.001)
 
 Teacher = Callable[[np.ndarray], np.ndarray]
 """Crops (n, 112, 112, 3) uint8 RGB to vectors (n, dim)."""
-
-
-def source_box() -> np.ndarray:
-    """The face box, x1 y1 x2 y2, in every crop of DATA."""
-    half = SOURCE_PX / SOURCE_BOX_RATIO / 2
-    return np.array([SOURCE_PX / 2 - half] * 2 + [SOURCE_PX / 2 + half] * 2)
 
 
 def warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -77,7 +71,7 @@ def five_point_matrix(landmarks: np.ndarray) -> np.ndarray:
 
 def jittered_matrix(landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The align stage's matrix for one crop of DATA, with the errors that a detector and a keypointer make."""
-    box = source_box()
+    box = box_of_crop(SOURCE_PX)
     side = box[2] - box[0]
     centre = box.reshape(2, 2).mean(0) + rng.normal(0, BOX_JITTER * side / 2, 2)
     half = side / 2 * np.exp(rng.normal(0, BOX_JITTER))
@@ -100,10 +94,12 @@ class Faces:
     images: (n, 144, 144, 3) uint8 RGB; landmarks: (n, 5, 2); people: (n,) int64 label, −1 where unknown.
     """
 
-    def __init__(self, tables: Sequence[Path], cache: Path) -> None:
+    def __init__(self, tables: Sequence[tuple[Path, int]], cache: Path) -> None:
+        """tables: files, and of each which part is taken: every row, every second, …"""
         landmarks, names, encoded = [], [], []
-        for path in tables:
+        for path, every in tables:
             table = pq.read_table(path)
+            table = table.take(np.arange(0, len(table), every))
             landmarks.append(np.array(table["landmarks"].to_pylist(), np.float64).reshape(-1, 5, 2))
             names += table["identity"].to_pylist() if "identity" in table.column_names else [None] * len(table)
             encoded.append(table["image"])
@@ -205,7 +201,7 @@ def class_means(vectors: np.ndarray, people: np.ndarray) -> np.ndarray:
 def validation_tpr(network: nn.Module, faces: Faces, device: torch.device) -> dict[str, float]:
     """TPR by FPR over all pairs of the validation crops, aligned by their own landmarks, without flip-averaging."""
     crops = np.stack([
-        warp(image, geometry.align_matrix(source_box(), *points[:2], AlignmentTemplate()))
+        warp(image, geometry.align_matrix(box_of_crop(SOURCE_PX), *points[:2], AlignmentTemplate()))
         for image, points in zip(faces.images, faces.landmarks, strict=True)
     ])
     with torch.inference_mode():
@@ -222,8 +218,9 @@ def start_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="jobs.train_embedder", description=__doc__.splitlines()[0])
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.train_embedder", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with identities/ and faces/")
     parser.add_argument("--name", required=True, help="name in the weight store and of the run's folder")
     parser.add_argument("--arch", required=True, choices=["edgenext_x_small", "resnet18", "resnet34", "resnet50",
@@ -235,32 +232,36 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--arcface-weight", type=float, default=0.02)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--every", type=int, default=1, help="take each n-th face of faces/")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; 1.3× on 2 cores")
     parser.add_argument("--licence", required=True, help="of the result, for its card; commercial use stays excluded")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="where the trained model goes")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, then write the best network and its card into the weight store."""
-    args = parse_arguments(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, then write the best network and its card into the weight store; the exit code."""
+    args = build_parser().parse_args(argv)
     torch.manual_seed(args.seed)
     device = torch_device(args.device)
     cv2.setNumThreads(1)
     cache_dir = args.checkpoints / "embedder-data"
     cache_dir.mkdir(parents=True, exist_ok=True)
     train = Faces(
-        [*sorted((args.data / "identities").glob("train-*.parquet")), *sorted((args.data / "faces").glob("*.parquet"))],
-        cache_dir / "train.npy",
+        [(path, 1) for path in sorted((args.data / "identities").glob("train-*.parquet"))]
+        + [(path, args.every) for path in sorted((args.data / "faces").glob("*.parquet"))],
+        cache_dir / f"train-{args.every}.npy",
     )
-    validation = Faces([args.data / "identities" / "val.parquet"], cache_dir / "val.npy")
+    validation = Faces([(args.data / "identities" / "val.parquet", 1)], cache_dir / "val.npy")
     teachers = [teacher_vectors(train, path, device, cache_dir) for path in args.teacher]
     if teachers[0].shape[1] != EMBEDDING_DIM:
-        raise SystemExit(f"the first teacher gives the target, of {EMBEDDING_DIM} values, not {teachers[0].shape[1]}")
+        print(f"error: the first teacher is the target, of {EMBEDDING_DIM} values, not {teachers[0].shape[1]}",
+              file=sys.stderr)
+        return 2
     targets, relations = torch.from_numpy(teachers[0]), torch.from_numpy(join_vectors(teachers).astype(np.float32))
     people = torch.from_numpy(train.people)
 
@@ -270,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The counters of batch norms are left out of starting points and not used by anything here.
         missing, unknown = network.load_state_dict(start_tensors(args.start), strict=False)
         if unknown or any(not name.endswith("num_batches_tracked") for name in missing):
-            raise SystemExit(f"{args.start} does not fit {architecture}: missing {missing}, unknown {unknown}")
+            print(f"error: {args.start} is not {architecture}: missing {missing}, unknown {unknown}", file=sys.stderr)
+            return 2
     network.to(device, memory_format=torch.channels_last)
     loss = EmbedderLoss(torch.from_numpy(class_means(teachers[0], train.people)), args.arcface_weight).to(device)
     steps_per_epoch = len(train) // args.batch_size
@@ -294,7 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         schedule=schedule,
         settings={
             "architecture": architecture, "start": str(args.start), "teachers": [path.name for path in args.teacher],
-            "arcface_weight": args.arcface_weight, "batch_size": args.batch_size, "seed": args.seed, **asdict(schedule),
+            "every": args.every, "arcface_weight": args.arcface_weight, "batch_size": args.batch_size,
+            "seed": args.seed, **asdict(schedule),
         },
         folder=args.checkpoints / f"embedder-{args.name}", device=device,
     )
@@ -311,11 +314,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "started_from": f"{args.start.name if args.start else 'random weights'}; learnt from {learnt_from}",
             "data": DATA_CARD,
             "metrics": {"identities_val_own_landmarks": dict(best)},
-            "command": "python -m jobs.train_embedder " + " ".join(arguments or sys.argv[1:]),
+            "command": "python -m jobs.train_embedder " + shlex.join(sys.argv[1:] if argv is None else argv),
         },
         network.state_dict(), half=True,
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ same command goes on after an interruption.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +26,11 @@ from models.batches import torch_device
 from models.eyes import Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
-from models.training import Schedule, degrade, fit, occlude, vary_colour, wing_loss
+from models.training import Schedule, box_of_crop, degrade, fit, occlude, vary_colour, wing_loss
 from pipeline import geometry
 from pipeline.detect import cut_chip
 
 FACE_PX, FACE_BOX_PX = 192, 96        # faces are kept at this size, edges repeated, the box's longer side in the middle
-CROP_BOX_RATIO = 1.55                 # side of a crop in identities/ and faces/ over the side of its face box
 CHIP_FRACTION = 0.75                  # the network sees 1.2 × the box: eyes lie inside it, and get more pixels
 LEAST_BOX_PX = 40                     # smaller faces of detection/ are not labelled reliably
 MIRRORED = np.array([9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4])   # where each eye point goes when left becomes right
@@ -95,8 +95,7 @@ def unlabelled_faces(data: Path, every: int) -> Iterator[np.ndarray]:
     for path in [*sorted((data / "identities").glob("train-*.parquet")), *sorted((data / "faces").glob("*.parquet"))]:
         for value in pq.read_table(path, columns=["image"])["image"][::every]:
             image = decode(value.as_py())
-            margin = len(image) * (1 - 1 / CROP_BOX_RATIO) / 2
-            yield keep_face(image, np.array([margin, margin, len(image) - margin, len(image) - margin]))
+            yield keep_face(image, box_of_crop(len(image)))
     for path in sorted((data / "detection").glob("*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(64, columns=["image", "boxes"]):
             for value, boxes in zip(batch["image"], batch["boxes"].to_pylist(), strict=True):
@@ -187,8 +186,9 @@ class EyeLoss(nn.Module):
         return wing_loss(predicted * self._input_px, wanted * self._input_px, width=6.0, curvature=1.0)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="jobs.train_eyes", description=__doc__.splitlines()[0])
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.train_eyes", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with eyes/, identities/, faces/, detection/")
     parser.add_argument("--teacher", type=Path, required=True, help="98-point landmark network, .onnx")
     parser.add_argument("--name", required=True, help="name in the weight store and of the run's folder")
@@ -201,16 +201,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=2, help="take each n-th face of identities/ and faces/")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="where the trained model goes")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, then write the best network and its card into the weight store."""
-    args = parse_arguments(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, then write the best network and its card into the weight store; the exit code."""
+    args = build_parser().parse_args(argv)
     torch.manual_seed(args.seed)
     cv2.setNumThreads(1)
     device = torch_device(args.device)
@@ -280,11 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "started_from": f"random weights; labels of further faces by {args.teacher.name} (Apache-2.0)",
             "data": DATA_CARD,
             "metrics": {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in best.items()}},
-            "command": "python -m jobs.train_eyes " + " ".join(arguments or sys.argv[1:]),
+            "command": "python -m jobs.train_eyes " + shlex.join(sys.argv[1:] if argv is None else argv),
         },
         network.state_dict(), half=True,
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -114,3 +114,34 @@ def eye_errors(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
         "centres": float((np.linalg.norm(centres, axis=2).mean(1) / outer).mean()),
         "failures": float((by_face > 0.1).mean()),
     }
+
+
+def verification_accuracy(cosines: np.ndarray, same: np.ndarray, folds: int) -> tuple[float, float, float, float]:
+    """Mean and standard deviation over folds of the accuracy at the other folds' best threshold, then the best
+    accuracy over all pairs at one threshold, and that threshold.
+
+    Folds are consecutive pairs of either kind, as in LFW's protocol. cosines, same: (pairs,), of either kind at least
+    one a fold, else ValueError.
+    """
+    rank = np.where(same, np.cumsum(same) - 1, np.cumsum(~same) - 1)
+    count = np.where(same, same.sum(), (~same).sum())
+    if not len(same) or count.min() < folds or same.all() or not same.any():
+        raise ValueError(f"need at least {folds} pairs of both kinds, got {same.sum()} same of {len(same)}")
+    fold = rank * folds // count
+    accuracies = []
+    for i in range(folds):
+        threshold, _ = _best_threshold(cosines[fold != i], same[fold != i])
+        accuracies.append(float(((cosines > threshold) == same)[fold == i].mean()))
+    threshold, best = _best_threshold(cosines, same)
+    return float(np.mean(accuracies)), float(np.std(accuracies)), best, threshold
+
+
+def _best_threshold(cosines: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+    """The threshold, half-way between two cosines, at which most pairs are told right, and the share of those."""
+    order = np.argsort(cosines)
+    values, same = cosines[order], same[order]
+    # With the threshold after the first k pairs, those k are called different and the rest same.
+    right = np.concatenate([[0], np.cumsum(~same)]) + np.concatenate([np.cumsum(same[::-1])[::-1], [0]])
+    between = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
+    k = int(right.argmax())
+    return float(between[k]), float(right[k] / len(same))

@@ -21,6 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CROP_BOX_RATIO = 1.55   # side of a ready-cut training crop (identities/, faces/) over the side of its face box
+
+
+def box_of_crop(side_px: int) -> np.ndarray:
+    """The face box, x1 y1 x2 y2, of a ready-cut crop: the square in its middle."""
+    margin = side_px * (1 - 1 / CROP_BOX_RATIO) / 2
+    return np.array([margin, margin, side_px - margin, side_px - margin])
+
+
 # ---- augmentations: (h, w, 3) uint8 RGB in, the same shape out -------------------------------------------------
 
 
