@@ -44,6 +44,10 @@ class StoreOptions:
 FROM_ENVIRONMENT = StoreOptions()
 
 
+class UriError(ValueError):
+    """A URI, or the credentials for it, with which nothing can be reached; the message says what to do."""
+
+
 def uri_scheme(path: str) -> str | None:
     """The scheme of `scheme://…` in small letters; None for a plain path."""
     match = _SCHEME.match(path)
@@ -60,10 +64,10 @@ def parse_input_uri(uri: str) -> tuple[str, StoreOptions]:
 
     `s3://bucket/key?endpoint_override=http://host:9000&region=eu-west-1&anonymous=true`, `scheme=http` for an endpoint
     without one, as pyarrow has it. Only a query of exactly such names is taken off: "?" may be in a key or a glob.
-    http(s) URIs and local paths stay whole. Raises ValueError for credentials in the URI, since it ends up in logs.
+    http(s) URIs and local paths stay whole. Raises UriError for credentials in the URI, since it ends up in logs.
     """
     if is_remote(uri) and "@" in uri.split("://", 1)[1].split("/", 1)[0]:
-        raise ValueError(
+        raise UriError(
             "credentials in a URI end up in logs and process lists: leave them out and set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or an AWS profile, instead"
         )
@@ -82,14 +86,14 @@ def split_uri(uri: str) -> tuple[str, str]:
     """What `open_bucket` takes, and the key in it: `s3://bucket/a b.jpg` → `("s3://bucket", "a b.jpg")`.
 
     An http(s) URI with a query, or with segments that a client would change, is its own store and has the key "".
-    Raises ValueError for another scheme or without a bucket.
+    Raises UriError for another scheme or without a bucket.
     """
     scheme = uri_scheme(uri)
     if scheme not in REMOTE_SCHEMES:
-        raise ValueError(f"not a URI of {', '.join(REMOTE_SCHEMES)}: {uri!r}")
+        raise UriError(f"not a URI of {', '.join(REMOTE_SCHEMES)}: {uri!r}")
     bucket, _, key = uri.split("://", 1)[1].partition("/")
     if not bucket:
-        raise ValueError(f"no bucket or host in {uri!r}")
+        raise UriError(f"no bucket or host in {uri!r}")
     if scheme in ("http", "https"):
         path = unquote(key)
         if "?" in uri or "#" in uri or not is_addressable(path):
@@ -116,7 +120,7 @@ def plain_etag(etag: str | None) -> str | None:
 def open_bucket(bucket_uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> ObjectStore:
     """The obstore client of `s3://bucket`, `gs://bucket` or an http(s) URI, one per process; safe to use from threads.
 
-    S3 credentials come from boto3's chain (environment, profile, instance). Raises ValueError when there are none.
+    S3 credentials come from boto3's chain (environment, profile, instance). Raises UriError when there are none.
     """
     scheme, name = uri_scheme(bucket_uri), bucket_uri.split("://", 1)[-1]
     if scheme == "s3":
@@ -136,7 +140,7 @@ def open_bucket(bucket_uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> Ob
         return GCSStore(name, config=config, client_options=_client(options.endpoint), retry_config=RETRY)
     if scheme in ("http", "https"):
         return HTTPStore(bucket_uri, client_options=_client(bucket_uri), retry_config=RETRY)
-    raise ValueError(f"not a bucket of {', '.join(REMOTE_SCHEMES)}: {bucket_uri!r}")
+    raise UriError(f"not a bucket of {', '.join(REMOTE_SCHEMES)}: {bucket_uri!r}")
 
 
 @lru_cache(maxsize=16)
@@ -176,7 +180,7 @@ def _aws_credentials() -> Any:
     try:
         provider = Boto3CredentialProvider()
     except ValueError:
-        raise ValueError(
+        raise UriError(
             "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or run where a "
             "role is attached; for a public bucket add ?anonymous=true to the URI"
         ) from None

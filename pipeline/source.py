@@ -77,7 +77,7 @@ def list_input(inputs: str, *, output: str, all_files: bool, options: StoreOptio
     """List INPUT: a folder, a file, a glob, a manifest, a bucket prefix, or one object.
 
     inputs: without query parameters; `objectstore.parse_input_uri` takes them off, into `options`.
-    output: root of the output, which is left out where it lies inside INPUT.
+    output: the output's `Storage.root`, which is left out where it lies inside INPUT; "" for none.
     all_files: take hidden names and every extension. A manifest's rows and single files are never filtered, and what
     a glob matches not by extension if the glob names one.
     Raises InputError where there is nothing to read.
@@ -275,7 +275,7 @@ def _stat(path: str) -> os.stat_result | None:
 def _identity(path: str) -> tuple[int, int] | None:
     """Device and inode; None for what is not there, as an output in a bucket."""
     try:
-        found = _stat(path)
+        found = _stat(path) if path else None
     except PermissionError:
         return None
     return (found.st_dev, found.st_ino) if found else None

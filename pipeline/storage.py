@@ -1,7 +1,7 @@
 """Where the output lies: a folder on disk or a prefix in a bucket, behind the same few operations.
 
 Paths are relative to the output and written with "/". Whole files are written at once; one is either there as a whole
-or not at all, and once `write` returns it outlives a crash. Every failure is an OSError that names the file.
+or not at all, and what was written or deleted stays so after a crash. Every failure is an OSError that names the file.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pipeline.objectstore import (
     BUCKET_SCHEMES,
     FROM_ENVIRONMENT,
     StoreOptions,
+    UriError,
     is_addressable,
     open_bucket,
     split_uri,
@@ -102,7 +103,7 @@ class Storage(Protocol):
 def open_storage(uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> Storage:
     """The storage at a local path, `file://…`, `s3://bucket/prefix` or `gs://bucket/prefix`; nothing is created yet.
 
-    Raises ValueError for anything else, and for a prefix that object-store clients do not take.
+    Raises UriError for anything else, and for a prefix that object-store clients do not take.
     """
     scheme = uri_scheme(uri)
     if scheme == "file":
@@ -110,11 +111,11 @@ def open_storage(uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> Storage:
     if scheme is None:
         return LocalStorage(uri)
     if scheme not in BUCKET_SCHEMES:
-        raise ValueError(f"cannot write to {uri!r}: give a local folder, s3://bucket/prefix or gs://bucket/prefix")
+        raise UriError(f"cannot write to {uri!r}: give a local folder, s3://bucket/prefix or gs://bucket/prefix")
     bucket_uri, prefix = split_uri(uri)
     prefix = prefix.rstrip("/")
     if prefix and not is_addressable(prefix):
-        raise ValueError(f"cannot write to {uri!r}: no empty, '.' or '..' parts and no control characters, please")
+        raise UriError(f"cannot write to {uri!r}: no empty, '.' or '..' parts and no control characters, please")
     return ObjectStorage(bucket_uri, prefix, options)
 
 
@@ -186,11 +187,16 @@ class LocalStorage:
             return FileVersion(content)
 
     def delete(self, path: str) -> None:
-        self._at(path).unlink(missing_ok=True)
+        target = self._at(path)
+        with contextlib.suppress(FileNotFoundError):
+            target.unlink()
+            _sync_folder(target.parent)
 
     def delete_tree(self, folder: str) -> None:
+        target = self._at(folder)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._at(folder))
+            shutil.rmtree(target)
+            _sync_folder(target.parent)
 
     def clean_temporary(self) -> None:
         # Under the lock no `create` or `replace` (a heartbeat) has a temporary file of its own.

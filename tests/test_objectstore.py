@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.objectstore import (
     StoreOptions,
+    UriError,
     is_addressable,
     is_remote,
     open_bucket,
@@ -47,7 +48,7 @@ def test_parse_input_uri(uri, stripped, options):
 
 @pytest.mark.parametrize("uri", ["s3://key:secret@b/k", "https://user:word@host/k"])
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
-    with pytest.raises(ValueError, match="AWS_ACCESS_KEY_ID") as error:
+    with pytest.raises(UriError, match="AWS_ACCESS_KEY_ID") as error:
         parse_input_uri(uri)
     assert "secret" not in str(error.value).split("AWS_")[0] and "word@" not in str(error.value)
 
@@ -70,7 +71,7 @@ def test_split_uri(uri, bucket_uri, key):
 
 @pytest.mark.parametrize("uri", ["", "/local", "ftp://h/a", "s3://", "s3:///k"])
 def test_split_uri_refuses(uri):
-    with pytest.raises(ValueError, match=r"not a URI|no bucket"):
+    with pytest.raises(UriError, match=r"not a URI|no bucket"):
         split_uri(uri)
 
 
@@ -138,7 +139,7 @@ def test_missing_credentials_are_explained(monkeypatch, tmp_path, s3_endpoint):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="no AWS credentials found"):
+    with pytest.raises(UriError, match="no AWS credentials found"):
         open_bucket("s3://bucket-without-credentials")
 
 
