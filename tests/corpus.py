@@ -348,7 +348,7 @@ ODD_NAMES = (
     "with space.jpg",
     "quotes '\".jpg",
     "new\nline.jpg",
-    "<b>bold & brave</b>.jpg",
+    "<img src=x onerror=alert(1)> & <b>.jpg",
     "percent %20 %2F %.jpg",
     "hash # question ? colon : semicolon ;.jpg",
     "glob [a-z] * {b}.jpg",

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import threading
 import time
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 
 from pipeline.batch import Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
 from pipeline.decode import Decode, DecodeError, _MemoryGate, decode_image, jpeg_scale, read_header, upright
+from pipeline.fetch import Fetch
+from pipeline.source import local_uri
 from tests import corpus
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")     # pytest undoes what prepare_pillow set
@@ -26,6 +29,15 @@ def decode_full(content):
 
 
 # One image
+
+
+def test_the_whole_corpus_comes_from_disk_with_the_statuses_it_should(tmp_path):
+    expected = dict(corpus.build_corpus(tmp_path))
+    uris = {local_uri(f"{tmp_path}/{os.fsdecode(name)}"): name for name in expected}
+    decode = Decode(Fetch(), max_pixels=MAX_PIXELS, min_side_px=1280, threads=2, batch_images=50)
+    records = [record for batch in decode([TodoRow(uri) for uri in uris]) for record in batch.records]
+    assert [record.uri for record in records] == list(uris)
+    assert [(record.uri, record.status) for record in records if record.status not in expected[uris[record.uri]]] == []
 
 
 @pytest.mark.parametrize("sample", GOOD, ids=lambda sample: sample.name)
