@@ -1,0 +1,313 @@
+"""The main job as its users run it: a process of its own, the shipped weights, real photos."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import lease, ledger
+from pipeline.names import local_uri
+from pipeline.schemas import IMAGES
+from pipeline.storage import open_storage
+from tests.corpus import build_corpus
+
+ROOT = Path(__file__).parent.parent
+ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
+LAYOUTS = ("decode+detect+keypoint+align+embed", "decode/detect+keypoint+align+embed",
+           "decode/detect/keypoint/align/embed")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "jobs.extract", *map(str, arguments)]
+
+
+def extract(*arguments, expect=0, **environment):
+    """Run the job; returns what it said."""
+    result = subprocess.run(
+        command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=280
+    )
+    assert result.returncode == expect, result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+def table(output, name):
+    keys = [("uri", "ascending")] + ([("face_index", "ascending")] if name == "faces" else [])
+    return pq.read_table(Path(output) / name).sort_by(keys)
+
+
+def parts(output):
+    """Every file of the tables with what tells whether it was written again."""
+    files = sorted(path for name in ("faces", "images") for path in (Path(output) / name).iterdir())
+    return {path.relative_to(output): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def box_iou(a, b):
+    inter = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(axis=1)
+    areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
+    return inter / (sum(areas) - inter)
+
+
+def assert_same_rows(output, expected):
+    """Equal row for row, as the third promise says: boxes IoU 0.99, vectors 1e-4, everything else alike."""
+    images, images_expected = (table(o, "images").drop_columns(["run_id"]) for o in (output, expected))
+    assert images.equals(images_expected)
+    faces, faces_expected = table(output, "faces"), table(expected, "faces")
+    for column in ("uri", "face_index", "align_ok", "detector", "keypointer", "embedder"):
+        assert faces[column].equals(faces_expected[column]), column
+    boxes = [np.stack([f[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], axis=1) for f in (faces, faces_expected)]
+    assert (box_iou(*boxes) >= 0.99).all()
+    vectors = [np.stack(f["embedding"].to_numpy()) for f in (faces, faces_expected)]
+    assert np.abs(vectors[0] - vectors[1]).max() <= 1e-4
+    points = [np.stack(f["eye_points"].to_numpy()) for f in (faces, faces_expected)]
+    assert np.abs(points[0] - points[1]).max() <= 0.05
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two real photos in several sizes and cuts, an empty one, and a broken one; 22 images."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for name in ("bus.jpg", "zidane.jpg"):
+        image = cv2.imread(str(ASSETS / name))
+        for i, scale in enumerate((1.0, 0.8, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 2.5)):
+            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(folder / ("more" if i % 2 else "") / f"{name[:-4]} {i}.jpg"), small)
+        cv2.imwrite(str(folder / f"{name[:-4]}.png"), image)
+    cv2.imwrite(str(folder / "grey.jpg"), np.full((300, 400, 3), 90, np.uint8))
+    (folder / "broken.jpg").write_bytes((ASSETS / "bus.jpg").read_bytes()[:9000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory):
+    """What one run gives that nobody disturbs; a part for every four images."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    return output, extract(photos, output, "--rows-per-file", "4")
+
+
+def test_the_tables(photos, undisturbed):
+    output, said = undisturbed
+    images = table(output, "images")
+    assert len(images) == 22
+    by_name = {Path(row["uri"]).name: row for row in images.to_pylist()}
+    assert by_name["broken.jpg"]["status"] == "unreadable" and by_name["grey.jpg"]["status"] == "no_face"
+    assert by_name["bus 8.jpg"]["decode_scale"] == 0.5 and by_name["bus 0.jpg"]["decode_scale"] == 1.0
+    good = [row for row in images.to_pylist() if row["status"] == "ok"]
+    assert len(good) == 20 and all(row["n_faces"] >= 1 and len(row["sha256"]) == 64 for row in good)
+    faces = table(output, "faces")
+    assert len(faces) == pc.sum(images["n_faces"]).as_py()
+    assert np.allclose(np.linalg.norm(np.stack(faces["embedding"].to_numpy()), axis=1), 1, atol=1e-5)
+    assert "22 images" in said and "ok 20  no_face 1  unreadable 1" in said
+    assert "Traceback" not in said and "ray" not in said.replace("Ray has", "").lower()
+
+
+def test_the_same_people_are_alike_and_others_are_not(undisturbed):
+    """Zidane and the man beside him, in every size from 0.3 up: real likeness, not noise."""
+    faces = table(undisturbed[0], "faces").to_pandas()
+    faces = faces[faces.uri.str.contains("zidane")]
+    left = np.stack(faces[faces.x1 < faces.x1.mean()].embedding)
+    right = np.stack(faces[faces.x1 >= faces.x1.mean()].embedding)
+    assert len(left) >= 9 and len(right) >= 9
+    assert np.median(left @ left.T) > 0.6 and np.median(right @ right.T) > 0.6
+    assert np.median(left @ right.T) < 0.3
+
+
+def test_faces_are_upright_and_eyes_believable(undisturbed):
+    faces = table(undisturbed[0], "faces").to_pandas()
+    zidane = faces[faces.uri.str.endswith("zidane 0.jpg")]
+    assert zidane.align_ok.all() and (zidane.roll_deg.abs() < 35).all()
+    assert (zidane.left_eye_x < zidane.right_eye_x).all()
+    assert ((zidane.left_eye_y > zidane.y1) & (zidane.left_eye_y < (zidane.y1 + zidane.y2) / 2)).all()
+
+
+def test_run_json_tells_the_run(undisturbed):
+    run = json.loads((undisturbed[0] / "run.json").read_text())
+    assert run["output"]["images"] == 22 and run["this_run"]["ok"] == 20
+    assert set(run["models"]) == {"detector", "keypointer", "embedder"}
+    assert run["cosine_thresholds"] and run["fingerprint"] == json.loads(
+        (undisturbed[0] / "output.json").read_text())["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "detect_batch", "face_batch"), [(LAYOUTS[1], 1, 7), (LAYOUTS[2], 16, 64)]
+)
+def test_golden_the_same_rows_in_every_layout_and_batch(
+    photos, undisturbed, tmp_path, layout, detect_batch, face_batch
+):
+    extract(photos, tmp_path / "out", "--pools", layout, "--detect-batch", detect_batch, "--face-batch", face_batch,
+            "--rows-per-file", 7)
+    assert_same_rows(tmp_path / "out", undisturbed[0])
+
+
+def test_a_finished_output_says_so_and_stays_as_it_is(photos, undisturbed):
+    before = parts(undisturbed[0])
+    assert "nothing to do" in extract(photos, undisturbed[0], "--rows-per-file", "4")
+    assert parts(undisturbed[0]) == before
+
+
+def test_other_settings_are_refused_with_both_fingerprints(photos, undisturbed):
+    ours = json.loads((undisturbed[0] / "output.json").read_text())["fingerprint"]
+    said = extract(photos, undisturbed[0], "--min-score", "0.6", expect=2)
+    assert ours[:12] in said and "settings.min_score: 0.6 now" in said and "Traceback" not in said
+
+
+def test_an_output_grows_retries_and_counts_what_changed(photos, undisturbed, tmp_path):
+    output, folder = tmp_path / "out", tmp_path / "photos"
+    shutil.copytree(undisturbed[0], output)
+    shutil.copytree(photos, folder)
+    # Another INPUT is added: one photo, a link that leads nowhere yet, and one that changes later.
+    shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")
+    (folder / "later.jpg").symlink_to(folder / "target")
+    listing = tmp_path / "manifest.txt"
+    listing.write_text(f"{folder}/changes.jpg\n{folder}/later.jpg\n{folder}/changes.jpg\n")
+    before = parts(output)
+    said = extract(listing, output, expect=3)                       # half of what is listed failed
+    assert "2 images listed; 0 done before; 2 to do; 1 duplicates dropped" in said and "fetch_failed 1" in said
+    assert before.items() <= parts(output).items() and len(table(output, "images")) == 24
+
+    shutil.copy(ASSETS / "zidane.jpg", folder / "target")
+    shutil.copy(ASSETS / "zidane.jpg", folder / "changes.jpg")
+    said = extract(listing, output)
+    assert "1 of them tried again" in said and "1 changed since" in said and "ok 2" in said
+    assert len(table(output, "images")) == 24
+
+    said = extract(listing, output, "--redo-changed")
+    images = {Path(row["uri"]).name: row for row in table(output, "images").to_pylist()}
+    assert len(images) == 24 - 2 + 2 and images["changes.jpg"]["n_faces"] == images["later.jpg"]["n_faces"] == 2
+    assert images["changes.jpg"]["sha256"] == images["later.jpg"]["sha256"]
+    assert before.items() <= parts(output).items()
+    assert "nothing to do" in extract(listing, output)
+
+
+def test_overwrite_starts_anew(undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed[0], output)
+    extract(ASSETS / "zidane.jpg", output, "--overwrite", "--min-score", "0.6", "--embedding-dtype", "float16",
+            "--embedder", "resnet")
+    assert len(table(output, "images")) == 1
+    faces = table(output, "faces")
+    assert faces.schema.field("embedding").type == pa.list_(pa.float16(), 512)
+    assert faces["embedder"][0].as_py().startswith("resnet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("/no/such/folder", "OUT"), "/no/such/folder"),
+        (("IN", "OUT", "--pools", "decode+embed"), "--pools"),
+        (("IN", "OUT", "--weights", "/no/weights"), "/no/weights"),
+        (("IN", "OUT", "--embedder", "nobody"), "available: "),
+        (("IN", "OUT", "--require-commercial"), "not for commercial use"),
+        (("IN", "OUT", "--detect-px", "100"), "multiple of 32"),
+        (("ftp://host/photos", "OUT"), "ftp"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line_and_leaves_nothing(tmp_path, arguments, message):
+    places = {"IN": str(ASSETS), "OUT": str(tmp_path / "out")}
+    said = extract(*(places.get(argument, argument) for argument in arguments), expect=2)
+    assert message in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_leased_output_is_refused_naming_the_holder(tmp_path):
+    with lease.Lease.acquire(open_storage(str(tmp_path / "out")), "the-first-run"):
+        said = extract(ASSETS, tmp_path / "out", expect=2)
+    assert "the-first-run" in said and str(os.getpid()) in said
+
+
+def start(*arguments):
+    return subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_parts(output, count, process):
+    """Until that many parts are committed."""
+    storage = open_storage(str(output))
+    deadline = time.monotonic() + 120
+    while len(ledger.committed_parts(storage)) < count and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+
+
+def test_killed_at_random_moments_the_tables_are_those_of_an_undisturbed_run(photos, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    seed = random.randrange(10**6)
+    moments = random.Random(seed)
+    kept = {}
+    for survived in (1, 2, 3):                     # killed a random moment after the first, second, third part
+        process = start(photos, output, "--rows-per-file", "4")
+        wait_for_parts(output, survived, process)
+        time.sleep(moments.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+        committed = {f"{name}.parquet" for name in ledger.committed_parts(open_storage(str(output)))}
+        now = {path: mark for path, mark in parts(output).items() if path.name in committed}
+        assert kept.items() <= now.items(), f"seed {seed}"     # no part of an earlier run was written again
+        kept = now
+    extract(photos, output, "--rows-per-file", "4")
+    assert kept.items() <= parts(output).items(), f"seed {seed}"
+    names = [{path.name for path in (output / folder).iterdir()} for folder in ("faces", "images")]
+    assert names[0] == names[1], f"seed {seed}: half a pair is left"
+    assert_same_rows(output, undisturbed[0])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_ends_soon_and_says_how_to_go_on(photos, tmp_path, number, code):
+    process = start(photos, tmp_path / "out", "--rows-per-file", "4")
+    wait_for_parts(tmp_path / "out", 1, process)
+    sent = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    if "nothing" not in said and process.returncode == 0:
+        pytest.fail("the run ended before the signal came")
+    assert process.returncode == code, said
+    assert time.monotonic() - sent < 30
+    assert f"the same command goes on from there: python -m jobs.extract {photos}" in said and "Traceback" not in said
+    images = table(tmp_path / "out", "images")
+    assert 4 <= len(images) < 22 and images.schema.remove_metadata() == IMAGES
+    assert not lease.still_held(open_storage(str(tmp_path / "out")), images["run_id"][0].as_py())
+
+
+def test_every_broken_and_odd_file_gets_its_row(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    expected = build_corpus(folder)
+    said = extract(folder, tmp_path / "out", expect=3)
+    statuses = {row["uri"]: row["status"] for row in table(tmp_path / "out", "images").to_pylist()}
+    assert len(statuses) == len(expected) > 50
+    for name, allowed in expected:
+        uri = local_uri(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        assert statuses[uri] in allowed, (name, statuses[uri])
+    assert "Traceback" not in said
+    assert extract(folder, tmp_path / "out", "--max-error-rate", "1") is not None     # the same, found good enough
+
+
+def test_from_a_bucket_to_a_bucket(bucket, undisturbed):
+    for name in ("bus.jpg", "zidane.jpg"):
+        bucket.put(f"photos/{name}", (ASSETS / name).read_bytes())
+    bucket.put("photos/a b+c%20ü.jpg", (ASSETS / "zidane.jpg").read_bytes())
+    bucket.put("photos/empty.jpg")
+    bucket.put("photos/notes.txt", b"text")
+    output = f"{bucket.uri}/faces out"
+    said = extract(f"{bucket.uri}/photos/", output, expect=3)
+    assert "4 images listed" in said
+    storage = open_storage(output)
+    rows = ledger.read_ledger(storage, ("uri", "status", "etag")).sort_by("uri").to_pylist()
+    assert [(row["uri"], row["status"]) for row in rows] == [
+        (f"{bucket.uri}/photos/a b+c%20ü.jpg", "ok"), (f"{bucket.uri}/photos/bus.jpg", "ok"),
+        (f"{bucket.uri}/photos/empty.jpg", "unreadable"), (f"{bucket.uri}/photos/zidane.jpg", "ok"),
+    ]
+    assert all(row["etag"] for row in rows)
+    assert "nothing to do" in extract(f"{bucket.uri}/photos/", output, "--max-error-rate", "1")
