@@ -29,6 +29,12 @@ def storage(request, tmp_path):
     return open_storage(request.getfixturevalue("bucket").uri + "/out")
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """For what does not depend on where the file lies."""
+    return open_storage(str(tmp_path / "out"))
+
+
 def put(storage, holder: Holder) -> None:
     storage.write(LEASE_PATH, holder.to_json())
 
@@ -110,96 +116,96 @@ def test_a_live_holder_of_this_machine_is_named_at_once(storage):
 
 
 @pytest.mark.parametrize("age_s", [0, 3600, -3600])
-def test_a_live_holder_elsewhere_is_recognised_by_its_beat_whatever_its_clock(storage, age_s):
+def test_a_live_holder_elsewhere_is_recognised_by_its_beat_whatever_its_clock(disk, age_s):
     holder = holder_elsewhere(ago(age_s))
-    put(storage, holder)
+    put(disk, holder)
     said = []
 
     def beat():
         time.sleep(0.15)
-        put(storage, holder_elsewhere(ago(age_s)))
+        put(disk, holder_elsewhere(ago(age_s)))
 
     beating = threading.Thread(target=beat)
     beating.start()
     with pytest.raises(LeaseHeld, match=r"run theirs \(host other-host, pid 4242"):
-        Lease.acquire(storage, "mine", say=said.append, heartbeat_s=0.05, stale_s=60)
+        Lease.acquire(disk, "mine", say=said.append, heartbeat_s=0.05, stale_s=60)
     beating.join()
     assert len(said) == 1 and "theirs" in said[0]
 
 
 @pytest.mark.parametrize("age_s", [0, 3600, -3600])
-def test_a_silent_holder_elsewhere_is_taken_over_after_the_wait(storage, age_s):
-    put(storage, holder_elsewhere(ago(age_s)))
+def test_a_silent_holder_elsewhere_is_taken_over_after_the_wait(disk, age_s):
+    put(disk, holder_elsewhere(ago(age_s)))
     start = time.monotonic()
-    with Lease.acquire(storage, "mine", say=quiet, **FAST):
+    with Lease.acquire(disk, "mine", say=quiet, **FAST):
         assert time.monotonic() - start >= FAST["stale_s"]
-        assert still_held(storage, "mine") and not still_held(storage, "theirs")
+        assert still_held(disk, "mine") and not still_held(disk, "theirs")
 
 
-def test_a_lease_given_back_while_watched_is_taken_at_once(storage):
+def test_a_lease_given_back_while_watched_is_taken_at_once(disk):
     holder = holder_elsewhere(ago(0))
-    put(storage, holder)
-    timer = threading.Timer(0.3, put, [storage, Holder(**{**json.loads(holder.to_json()), "released": True})])
+    put(disk, holder)
+    timer = threading.Timer(0.3, put, [disk, Holder(**{**json.loads(holder.to_json()), "released": True})])
     timer.start()
-    with Lease.acquire(storage, "mine", say=quiet, heartbeat_s=0.1, stale_s=60):
-        assert still_held(storage, "mine")
+    with Lease.acquire(disk, "mine", say=quiet, heartbeat_s=0.1, stale_s=60):
+        assert still_held(disk, "mine")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"run_id": "x"}'])
-def test_an_unreadable_lease_is_watched_then_taken(storage, content):
-    storage.write(LEASE_PATH, content)
-    assert not still_held(storage, "x")
+def test_an_unreadable_lease_is_watched_then_taken(disk, content):
+    disk.write(LEASE_PATH, content)
+    assert not still_held(disk, "x")
     said = []
-    with Lease.acquire(storage, "mine", say=said.append, **FAST):
-        assert still_held(storage, "mine") and len(said) == 1
+    with Lease.acquire(disk, "mine", say=said.append, **FAST):
+        assert still_held(disk, "mine") and len(said) == 1
 
 
-def test_a_dead_process_of_this_machine_is_taken_over_at_once(storage):
+def test_a_dead_process_of_this_machine_is_taken_over_at_once(disk):
     pid, started = dead_process()
-    put(storage, Holder(**{**json.loads(this_process("dead", "").to_json()), "pid": pid, "pid_start": started}))
+    put(disk, Holder(**{**json.loads(this_process("dead", "").to_json()), "pid": pid, "pid_start": started}))
     start = time.monotonic()
-    with Lease.acquire(storage, "mine"):
-        assert time.monotonic() - start < 2 and still_held(storage, "mine")
+    with Lease.acquire(disk, "mine"):
+        assert time.monotonic() - start < 2 and still_held(disk, "mine")
 
 
-def test_a_killed_process_that_nobody_has_reaped_counts_as_dead(storage):
+def test_a_killed_process_that_nobody_has_reaped_counts_as_dead(disk):
     process = subprocess.Popen(["sleep", "60"])
     started = process_start(process.pid)
-    put(storage, Holder(**{**json.loads(this_process("z", "").to_json()), "pid": process.pid, "pid_start": started}))
+    put(disk, Holder(**{**json.loads(this_process("z", "").to_json()), "pid": process.pid, "pid_start": started}))
     process.kill()
     wait_until(lambda: process_start(process.pid) is None)
     start = time.monotonic()
-    with Lease.acquire(storage, "mine"):
+    with Lease.acquire(disk, "mine"):
         assert time.monotonic() - start < 2
     process.wait()
 
 
-def test_a_reused_pid_is_not_the_holder(storage):
+def test_a_reused_pid_is_not_the_holder(disk):
     me = json.loads(this_process("before", "").to_json())
-    put(storage, Holder(**{**me, "pid_start": me["pid_start"] - 1}))
-    with Lease.acquire(storage, "mine"):
-        assert still_held(storage, "mine")
+    put(disk, Holder(**{**me, "pid_start": me["pid_start"] - 1}))
+    with Lease.acquire(disk, "mine"):
+        assert still_held(disk, "mine")
 
 
 @pytest.mark.parametrize("part", ["host", "machine"])
-def test_a_pid_of_another_machine_boot_or_container_says_nothing(storage, part):
+def test_a_pid_of_another_machine_boot_or_container_says_nothing(disk, part):
     pid, started = dead_process()
     other = {**json.loads(this_process("theirs", "").to_json()), "pid": pid, "pid_start": started, part: "another"}
-    put(storage, Holder(**other))
+    put(disk, Holder(**other))
     start = time.monotonic()
-    with Lease.acquire(storage, "mine", say=quiet, **FAST):
+    with Lease.acquire(disk, "mine", say=quiet, **FAST):
         assert time.monotonic() - start >= FAST["stale_s"]
 
 
-def test_a_live_process_of_this_machine_without_a_heartbeat_is_taken_over(storage):
+def test_a_live_process_of_this_machine_without_a_heartbeat_is_taken_over(disk):
     process = subprocess.Popen(["sleep", "60"])
     holder = {**json.loads(this_process("stopped", "").to_json()), "pid": process.pid,
               "pid_start": process_start(process.pid)}
-    put(storage, Holder(**{**holder, "heartbeat": ago(59)}))
+    put(disk, Holder(**{**holder, "heartbeat": ago(59)}))
     with pytest.raises(LeaseHeld, match="run stopped"):
-        Lease.acquire(storage, "mine", stale_s=70)
-    with Lease.acquire(storage, "mine", stale_s=58):
-        assert still_held(storage, "mine")
+        Lease.acquire(disk, "mine", stale_s=70)
+    with Lease.acquire(disk, "mine", stale_s=58):
+        assert still_held(disk, "mine")
     process.kill()
     process.wait()
 
