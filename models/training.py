@@ -205,7 +205,7 @@ def fit(
             part.load_state_dict(state[name])
         print(f"goes on after step {done}", flush=True)
     started, first = time.monotonic(), done
-    running = 0.0
+    losses: list[float] = []              # since the last evaluation
     forward = torch.compile(network) if schedule.compiled else network
     network.train()
     for inputs, wanted in prefetched(make_batch, range(done, schedule.steps), threads):
@@ -215,16 +215,17 @@ def fit(
         )
         cycle.step()
         done += 1
-        running = 0.98 * running + 0.02 * float(value) if done > first + 1 else float(value)
+        losses.append(float(value))
         if done % 50 == 0:
             speed = (done - first) * len(inputs) / (time.monotonic() - started)
-            print(f"step {done}/{schedule.steps} loss {running:.4f} {speed:.0f} images/s", flush=True)
+            print(f"step {done}/{schedule.steps} loss {np.mean(losses[-50:]):.4f} {speed:.0f} images/s", flush=True)
         if done % schedule.evaluate_every and done != schedule.steps:
             continue
         network.eval()
         measured = dict(evaluate(network))
         network.train()
-        _append_row(folder / "log.csv", {"step": done, "loss": round(running, 5), **measured})
+        _append_row(folder / "log.csv", {"step": done, "loss": round(float(np.mean(losses)), 5), **measured})
+        losses.clear()
         print(f"step {done}: {measured}", flush=True)
         if not best or better(measured) > better(best):
             best = measured

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.eyes import Keypointer, build_keypointer, load_keypointer, middle, resize
+from models.store import WeightsError, save_model
+
+SMALL = {"network": "resnet18", "width": 4, "input_px": 64}
+
+
+class BrightestPixel(nn.Module):
+    """Every point at the centre of the brightest pixel of the input: a network whose answers are known."""
+
+    def forward(self, inputs):
+        side = inputs.shape[-1]
+        place = inputs[:, 0].flatten(1).argmax(1)
+        point = torch.stack([place % side + 0.5, torch.div(place, side, rounding_mode="floor") + 0.5], 1) / side
+        return point[:, None].expand(-1, 12, -1)
+
+
+def keypointer(input_px: int, chip_fraction: float, batch_size: int = 4) -> Keypointer:
+    return Keypointer(BrightestPixel(), device=torch.device("cpu"), batch_size=batch_size, input_px=input_px,
+                      chip_fraction=chip_fraction)
+
+
+def chip_with_spot(side: int, left: int, top: int, size: int) -> np.ndarray:
+    chip = np.zeros((side, side, 3), np.uint8)
+    chip[top : top + size, left : left + size] = 255
+    chip.flags.writeable = False
+    return chip
+
+
+@pytest.mark.parametrize(
+    ("input_px", "chip_fraction", "side", "spot", "expected"),
+    [
+        (8, 1.0, 8, (3, 5, 1), (3.5, 5.5)),        # as it is
+        (8, 1.0, 16, (4, 8, 2), (5.0, 9.0)),       # halved: the spot's two pixels become one, its centre between them
+        (16, 0.5, 32, (8, 9, 1), (8.5, 9.5)),      # the middle half starts at 8
+        (8, 0.5, 32, (10, 20, 2), (11.0, 21.0)),   # both
+    ],
+)
+def test_points_come_back_in_chip_pixels(input_px, chip_fraction, side, spot, expected) -> None:
+    points = keypointer(input_px, chip_fraction)([chip_with_spot(side, *spot)])
+    assert points.dtype == np.float32
+    assert np.allclose(points, np.broadcast_to(expected, (1, 12, 2)))
+
+
+def test_a_small_chip_is_enlarged() -> None:
+    points = keypointer(32, 1.0)([chip_with_spot(8, 2, 6, 1)])
+    assert np.abs(points - (2.5, 6.5)).max() <= 0.25           # within the flat top of the enlarged pixel
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_chips_of_many_sizes_keep_their_order(batch_size: int) -> None:
+    chips = [chip_with_spot(8, i % 8, i // 8, 1) for i in range(5)] + [chip_with_spot(16, 14, 14, 2)]
+    points = keypointer(8, 1.0, batch_size)(chips)
+    assert np.allclose(points[:, 0], [[i % 8 + 0.5, i // 8 + 0.5] for i in range(5)] + [[15.0, 15.0]])
+
+
+def test_no_chips() -> None:
+    points = keypointer(8, 1.0)(())
+    assert points.shape == (0, 12, 2)
+    assert points.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("side", "fraction", "expected"),
+    [(1, 0.5, (1, 0)), (2, 0.1, (2, 0)), (3, 0.1, (1, 1)), (256, 0.75, (192, 32)), (100, 1.0, (100, 0))],
+)
+def test_the_middle_of_a_chip(side: int, fraction: float, expected: tuple[int, int]) -> None:
+    view, margin = middle(np.zeros((side, side, 3), np.uint8), fraction)
+    assert (len(view), margin) == expected
+    assert view.shape[0] == view.shape[1]
+
+
+def test_shrinking_averages() -> None:
+    image = np.array([[[0], [255]], [[255], [0]]], np.uint8).repeat(3, 2)
+    assert np.abs(resize(image, 1).astype(int) - 127.5).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "last_channels"), [("resnet18", 32), ("resnet34", 32), ("resnet50", 128), ("resnet101", 128)]
+)
+def test_networks_by_name(name: str, last_channels: int) -> None:
+    network = build_keypointer({"network": name, "width": 4, "input_px": 64}).eval()
+    assert network.head[1].in_features == last_channels * 4       # 64 px end as a 2×2 map
+    with torch.inference_mode():
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 12, 2)
+
+
+@pytest.mark.parametrize("architecture", [{}, {"network": "resnet50", "width": 64}, SMALL | {"network": "resnet9"}])
+def test_an_unknown_architecture_is_named(architecture: dict) -> None:
+    with pytest.raises(WeightsError, match="each with width and input_px"):
+        build_keypointer(architecture)
+
+
+def test_a_stored_keypointer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fields = {
+        "name": "tiny", "role": "keypointer", "architecture": SMALL,
+        "preprocessing": {"input_px": 64, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
+                          "chip_fraction": 0.75},
+        "licence": "none", "commercial_use": False, "started_from": "random weights", "data": [], "metrics": {},
+        "command": "",
+    }
+    network = build_keypointer(SMALL).eval()
+    save_model(tmp_path, fields, network.state_dict())
+    chips = [np.random.default_rng(i).integers(0, 256, (128, 128, 3), np.uint8) for i in range(3)]
+    one, many = (load_keypointer(tmp_path, "tiny", device="cpu", batch_size=size)(chips) for size in (1, 8))
+    assert np.abs(one - many).max() < 1e-3
+    view = torch.from_numpy(resize(chips[0][16:112, 16:112], 64)).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        expected = network((view - 127.5) / 127.5)[0].numpy() * 96 + 16
+    assert np.abs(one[0] - expected).max() < 1e-3
+    save_model(tmp_path, fields | {"architecture": SMALL | {"width": 8}}, network.state_dict())
+    with pytest.raises(WeightsError, match="'tiny': its tensors are not those of"):
+        load_keypointer(tmp_path, "tiny", device="cpu", batch_size=1)

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import csv
+import math
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.training import (
+    EmbedderLoss,
+    Schedule,
+    box_of_crop,
+    degrade,
+    fit,
+    occlude,
+    prefetched,
+    train_step,
+    vary_colour,
+    wing_loss,
+)
+
+
+def image(value: int = 100, side: int = 20) -> np.ndarray:
+    made = np.full((side, side + 4, 3), value, np.uint8)
+    made.flags.writeable = False
+    return made
+
+
+def test_the_box_of_a_crop() -> None:
+    assert np.allclose(box_of_crop(155), [27.5, 27.5, 127.5, 127.5])
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [vary_colour, lambda i, rng: degrade(i, rng, smallest=0.1), lambda i, rng: occlude(i, rng, largest=0.5)],
+    ids=["colour", "degrade", "occlude"],
+)
+def test_augmentations_keep_shape_and_type_and_change_something(augment) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    noise.flags.writeable = False
+    made = [augment(noise, np.random.default_rng(seed)) for seed in range(30)]
+    assert {(m.shape, m.dtype) for m in made} == {((20, 24, 3), np.dtype(np.uint8))}
+    assert any(not np.array_equal(m, noise) for m in made)
+    assert all(np.array_equal(m, augment(noise, np.random.default_rng(i))) for i, m in enumerate(made))
+
+
+def test_some_faces_turn_grey() -> None:
+    red = image().copy()
+    red[..., 0] = 200
+    channels = [np.ptp(vary_colour(red, np.random.default_rng(seed))[0, 0].astype(int)) for seed in range(60)]
+    assert 0 in channels and max(channels) > 50
+
+
+def test_occlusion_covers_one_rectangle_of_bounded_size() -> None:
+    for seed in range(20):
+        covered = (occlude(image(), np.random.default_rng(seed), largest=0.5) != 100).any(axis=2)
+        rows, columns = np.nonzero(covered.any(1))[0], np.nonzero(covered.any(0))[0]
+        assert 1 <= len(rows) <= 10 and 1 <= len(columns) <= 12
+        assert covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(0.0, 0.0), (1.0, 6 * math.log(2)), (3.0, 6 * math.log(4)), (-3.0, 6 * math.log(4)),
+     (10.0, 10 - (6 - 6 * math.log(7)))],
+)
+def test_wing_loss(error: float, expected: float) -> None:
+    assert float(wing_loss(torch.tensor([error]), torch.tensor([0.0]), 6.0, 1.0)) == pytest.approx(expected)
+
+
+EYE = torch.eye(3)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "targets", "people", "expected"),
+    [
+        (EYE[:2] * 7, EYE[:2], [-1, -1], 0.0),                       # length does not matter
+        (EYE[[1, 0]], EYE[:2], [-1, -1], 10.0),                      # both at right angles, the cosine matrix is right
+        # second vector onto the first: cosines 1 and 0, matrix off by 1 in two of four places
+        (EYE[[0, 0]], EYE[:2], [-1, -1], 10 * 0.5 + 20 * 0.5),
+    ],
+)
+def test_distillation(vectors, targets, people, expected: float) -> None:
+    loss = EmbedderLoss(EYE, arcface_weight=1.0)
+    assert float(loss(vectors, targets, targets, torch.tensor(people)).detach()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_arcface_of_known_people_only() -> None:
+    loss = EmbedderLoss(EYE * 3, arcface_weight=2.0)
+    value = float(loss(EYE[:2], EYE[:2], EYE[:2], torch.tensor([-1, 1])).detach())
+    # person 1 sits on its centre: logits 32·cos(0.3), 0, 0 (the arc is cut at 1 − 1e-6, hence the tolerance)
+    own = 32 * math.cos(0.3)
+    assert value == pytest.approx(2 * (math.log(math.exp(own) + 2) - own), abs=1e-3)
+    wrong = float(loss(EYE[:2], EYE[:2], EYE[:2], torch.tensor([-1, 2])).detach())
+    assert wrong == pytest.approx(2 * (32 - 32 * math.cos(math.pi / 2 + 0.3)), rel=1e-2)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("numbers", [range(0), range(4, 5), range(2, 20)])
+def test_prefetching_keeps_the_order(numbers: range, threads: int) -> None:
+    seen = set()
+
+    def make(number: int) -> int:
+        seen.add(threading.current_thread().name)
+        return number * 10
+
+    assert list(prefetched(make, numbers, threads)) == [n * 10 for n in numbers]
+    assert threading.current_thread().name not in seen
+
+
+def test_a_step_goes_downhill() -> None:
+    weight = nn.Parameter(torch.tensor([2.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    loss = train_step(lambda x: x * weight, F.mse_loss, optimizer, torch.ones(1), (torch.zeros(1),), "float32")
+    assert float(loss) == 4.0
+    assert float(weight) == pytest.approx(2.0 - 0.1 * 4.0)          # gradient 2·2, below the cut
+
+
+def test_a_huge_gradient_is_cut() -> None:
+    weight = nn.Parameter(torch.tensor([0.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    train_step(lambda x: x * weight, F.mse_loss, optimizer, torch.ones(1), (torch.full((1,), 100.0),), "float32")
+    assert float(weight) == pytest.approx(0.5, rel=1e-3)            # 0.1 × 5
+
+
+class NoLossParameters(nn.Module):
+    def forward(self, predicted, wanted):
+        return F.mse_loss(predicted, wanted)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def run(folder: Path, *, stop_at: int | None = None, lr: float = 0.1) -> tuple[dict, nn.Module, list[int]]:
+    """Fit y = 3 x by one weight; every second step is evaluated."""
+    torch.manual_seed(0)
+    network = nn.Linear(1, 1, bias=False)
+    asked = []
+
+    def make_batch(number: int):
+        if number == stop_at:
+            raise StoppedError
+        asked.append(number)
+        x = torch.full((4, 1, 1, 1), 1.0 + number)
+        return x, (3 * x,)
+
+    best = fit(
+        network, NoLossParameters(), make_batch,
+        evaluate=lambda net: {"off": abs(float(net.weight.detach()) - 3), "training": float(net.training)},
+        better=lambda measured: -measured["off"],
+        schedule=Schedule(steps=8, lr=lr, weight_decay=0.0, evaluate_every=2), settings={"lr": lr}, folder=folder,
+        device=torch.device("cpu"),
+    )
+    return dict(best), network, asked
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    best, network, asked = run(tmp_path / "whole")
+    assert asked == list(range(8))
+    with pytest.raises(StoppedError):
+        run(tmp_path / "stopped", stop_at=5)
+    again_best, again, asked_again = run(tmp_path / "stopped")
+    assert asked_again == [4, 5, 6, 7]                               # from the last evaluation
+    assert again_best == best
+    assert torch.equal(again.weight, network.weight)
+    assert (tmp_path / "stopped/log.csv").read_text() == (tmp_path / "whole/log.csv").read_text()
+
+
+def test_the_best_evaluation_is_kept_and_logged(tmp_path: Path) -> None:
+    best, network, _ = run(tmp_path)
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4", "6", "8"]
+    assert {row["training"] for row in rows} == {"0.0"}
+    assert best["off"] == min(float(row["off"]) for row in rows) == pytest.approx(abs(float(network.weight) - 3))
+    assert not network.training
+    assert run(tmp_path)[2] == []                                    # done: the same command has nothing to do
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run with \{'lr': 0.1\}, not \{'lr': 0.2\}"):
+        run(tmp_path, lr=0.2)
