@@ -149,6 +149,16 @@ def build_trainer(
                 torch.set_autocast_dtype("cpu", torch.bfloat16)
             return batch
 
+        def save_model(self) -> bool:
+            """Whole or not at all: a run killed while it writes must find its last epoch."""
+            last, self.last = self.last, self.last.with_name("unfinished.pt")
+            try:
+                saved = super().save_model()
+                self.last.replace(last)
+            finally:
+                self.last = last
+            return saved
+
         def final_eval(self) -> None:
             """Nothing: `jobs.evaluate detection` measures the result, as the pipeline will use it."""
 
