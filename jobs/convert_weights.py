@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sha256", help="what the file's publisher says its sha256 is")
     parser.add_argument("--trust", action="store_true", help="run the code in a file of unknown sha256")
     args = parser.parse_args(argv)
-    command = "python -m jobs.convert_weights " + " ".join(sys.argv[1:] if argv is None else argv)
+    command = "python -m jobs.convert_weights " + shlex.join(sys.argv[1:] if argv is None else argv)
     try:
         digest = check_trusted(args.file, args.sha256, args.trust)
         card = convert(args.file, args.out_dir, args.name, digest, command)

@@ -64,6 +64,13 @@ def detection(args: argparse.Namespace) -> Report:
     card = read_card(args.weights, "detector", args.detector)
     photos = detect_photos(args.photos, args.truth or args.photos / "boxes.parquet", args)
     bands = {str(height): detection_band(photos, height, args.min_score) for height in MIN_HEIGHTS_PX}
+    if args.record:
+        record_metrics(args.weights, card, {
+            f"detection_{args.input_px}px_min_score_{args.min_score:g}": {
+                f"faces_from_{height}_px": {key: round(value, 4) for key, value in band.items()}
+                for height, band in bands.items()
+            },
+        })
     title = f"Detection on {len(photos)} photos: {card.identity} at {args.input_px} px, min score {args.min_score}"
     columns = ("ap50", "ap50_95", "recall", "precision", "best_f1_score", "best_f1")
     return Report(
@@ -335,6 +342,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder (default: shipped)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--record", action="store_true", help="write the figures into the model's card, too")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json and NAME.md there")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -259,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     try:
-        train(args, "python -m jobs.train_detector " + " ".join(words))
+        train(args, "python -m jobs.train_detector " + shlex.join(words))
     except (WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.store import WeightCard, WeightsError, fetch_weights, load_tensors, read_card, save_model, tensors_digest
+from models.store import (
+    WeightCard,
+    WeightsError,
+    fetch_weights,
+    load_tensors,
+    read_card,
+    record_metrics,
+    save_model,
+    tensors_digest,
+)
 
 FIELDS = {
     "name": "tiny",
@@ -55,6 +64,15 @@ def test_a_saved_model_reads_back_as_float32(tmp_path: Path, tensors, half, stor
 def test_only_the_two_files_are_left_in_the_folder(tmp_path: Path) -> None:
     save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["detector-tiny.json", "detector-tiny.safetensors"]
+
+
+def test_figures_are_added_to_a_card(tmp_path: Path) -> None:
+    card = save(tmp_path)
+    recorded = record_metrics(tmp_path, card, {"recall": 0.9})
+    assert recorded.metrics == {"ap50": 0.5, "recall": 0.9}
+    assert read_card(tmp_path, "detector", "tiny") == recorded
+    assert record_metrics(tmp_path, recorded, {"ap50": 0.6}).metrics == {"ap50": 0.6, "recall": 0.9}
+    assert recorded.fingerprint() == card.fingerprint()
 
 
 def test_tensors_that_share_memory_can_be_saved(tmp_path: Path) -> None:
