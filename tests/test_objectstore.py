@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.server
 import pickle
 import threading
+from datetime import UTC, datetime, timedelta
 
 import obstore
 import pytest
@@ -123,6 +124,16 @@ def test_clients_of_an_endpoint_option_and_one_per_process(bucket, s3_endpoint, 
     assert bytes(obstore.get(open_bucket(bucket.uri, options), "k").bytes()) == b"1"
     assert open_bucket(bucket.uri, options) is open_bucket(bucket.uri, StoreOptions(s3_endpoint))
     assert s3_client(options).list_objects_v2(Bucket=bucket.name)["KeyCount"] == 1
+
+
+def test_times_are_read_from_listings_and_from_headers(bucket):
+    bucket.put("k", b"1")
+    client = s3_client()
+    [listed] = client.list_objects_v2(Bucket=bucket.name)["Contents"]
+    read = client.get_object(Bucket=bucket.name, Key="k")["LastModified"]
+    assert listed["LastModified"].utcoffset() == read.utcoffset() == timedelta(0)
+    assert listed["LastModified"].replace(microsecond=0) == read
+    assert abs(datetime.now(UTC) - read) < timedelta(minutes=1)
 
 
 def test_an_anonymous_client_signs_nothing(bucket, s3_endpoint):
