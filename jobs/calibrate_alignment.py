@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.evaluate import find_boxes, read_annotated_faces
+from jobs.evaluate import AnnotatedFaces, find_boxes, read_annotated_faces
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card, write_card
 from pipeline import geometry
 from pipeline.geometry import EYE_DISTANCE_PX, AlignmentTemplate
@@ -52,12 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--detector", default="yolov8n", help="name in the weights folder")
     parser.add_argument("--embedder", action="append", default=[], help="whose card is updated; repeatable")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder (default: shipped)")
+    parser.add_argument("--every", type=int, default=1, help="take each n-th face; medians need a few hundred")
     parser.add_argument("--input-px", type=int, default=320, help="side of the square the detector sees")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args(argv)
     try:
         faces = read_annotated_faces(args.faces)
+        faces = AnnotatedFaces(faces.images[:: args.every], faces.points[:: args.every])
         boxes = find_boxes(faces, args)
         used = [i for i, box in enumerate(boxes) if box is not None and is_frontal(faces.points[i])]
         if not used:

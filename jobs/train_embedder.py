@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps_per_epoch = len(train) // args.batch_size
     schedule = Schedule(
         steps=round(args.epochs * steps_per_epoch), lr=args.lr, weight_decay=0.01,
-        evaluate_every=max(1, steps_per_epoch // 4), precision=args.precision, compiled=args.compile,
+        evaluate_every=max(1, steps_per_epoch // 2), precision=args.precision, compiled=args.compile,
     )
 
     def make_batch(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:

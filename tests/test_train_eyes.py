@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs.train_eyes import (
+    FACE_PX,
+    MIRRORED,
+    WFLW_EYES,
+    EyeLoss,
+    Landmarks,
+    box_of_points,
+    face_matrix,
+    keep_face,
+    training_view,
+    unlabelled_faces,
+)
+from models.training import wing_loss
+from pipeline import geometry
+
+# Six points around each eye of an upright face, in 300-W's order, in pixels of a kept face (192×192).
+LEFT = [(60, 80), (66, 76), (74, 76), (80, 80), (74, 84), (66, 84)]
+POINTS = np.array(LEFT + [(x + 52, y) for x, y in LEFT], np.float64)
+POINTS.flags.writeable = False
+
+
+def encoded(image: np.ndarray) -> bytes:
+    return cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
+
+
+def dotted_face() -> np.ndarray:
+    """A dark kept face with a white dot at every eye point."""
+    face = np.full((FACE_PX, FACE_PX, 3), 30, np.uint8)
+    for x, y in POINTS.astype(int):
+        face[y - 1 : y + 1, x - 1 : x + 1] = 255
+    face.flags.writeable = False
+    return face
+
+
+def test_a_mirrored_face_has_its_points_in_order_again() -> None:
+    assert np.array_equal(MIRRORED[MIRRORED], np.arange(12))
+    # this face is its own mirror image about x = 96
+    assert np.array_equal(POINTS[MIRRORED] * (-1, 1) + (192, 0), POINTS)
+
+
+def test_wflw_eyes_are_the_corners_and_lids() -> None:
+    # of WFLW's eight points an eye, the middles of both lids (62, 66; 70, 74) have no 300-W partner
+    assert sorted(set(range(60, 76)) - set(WFLW_EYES.tolist())) == [62, 66, 70, 74]
+
+
+def test_the_box_begins_above_the_brows() -> None:
+    points = np.full((68, 2), 100.0)
+    points[0], points[1] = (10, 50), (110, 150)
+    assert np.allclose(box_of_points(points), [10, 15, 110, 148.5])
+
+
+@pytest.mark.parametrize(
+    ("box", "point", "kept"),
+    [
+        ((0, 0, 96, 96), (0, 0), (48, 48)),
+        ((100, 100, 148, 196), (124, 148), (96, 96)),      # the taller side is 96: no scaling, the middle to the middle
+        ((0, 0, 192, 100), (96, 50), (96, 96)),            # halved
+        ((0, 0, 192, 100), (192, 50), (144, 96)),
+    ],
+)
+def test_where_a_face_is_kept(box, point, kept) -> None:
+    assert np.allclose(geometry.transform(face_matrix(np.array(box)), np.array([point], np.float64))[0], kept)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
+def test_keeping_a_face_moves_its_pixels_as_its_points(scale: float) -> None:
+    side = round(400 * scale)
+    image = np.zeros((side, side, 3), np.uint8)
+    cv2.circle(image, (round(250 * scale), round(150 * scale)), max(2, round(8 * scale)), (255, 255, 255), -1)
+    box = np.array([100, 100, 300, 300]) * scale
+    kept = keep_face(image, box)
+    assert kept.shape == (FACE_PX, FACE_PX, 3)
+    y, x = np.nonzero(kept[..., 0] > 127)
+    expected = geometry.transform(face_matrix(box), np.array([[250.0, 150.0]]) * scale)[0]
+    assert np.abs(np.array([x.mean() + 0.5, y.mean() + 0.5]) - expected).max() < 0.6
+
+
+def test_edges_are_repeated() -> None:
+    image = np.full((50, 50, 3), 77, np.uint8)
+    assert (keep_face(image, np.array([0, 0, 50, 50])) == 77).all()
+
+
+def test_views_carry_their_points_along() -> None:
+    face = dotted_face()
+    bright = []
+    for seed in range(40):
+        view, points = training_view(face, POINTS, 112, np.random.default_rng(seed))
+        assert view.shape == (112, 112, 3) and view.dtype == np.uint8
+        assert points.shape == (12, 2)
+        pixels = np.clip((points * 112).astype(int), 0, 111)
+        at_points = view[pixels[:, 1], pixels[:, 0]].mean()
+        bright.append(at_points - view.mean())
+        left, right = geometry.eye_centres(points)
+        # never more than 75° by much: the image-left eye stays the first
+        assert left[0] < right[0]
+    assert np.median(bright) > 30
+    repeated = training_view(face, POINTS, 112, np.random.default_rng(3))
+    assert np.array_equal(repeated[0], training_view(face, POINTS, 112, np.random.default_rng(3))[0])
+
+
+def test_the_loss_is_in_pixels() -> None:
+    predicted, wanted = torch.full((1, 12, 2), 0.5), torch.full((1, 12, 2), 0.55)
+    expected = wing_loss(torch.tensor([5.0]), torch.tensor([0.0]), 6.0, 1.0)
+    assert float(EyeLoss(100)(predicted, wanted)) == pytest.approx(float(expected), rel=1e-4)
+
+
+class FakeSession:
+    """Answers for a face whose landmark 60 + k lies at (k, 2 k) / 100 of the crop, seen from either side alike."""
+
+    def run(self, _, inputs):
+        (image,) = inputs.values()
+        assert image.shape == (1, 3, 112, 112) and image.dtype == np.float32 and image.max() <= 1
+        values = np.zeros((98, 2), np.float32)
+        values[60:76] = np.arange(16)[:, None] * (0.01, 0.02)
+        return [values.reshape(1, 196)]
+
+
+def test_landmarks_of_a_face_and_its_mirror_are_averaged() -> None:
+    landmarks = Landmarks.__new__(Landmarks)
+    landmarks._session, landmarks._input = FakeSession(), "input"
+    points, apart = landmarks(np.zeros((FACE_PX, FACE_PX, 3), np.uint8))
+    # straight: point 0 (landmark 60) at 53 + 86 × (0, 0), point 9 (landmark 72) at 53 + 86 × (0.12, 0.24)
+    straight = np.array([53.0, 53.0]), 53 + 86 * np.array([0.12, 0.24])
+    mirrored = np.array([192 - straight[1][0], straight[1][1]])
+    assert np.allclose(points[0], (straight[0] + mirrored) / 2)
+    assert apart > 0.5
+
+
+def test_unlabelled_faces_of_all_sources(tmp_path: Path) -> None:
+    for folder in ("identities", "faces", "detection"):
+        (tmp_path / folder).mkdir()
+    assert list(unlabelled_faces(tmp_path, 1)) == []
+    crops = [encoded(np.full((144, 144, 3), value, np.uint8)) for value in (10, 20, 30)]
+    pq.write_table(pa.table({"image": crops}), tmp_path / "identities/train-0.parquet")
+    pq.write_table(pa.table({"image": crops}), tmp_path / "identities/val.parquet")       # never read
+    pq.write_table(pa.table({"image": crops[:1]}), tmp_path / "faces/unlabelled-0.parquet")
+    photo = encoded(np.full((200, 200, 3), 40, np.uint8))
+    boxes = [[[0.0, 0, 39, 39], [50, 50, 60, 90]], []]                                     # 39 px, 40 px; none
+    pq.write_table(pa.table({"image": [photo, photo], "boxes": boxes}), tmp_path / "detection/train-0.parquet")
+    faces = list(unlabelled_faces(tmp_path, 2))
+    assert [round(face.mean()) for face in faces] == [10, 30, 10, 40]
+    assert {face.shape for face in faces} == {(FACE_PX, FACE_PX, 3)}
