@@ -240,8 +240,11 @@ class ObjectStorage:
         key = self._key(folder)
         with self._naming(folder):
             objects = obstore.list_with_delimiter(self._bucket, key or None)["objects"]
-        names = [(meta["path"].removeprefix(key).lstrip("/"), meta) for meta in objects]
-        return [StoredFile(_join(folder, name), meta["size"], meta["last_modified"]) for name, meta in sorted(names)]
+        return [
+            StoredFile(_join(folder, meta["path"].rpartition("/")[2]), meta["size"], meta["last_modified"])
+            for meta in sorted(objects, key=lambda meta: meta["path"])
+            if meta["path"] != key   # the empty marker of the folder itself, which web consoles make
+        ]
 
     def read(self, path: str) -> bytes:
         return self.read_version(path)[0]

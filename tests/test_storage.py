@@ -134,6 +134,14 @@ def test_of_many_at_once_exactly_one_creates_and_one_replaces(storage):
             assert storage.read(path) == b"new" + winner
 
 
+def test_the_empty_marker_of_a_folder_is_no_file(bucket):
+    for key in ["out/", "out/faces/", "out/faces/a", "out/faces/sub/"]:
+        bucket.put(key)
+    storage = open_storage(f"{bucket.uri}/out")
+    assert [file.path for file in storage.list("faces")] == ["faces/a"]
+    assert storage.list("") == []
+
+
 def test_a_pickled_storage_is_the_same_place(storage):
     storage.write("a", b"1")
     copy = pickle.loads(pickle.dumps(storage))
