@@ -19,7 +19,7 @@ from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
 from pipeline.interrupt import Interrupted, catch_signals, interruptible
 from pipeline.lease import Lease, LeaseHeld, LeaseLost
-from pipeline.objectstore import StoreOptions, parse_input_uri
+from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
 from pipeline.output import OutputError
 from pipeline.plan import Plan, PlanError
 from pipeline.progress import Progress
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with interruptible():
             return extract(arguments, command)
-    except (ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld) as error:
+    except (ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError) as error:
         say(f"facelake: {error}")
         return REFUSED
     except Interrupted as interrupt:
@@ -62,7 +62,7 @@ def extract(arguments: argparse.Namespace, command: str) -> int:
     plan.parse_pools(arguments.pools)
     cards = read_cards(arguments)
     covered = fingerprinted(settings, {role: card.fingerprint() for role, card in cards.items()})
-    listing = list_input(input_uri, output=output_uri, all_files=arguments.all_files, options=input_options)
+    listing = list_input(input_uri, output=storage.root, all_files=arguments.all_files, options=input_options)
 
     for warning in listing.warnings:
         say(warning)
