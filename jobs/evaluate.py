@@ -63,17 +63,13 @@ def detection(args: argparse.Namespace) -> Report:
     """Average precision, and recall and precision at --min-score, for faces of at least several heights."""
     card = read_card(args.weights, "detector", args.detector)
     photos = detect_photos(args.photos, args.truth or args.photos / "boxes.parquet", args)
-    bands = {str(height): detection_band(photos, height, args.min_score) for height in MIN_HEIGHTS_PX}
-    if args.record:
-        record_metrics(args.weights, card, {
-            f"detection_{args.input_px}px_min_score_{args.min_score:g}": {
-                f"faces_from_{height}_px": {key: round(value, 4) for key, value in band.items()}
-                for height, band in bands.items()
-            },
-        })
+    bands = {
+        str(height): {key: round(value, 4) for key, value in detection_band(photos, height, args.min_score).items()}
+        for height in MIN_HEIGHTS_PX
+    }
     title = f"Detection on {len(photos)} photos: {card.identity} at {args.input_px} px, min score {args.min_score}"
     columns = ("ap50", "ap50_95", "recall", "precision", "best_f1_score", "best_f1")
-    return Report(
+    report = Report(
         title,
         {"detector": card.identity, "input_px": args.input_px, "min_score": args.min_score, "photos": len(photos),
          "by_min_height_px": bands},
@@ -81,6 +77,11 @@ def detection(args: argparse.Namespace) -> Report:
         [(f"≥ {height} px", str(band["faces"]), *(f"{band[column]:.3f}" for column in columns))
          for height, band in bands.items()],
     )
+    if args.update_card:
+        write_card(args.weights, replace(
+            card, metrics=card.metrics | {"detection": report.figures | {"command": args.command_line}},
+        ))
+    return report
 
 
 def detect_photos(photos_dir: Path, truth_file: Path, args: argparse.Namespace) -> list[DetectedPhoto]:
@@ -342,7 +343,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder (default: shipped)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--record", action="store_true", help="write the figures into the model's card, too")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json and NAME.md there")
 
 
@@ -358,6 +358,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--input-px", type=int, default=640, help="side of the square the photo is fitted into")
     command.add_argument("--min-score", type=float, default=0.35, help="threshold of recall and precision")
     command.add_argument("--nms-iou", type=float, default=0.5)
+    command.add_argument("--update-card", action="store_true", help="write the figures into the detector's card")
     add_common(command)
     command.set_defaults(evaluate=detection)
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,11 +246,6 @@ def _checked_bytes(weights_dir: Path, card: WeightCard) -> bytes:
     if digest != card.sha256:
         raise WeightsError(f"{path} is damaged or not its card's: sha256 {digest}, the card says {card.sha256}")
     return content
-
-
-def _write_card(weights_dir: Path, card: WeightCard) -> None:
-    text = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
-    _write((weights_dir / card.file_name).with_suffix(".json"), text.encode())
 
 
 def _require_keys(what: str, mapping: Mapping[str, Any], *keys: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate import DetectedPhoto, Report, detection_band, main
+from models.store import DEFAULT_WEIGHTS_DIR, read_card
 
 
 def boxes(*rows: tuple[float, ...]) -> np.ndarray:
@@ -78,12 +80,22 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_detection_from_the_command_line(photos: Path, capsys) -> None:
-    assert main(["detection", str(photos), "--out", str(photos / "out"), "--device", "cpu", "--batch-size", "1"]) == 0
+    weights = photos / "weights"
+    weights.mkdir()
+    for file in DEFAULT_WEIGHTS_DIR.glob("detector-yolov8n.*"):
+        shutil.copy(file, weights)
+    assert main([
+        "detection", str(photos), "--out", str(photos / "out"), "--weights", str(weights), "--update-card",
+        "--device", "cpu", "--batch-size", "1",
+    ]) == 0
     figures = json.loads((photos / "out/detection.json").read_text())
     assert figures["photos"] == 1
     assert figures["by_min_height_px"]["80"]["faces"] == 2
     assert figures["by_min_height_px"]["80"]["ap50"] == 1.0
     assert (photos / "out/detection.md").read_text() == capsys.readouterr().out
+    recorded = read_card(weights, "detector", "yolov8n").metrics["detection"]
+    assert recorded["by_min_height_px"] == figures["by_min_height_px"]
+    assert recorded["command"].startswith("python -m jobs.evaluate detection ")
 
 
 def test_a_photo_that_is_gone_is_an_error(photos: Path, capsys) -> None:
