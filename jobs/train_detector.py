@@ -178,7 +178,14 @@ def build_trainer(
     last = args.checkpoints / "run" / "weights" / "last.pt"
     if last.exists():
         overrides |= {"resume": str(last), "model": str(last)}
-    return Trainer(overrides=overrides)
+    trainer = Trainer(overrides=overrides)
+    trainer.add_callback("on_train_epoch_end", _print_losses)
+    return trainer
+
+
+def _print_losses(trainer: DetectionTrainer) -> None:
+    losses = ", ".join(f"{name} {float(value):.3f}" for name, value in trainer.tloss.items())
+    print(f"epoch {trainer.epoch + 1} of {trainer.epochs}: {losses}", flush=True)
 
 
 def train(args: argparse.Namespace, command: str) -> Path:
