@@ -180,12 +180,17 @@ def eyes(args: argparse.Namespace) -> Report:
     errors["failures"] = (errors["failures"] * len(found) + len(boxes) - len(found)) / len(boxes)
     card = read_card(args.weights, "keypointer", args.keypointer)
     figures = {name: round(value, 5) for name, value in errors.items()}
-    return Report(
+    report = Report(
         f"Eye points on {len(boxes)} faces: {card.identity}, boxes of {args.detector}",
         {"keypointer": card.identity, "detector": args.detector, "faces": len(boxes), "found": len(found), **figures},
         ("faces", "found", "NME by outer-eye distance", "eye centres", "failures above 10%"),
         [(str(len(boxes)), str(len(found)), *(f"{errors[name]:.2%}" for name in ("nme", "centres", "failures")))],
     )
+    if args.update_card:
+        write_card(args.weights, replace(
+            card, metrics=card.metrics | {"eyes": report.figures | {"command": args.command_line}},
+        ))
+    return report
 
 
 def read_annotated_faces(path: Path) -> AnnotatedFaces:
@@ -367,6 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--keypointer", default="resnet18", help="name in the weights folder")
     command.add_argument("--detector", default="yolov8n", help="whose boxes the chips are cut by")
     command.add_argument("--input-px", type=int, default=320, help="side of the square the detector sees")
+    command.add_argument("--update-card", action="store_true", help="write the figures into the keypointer's card")
     add_common(command)
     command.set_defaults(evaluate=eyes)
 

@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from jobs.evaluate import DetectedPhoto, Report, detection_band, main
-from models.store import DEFAULT_WEIGHTS_DIR, read_card
+from jobs.evaluate import DetectedPhoto, Report, detection_band, main, middle_faces
+from models.embedder import build_embedder
+from models.eyes import build_keypointer
+from models.store import DEFAULT_WEIGHTS_DIR, read_card, save_model
 
 
 def boxes(*rows: tuple[float, ...]) -> np.ndarray:
@@ -102,3 +105,120 @@ def test_a_photo_that_is_gone_is_an_error(photos: Path, capsys) -> None:
     (photos / "zidane.jpg").unlink()
     assert main(["detection", str(photos), "--device", "cpu"]) == 2
     assert "zidane.jpg cannot be read" in capsys.readouterr().err
+
+
+# ---- eyes, identification, verification ------------------------------------------------------------------------------
+
+
+def card_fields(role: str, architecture: dict, **preprocessing) -> dict:
+    return {
+        "name": "tiny", "role": role, "architecture": architecture,
+        "preprocessing": {"input_px": 112, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
+                          **preprocessing},
+        "licence": "none", "commercial_use": False, "started_from": "random weights", "data": [], "metrics": {"a": 1},
+        "command": "",
+    }
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A weights folder with the shipped detector, and an untrained keypointer and embedder."""
+    torch.manual_seed(0)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for file in DEFAULT_WEIGHTS_DIR.glob("detector-yolov8n.*"):
+        shutil.copy(file, folder)
+    eyes = {"network": "resnet18", "width": 8, "input_px": 64}
+    save_model(folder, card_fields("keypointer", eyes, chip_fraction=0.75), build_keypointer(eyes).state_dict())
+    embedder = {"network": "resnet18", "width": 8}
+    save_model(folder, card_fields("embedder", embedder), build_embedder(embedder).state_dict())
+    return folder
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def test_eyes_from_the_command_line(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import ultralytics
+
+    zidane = cv2.imread(str(Path(ultralytics.__file__).parent / "assets/zidane.jpg"))
+    points = np.full((68, 2), 160.0)
+    points[:2] = (80, 80), (240, 240)
+    points[36:42], points[42:48] = (130, 140), (190, 140)
+    table = pa.table({
+        "image": [encoded(zidane[20:340, 822:1142]), encoded(np.zeros((320, 320, 3), np.uint8))],
+        "points": [points.tolist()] * 2,
+    })
+    pq.write_table(table, tmp_path / "eyes.parquet")
+    assert main([
+        "eyes", str(tmp_path / "eyes.parquet"), "--weights", str(weights), "--keypointer", "tiny", "--device", "cpu",
+        "--update-card", "--out", str(tmp_path / "out"),
+    ]) == 0
+    figures = json.loads((tmp_path / "out/eyes.json").read_text())
+    assert (figures["faces"], figures["found"]) == (2, 1)
+    assert figures["failures"] == 1.0                # an untrained network, and a face that is not there
+    assert figures["nme"] > 0.1
+    assert (tmp_path / "out/eyes.md").read_text() == capsys.readouterr().out
+    metrics = read_card(weights, "keypointer", "tiny").metrics
+    assert metrics["a"] == 1 and metrics["eyes"]["nme"] == figures["nme"]
+
+
+def test_identification_from_the_command_line(tmp_path: Path, weights: Path) -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 144, 144, 3), np.uint8)
+    landmarks = [[54.0, 62], [90, 62], [72, 82], [58, 100], [86, 100]]
+    table = pa.table({
+        "identity": ["a", "a", "b"], "image": [encoded(first), encoded(first), encoded(second)],
+        "landmarks": [landmarks] * 3,
+    })
+    pq.write_table(table, tmp_path / "crops.parquet")
+    assert main([
+        "identification", str(tmp_path / "crops.parquet"), "--weights", str(weights), "--keypointer", "tiny",
+        "--embedder", "tiny", "--device", "cpu", "--update-card", "--out", str(tmp_path / "out"),
+    ]) == 0
+    figures = json.loads((tmp_path / "out/identification.json").read_text())
+    for eyes in ("eyes_ours", "eyes_given"):         # the same picture twice is one person at any rate
+        assert {rate["tpr"] for rate in figures[eyes].values()} == {1.0}
+    card = read_card(weights, "embedder", "tiny")
+    assert card.thresholds == {fpr: rate["threshold"] for fpr, rate in figures["eyes_ours"].items()}
+    assert card.metrics["identification"]["command"].startswith("python -m jobs.evaluate identification ")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An extract output of 100×100 photos p0 … p9 with vectors (cos 20°·i, sin 20°·i); p9 has no face."""
+    uris = [f"/photos/p{i}.webp" for i in range(10)]
+    images = {"uri": uris, "width": [100] * 10, "height": [100] * 10}
+    faces = []
+    for i, uri in enumerate(uris[:9]):
+        angle = np.radians(20 * i)
+        middle = {"x1": 40.0, "y1": 40.0, "x2": 60.0, "y2": 60.0, "embedding": [np.cos(angle), np.sin(angle)]}
+        corner = {"x1": 0.0, "y1": 0.0, "x2": 90.0, "y2": 30.0, "embedding": [-1.0, 0.0]}
+        faces += [{"uri": uri} | face for face in ((middle, corner) if i % 2 else (corner, middle))]
+    for name, table in (("images", pa.table(images)), ("faces", pa.Table.from_pylist(faces))):
+        (tmp_path / "output" / name).mkdir(parents=True)
+        pq.write_table(table, tmp_path / f"output/{name}/part-0.parquet")
+    return tmp_path / "output"
+
+
+def test_the_face_nearest_the_middle_counts(output: Path) -> None:
+    vectors = middle_faces(output)
+    assert sorted(vectors) == [f"p{i}" for i in range(9)]
+    assert np.allclose(vectors["p3"], [0.5, np.sqrt(0.75)])
+
+
+def test_verification_from_the_command_line(output: Path, tmp_path: Path) -> None:
+    same = ["p0,p1,1"] * 9 + ["p0,p9,1"]             # 20° apart, but one photo has no face
+    different = ["p0,p8,0"] * 10                     # 160° apart
+    (tmp_path / "pairs.csv").write_text("\n".join(["a,b,same", *same, *different]) + "\n")
+    assert main(["verification", str(output), str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "out")]) == 0
+    figures = json.loads((tmp_path / "out/verification.json").read_text())
+    assert figures["pairs"] == 20 and figures["pairs_without_face"] == 1
+    assert figures["best_accuracy"] == figures["accuracy"] == pytest.approx(0.95)
+    assert figures["best_threshold"] == pytest.approx(0.0, abs=1e-6)       # half-way between cos 160° and cos 20°
+
+
+def test_verification_without_an_output_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("a,b,same\nx,y,1\n")
+    assert main(["verification", str(tmp_path / "none"), str(tmp_path / "pairs.csv")]) == 2

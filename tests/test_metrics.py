@@ -10,10 +10,12 @@ from models.metrics import (
     average_precision,
     best_f1,
     box_iou,
+    eye_errors,
     match_faces,
     pair_cosines,
     precision_recall,
     tpr_at_fpr,
+    verification_accuracy,
 )
 
 
@@ -126,3 +128,56 @@ def test_tpr_at_fpr() -> None:
     assert rates == {0.0: (pytest.approx(1 / 3), 0.7), 0.2: (1.0, 0.3), 0.4: (1.0, 0.2)}
     with pytest.raises(ValueError, match="0 same and 2 different"):
         tpr_at_fpr(np.array([0.1, 0.2]), np.array([False, False]), (0.1,))
+
+
+def eyes(outer_px: float, *, shift: tuple[float, float] = (0.0, 0.0), first_only: bool = False) -> np.ndarray:
+    """Twelve points on a line between the outer corners, which lie outer_px apart; moved by shift, or only point 0."""
+    points = np.stack([np.linspace(0, 1, 12), np.zeros(12)], 1)
+    points[[9, 11]] = points[[11, 9]]                # point 9 is the outer corner of the eye on the right
+    points = points * outer_px
+    points[: 1 if first_only else 12] += shift
+    points.flags.writeable = False
+    return points
+
+
+@pytest.mark.parametrize(
+    ("predicted", "wanted", "expected"),
+    [
+        ([eyes(50)], [eyes(50)], (0, 0, 0)),
+        ([eyes(50, shift=(3, 4))], [eyes(50)], (0.1, 0.1, 0)),            # 5 of 50; not above 10%
+        ([eyes(50, shift=(6, 8))], [eyes(50)], (0.2, 0.2, 1)),
+        # one point of twelve by 6 of 50; its eye's centre by 1 of 50, the other's by none
+        ([eyes(50, shift=(0, 6), first_only=True)], [eyes(50)], (0.01, 0.01, 0)),
+        ([eyes(50), eyes(100, shift=(0, 30))], [eyes(50), eyes(100)], (0.15, 0.15, 0.5)),
+    ],
+)
+def test_eye_errors(predicted, wanted, expected) -> None:
+    errors = eye_errors(np.stack(predicted), np.stack(wanted))
+    assert (errors["nme"], errors["centres"], errors["failures"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 12, 2), (1, 68, 2)])
+def test_eye_errors_need_faces_of_twelve_points(shape) -> None:
+    with pytest.raises(ValueError, match="n ≥ 1"):
+        eye_errors(np.zeros(shape), np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("cosines", "same", "folds", "expected"),
+    [
+        # told apart without error: the threshold is half-way between 0.2 and 0.8
+        ([0.8, 0.9, 0.1, 0.2], [1, 1, 0, 0], 2, (1.0, 0.0, 1.0, 0.5)),
+        # folds (0.9 same, 0.1 different) and (0.3 same, 0.4 different): the first teaches 0.5, which gets 0.4 right, the
+        # second to call all the same, which gets 0.9 right; over all, the lowest of the best thresholds leaves 0.4 wrong
+        ([0.9, 0.3, 0.1, 0.4], [1, 1, 0, 0], 2, (0.5, 0.0, 0.75, 0.2)),
+    ],
+)
+def test_verification_accuracy(cosines, same, folds: int, expected) -> None:
+    figures = verification_accuracy(np.array(cosines), np.array(same, bool), folds)
+    assert figures == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("same", [[], [1, 1], [0, 0], [1, 0]])
+def test_verification_needs_pairs_of_both_kinds_in_every_fold(same) -> None:
+    with pytest.raises(ValueError, match="of both kinds"):
+        verification_accuracy(np.zeros(len(same)), np.array(same, bool), 2)
