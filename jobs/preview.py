@@ -300,8 +300,10 @@ def _picture(photo: PhotoView) -> str:
             label = str(face["face_index"])
         at = f"x={x1}" if x1 < width - 5 * letters_px else f"x={x2} text-anchor=end"
         marks.append(f"<text {at} y={above:.1f} font-size={letters_px:.1f}>{label}</text>")
+    height_px = 680 if photo.faces else 240
+    width_px = min(height_px * width / height, 2 * width)
     return (
-        f"<figure style='aspect-ratio:{width}/{height};max-width:min(100%,{680 * width / height:.0f}px)'>"
+        f"<figure style='aspect-ratio:{width}/{height};max-width:min(100%,{width_px:.0f}px)'>"
         f"<img alt='' src='{_data_uri(photo.photo_jpeg)}'>"
         f"<svg viewBox='0 0 {width} {height}' preserveAspectRatio=none>{''.join(marks)}</svg></figure>"
     )

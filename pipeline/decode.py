@@ -8,7 +8,6 @@ import logging
 import re
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -198,8 +197,6 @@ def decode_pixels(content: bytes, header: Header) -> np.ndarray:
     if header.format == "jpeg" and (size_wh := _jpeg_size(content)):
         pixels = _decode_jpeg(content, size_wh, header.decode_scale)
     else:
-        if header.format == "png":
-            _check_png(content)
         pixels = _decode_with_pillow(content, header.format)
     return upright(pixels, header.exif_orientation) if header.turned else pixels
 
@@ -339,19 +336,6 @@ def _is_camera_raw(image: ImageFile.ImageFile) -> bool:
     return 50706 in tags or reduced_preview or image.fp.getvalue()[8:10] == b"CR"
 
 
-def _check_png(content: bytes) -> None:
-    """Raise `DecodeError` where the checksum of a piece of the pixels is wrong: Pillow does not look at those."""
-    start = 8
-    while start + 12 <= len(content):
-        length = int.from_bytes(content[start : start + 4], "big")
-        end = start + 8 + length
-        if content[start + 4 : start + 8] == b"IDAT" and end + 4 <= len(content):
-            checksum = zlib.crc32(memoryview(content)[start + 4 : end])
-            if checksum != int.from_bytes(content[end : end + 4], "big"):
-                raise _bad_data(ValueError("wrong checksum in the pixels"), "png")
-        start = end + 4
-
-
 def _to_rgb(image: Image.Image) -> np.ndarray:
     """The pixels of a loaded image, (h, w, 3) uint8 RGB, as it is stored."""
     width, height = image.size
@@ -440,13 +424,12 @@ class Decode:
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[ImageBatch, None, None]:
         """One record for every row, in the order of the rows. Closing the generator ends its threads."""
         gate = _MemoryGate(self._batch_bytes)
-        closed = threading.Event()
 
         def next_batch() -> ImageBatch | None:
             group = next(groups, None)
             if group is None:
                 return None
-            futures = [threads.submit(self._decode_one, *item, gate, closed) for item in group]
+            futures = [threads.submit(self._decode_one, *item, gate) for item in group]
             group.clear()                 # the bytes of a file go as soon as it is decoded
             decoded = [future.result() for future in futures]
             return ImageBatch(tuple(record for record, _ in decoded), tuple(pixels for _, pixels in decoded))
@@ -463,7 +446,7 @@ class Decode:
                     yield batch
                     del batch
             finally:
-                closed.set()
+                threads.shutdown(wait=False, cancel_futures=True)     # of the sub-batch ahead, when closed early
 
     def _groups(self, rows: Sequence[TodoRow]) -> Generator[list[_Waiting], None, None]:
         """The rows' files cut into sub-batches, by what their headers say."""
@@ -503,9 +486,9 @@ class Decode:
 
     @staticmethod
     def _decode_one(
-        record: ImageRecord, content: bytes | None, header: Header | None, gate: _MemoryGate, closed: threading.Event
+        record: ImageRecord, content: bytes | None, header: Header | None, gate: _MemoryGate
     ) -> tuple[ImageRecord, np.ndarray]:
-        if closed.is_set() or content is None:
+        if content is None:
             return record, NO_PIXELS
         record = replace(record, sha256=hashlib.sha256(content).hexdigest())
         if header is None:

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -132,6 +133,13 @@ def test_scaled_jpegs_round_up_and_stand_upright(mode, progressive, scale, decod
     assert np.abs(decoded.pixels.astype(int) - expected)[2:-2, 2:-2].mean() < 4
 
 
+def test_heic_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)      # as if it were not installed
+    with pytest.raises(DecodeError, match=r"pip install 'facelake\[heif\]'") as told:
+        decode_full(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    assert (told.value.status, told.value.format) == (Status.UNSUPPORTED, "heic")
+
+
 def test_only_jpegs_are_scaled():
     decoded = decode_image(corpus.encode(corpus.picture(), "PNG"), max_pixels=MAX_PIXELS, min_side_px=10)
     assert decoded.pixels.shape == (80, 120, 3)
@@ -213,7 +221,7 @@ def test_every_row_gets_one_record_in_order_a_broken_one_among_them():
         "d": FetchFailure("a file of 9 bytes, the limit is 8", Status.TOO_LARGE),
         "e": b"",
         "f": corpus.png_of_size(50_000, 50_000),
-        "g": png,
+        "g": Fetched(png, "of-a-newer-one", datetime(2025, 1, 1, tzinfo=UTC)),
     }
     rows = [TodoRow(uri) for uri in "abcdef"] + [TodoRow("g", size=7, etag="from-listing", mtime=mtime)]
     batches = list(decoder(contents)(rows))
@@ -302,6 +310,26 @@ def test_closing_early_ends_the_threads_and_the_fetching():
     assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
+class SlowDecode(Decode):
+    """Counts the images it decodes, a hundredth of a second each."""
+
+    decoded = 0
+
+    def _decode_one(self, *waiting):
+        self.decoded += 1
+        time.sleep(0.01)
+        return super()._decode_one(*waiting)
+
+
+def test_closing_early_leaves_the_rest_of_the_sub_batch_ahead():
+    contents = {str(i): flat_jpeg(20) for i in range(100)}
+    decode = SlowDecode(FakeFetch(contents), max_pixels=MAX_PIXELS, min_side_px=None, threads=1, batch_images=50)
+    batches = decode([TodoRow(uri) for uri in contents])
+    next(batches)
+    batches.close()
+    assert 50 <= decode.decoded < 90
+
+
 def test_the_gate_lets_in_what_fits_and_one_in_any_case():
     gate = _MemoryGate(100)
     inside, most_inside = [], []
@@ -326,6 +354,6 @@ def test_the_gate_lets_in_what_fits_and_one_in_any_case():
 def test_pillow_s_own_limit_does_not_stand_in_the_way(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     buffer = io.BytesIO()
-    Image.fromarray(corpus.picture()).save(buffer, "GIF")
+    Image.fromarray(corpus.picture()).save(buffer, "WEBP")
     (batch,) = decoder({"a": buffer.getvalue()})([TodoRow("a")])
     assert batch.records[0].status is Status.OK

@@ -51,21 +51,32 @@ def fake_eyes(chips):
     return np.array([points * len(chip) for chip in chips], np.float32).reshape(-1, 12, 2)
 
 
+def aligned(folder, names, detector=None):
+    """The aligned faces alone."""
+    return process(folder, names, detector)[1]
+
+
+def lost_eyes(chips):
+    """Both eyes in the same corner: not believable."""
+    return np.ones((len(chips), 12, 2), np.float32)
+
+
 def photo(seed, width=900, height=700):
     """Soft blotches, so that any shift or turn of a crop shows."""
     blotches = np.random.default_rng(seed).integers(0, 256, (58, 75, 3), dtype=np.uint8)
     return cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def process(folder, names, detector=None):
-    """The aligned faces of files, by the real stages around fake models."""
+def process(folder, names, detector=None, eyes=fake_eyes):
+    """The chips and the aligned faces of files, by the real stages around fake models."""
     detect = Detect(
         detector or FakeDetector(), input_px=640, second_pass_px=320, min_face_px=0, max_faces=None, rotate_retry=True,
         batch_size=1,
     )
     decode = Decode(Fetch(), max_pixels=SETTINGS.max_pixels, min_side_px=SETTINGS.decode_min_side_px, threads=1)
     (decoded,) = decode([TodoRow(f"{folder}/{name}") for name in names])
-    return Align(TEMPLATE)(Keypoint(fake_eyes)(detect(decoded)))
+    found = Keypoint(eyes)(detect(decoded))
+    return found.chips, Align(TEMPLATE)(found)
 
 
 def write_output(folder, *batches, embeddings=((1.0, 0.0), (0.6, 0.8), (0.0, 1.0))):
@@ -136,34 +147,43 @@ def write_photo(folder, name, pixels, **options):
 
 
 @pytest.mark.parametrize(
-    ("size_wh", "orientation", "from_look", "fact"),
+    ("size_wh", "orientation", "from_look", "eyes", "fact"),
     [
-        ((900, 700), 1, 1, "900 × 700"),
-        ((900, 700), 6, 1, "EXIF orientation 6"),
-        ((2800, 2000), 1, 1, "decoded at 1/2"),
-        ((900, 700), 1, 2, "found in the second pass"),
-        ((900, 700), 1, 3, "found when turned by 90°"),
-        ((900, 700), 1, 5, "found when turned by 180°"),
+        ((900, 700), 1, 1, fake_eyes, "900 × 700"),
+        ((900, 700), 6, 1, fake_eyes, "EXIF orientation 6"),
+        ((2800, 2000), 1, 1, fake_eyes, "decoded at 1/2"),
+        ((900, 700), 1, 2, fake_eyes, "found in the second pass"),
+        ((900, 700), 1, 3, fake_eyes, "found when turned by 90°"),
+        ((900, 700), 1, 5, fake_eyes, "found when turned by 180°"),
+        ((900, 700), 1, 1, lost_eyes, "aligned by its box"),
+        ((900, 700), 1, 4, lost_eyes, "found when turned by 270°"),
     ],
 )
-def test_the_crop_on_the_page_is_the_one_that_the_embedder_saw(tmp_path, size_wh, orientation, from_look, fact):
+def test_chip_and_crop_on_the_page_are_those_that_the_networks_saw(
+    tmp_path, size_wh, orientation, from_look, eyes, fact
+):
     exif = Image.Exif()
     exif[0x0112] = orientation
     write_photo(tmp_path, "a.jpg", photo(1, *size_wh), exif=exif)
-    batch = process(tmp_path, ["a.jpg"], FakeDetector(from_look))
+    (chip,), batch = process(tmp_path, ["a.jpg"], FakeDetector(from_look), eyes)
     write_output(tmp_path / "out", batch)
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
     assert fact in page.text
-    (crop,) = page.pictures["aligned"]
-    assert crop.shape == (112, 112, 3)
-    assert np.abs(crop.astype(int) - batch.crops[0]).mean() < 3        # what JPEG costs; one pixel's shift costs 10
-    assert np.abs(np.roll(crop, 1, axis=0).astype(int) - batch.crops[0]).mean() > 4
+
+    def differ(shown, seen):
+        return np.abs(shown.astype(int) - seen).mean()
+
+    # JPEG costs up to 3; a shift by one pixel costs more.
+    (shown,) = page.pictures["aligned"]
+    assert differ(shown, batch.crops[0]) < 3 < 4 < differ(np.roll(shown, 1, axis=0), batch.crops[0])
+    (shown,) = page.pictures["in the photo"]
+    assert differ(shown, cv2.resize(chip, (224, 224), interpolation=cv2.INTER_AREA)) < 3
 
 
 def test_the_page_needs_nothing_else_and_shows_names_as_text(tmp_path):
     for name in ("a.jpg", ODD_NAME):
         write_photo(tmp_path, name, photo(len(name)))
-    write_output(tmp_path / "out", process(tmp_path, ["a.jpg", ODD_NAME]))
+    write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg", ODD_NAME]))
     path = write_preview(tmp_path / "out", tmp_path / "deep" / "p.html")
     page = Page(path)
     assert "<img src=x onerror=alert(1)> & 'q\"␊.jpg" in page.text
@@ -179,7 +199,7 @@ def test_the_page_needs_nothing_else_and_shows_names_as_text(tmp_path):
 def test_each_face_has_the_likest_one_of_another_photo(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_photo(tmp_path, name, photo(ord(name[0])))
-    write_output(tmp_path / "out", process(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]))
+    write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]))
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
     # (1, 0), (0.6, 0.8) and (0, 1): a is likest to b, b to c, c to b.
     assert re.findall(r"cosine ([−\d.]+)(\w+\.jpg)", page.text) == [
@@ -191,7 +211,7 @@ def test_photos_that_fail_are_listed_with_their_reason(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "<b>.jpg").write_text("<i>no image</i>")
     write_photo(tmp_path, "a.jpg", photo(1))
-    batch = process(tmp_path, ["empty.jpg", "<b>.jpg", "gone.jpg", "a.jpg"])
+    batch = aligned(tmp_path, ["empty.jpg", "<b>.jpg", "gone.jpg", "a.jpg"])
     odd = ImageRecord("/x.jpg", Status.FAILED, "detect: <script>")
     write_output(tmp_path / "out", batch, FaceBatch.without_faces((odd,)))
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
@@ -205,7 +225,7 @@ def test_photos_that_fail_are_listed_with_their_reason(tmp_path):
 def test_photos_that_are_gone_or_changed_are_shown_by_their_numbers(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_photo(tmp_path, name, photo(1))
-    write_output(tmp_path / "out", process(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]))
+    write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]))
     (tmp_path / "a.jpg").unlink()
     write_photo(tmp_path, "b.jpg", photo(1, 300, 200))
     (tmp_path / "c.jpg").write_bytes(b"")
@@ -220,8 +240,8 @@ def test_photos_that_are_gone_or_changed_are_shown_by_their_numbers(tmp_path):
 def test_no_more_photos_than_asked_for_those_with_faces_first(tmp_path, max_images, shown):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_photo(tmp_path, name, photo(1))
-    without = process(tmp_path, ["b.jpg"], FakeDetector(from_look=99))
-    write_output(tmp_path / "out", process(tmp_path, ["a.jpg", "c.jpg"]), without)
+    without = aligned(tmp_path, ["b.jpg"], FakeDetector(from_look=99))
+    write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg", "c.jpg"]), without)
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html", max_images=max_images))
     names = re.findall(rf"{tmp_path}/(\w\.jpg)", page.text)
     assert names == shown
@@ -230,7 +250,7 @@ def test_no_more_photos_than_asked_for_those_with_faces_first(tmp_path, max_imag
 
 def test_a_half_that_was_not_committed_is_not_shown(tmp_path):
     write_photo(tmp_path, "a.jpg", photo(1))
-    write_output(tmp_path / "out", process(tmp_path, ["a.jpg"]))
+    write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg"]))
     (half,) = Path(tmp_path / "out" / "faces").glob("*.parquet")
     half.unlink()
     assert Page(write_preview(tmp_path / "out", tmp_path / "p.html")).pictures == {}
@@ -238,7 +258,7 @@ def test_a_half_that_was_not_committed_is_not_shown(tmp_path):
 
 def test_an_output_and_photos_in_a_bucket(bucket, s3_endpoint, tmp_path):
     bucket.put("photos/a b.jpg", corpus.encode(photo(1), "JPEG", quality=95))
-    batch = process(f"{bucket.uri}/photos", ["a b.jpg"])
+    batch = aligned(f"{bucket.uri}/photos", ["a b.jpg"])
     write_output(f"{bucket.uri}/out", batch)
     page = Page(write_preview(f"{bucket.uri}/out?endpoint={s3_endpoint}", tmp_path / "p.html"))
     assert f"{bucket.uri}/photos/a b.jpg" in page.text
