@@ -167,8 +167,8 @@ def test_eye_errors_need_faces_of_twelve_points(shape) -> None:
     [
         # told apart without error: the threshold is half-way between 0.2 and 0.8
         ([0.8, 0.9, 0.1, 0.2], [1, 1, 0, 0], 2, (1.0, 0.0, 1.0, 0.5)),
-        # folds (0.9 same, 0.1 different) and (0.3 same, 0.4 different): the first teaches 0.5, which gets 0.4 right, the
-        # second to call all the same, which gets 0.9 right; over all, the lowest of the best thresholds leaves 0.4 wrong
+        # folds (0.9 same, 0.1 different) and (0.3 same, 0.4 different): the first teaches 0.5, which gets 0.4 right,
+        # the second to call all the same, which gets 0.9 right; over all, the lowest of the best thresholds is 0.2
         ([0.9, 0.3, 0.1, 0.4], [1, 1, 0, 0], 2, (0.5, 0.0, 0.75, 0.2)),
     ],
 )
