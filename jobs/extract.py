@@ -69,7 +69,7 @@ def extract(arguments: argparse.Namespace, command: str) -> int:
 
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    with Lease.acquire(storage, run_id, command=command, say=say) as lease:
+    with output.lease(storage, run_id, command, say) as lease:
         if arguments.overwrite:
             output.clear(storage)
         fingerprint = output.claim(storage, covered)
@@ -99,7 +99,7 @@ def extract(arguments: argparse.Namespace, command: str) -> int:
             )
             storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
 
-    listed = rows.filter(pc.is_in(rows["uri"], value_set=listing.rows["uri"].combine_chunks()))
+    listed = rows.filter(pc.is_in(rows["uri"], value_set=listing.rows["uri"]))
     for line in report.summary_lines(storage.root, listed, len(rows), progress):
         say(line)
     if arguments.preview:

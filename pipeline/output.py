@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline import ledger
+from pipeline.lease import Lease
 from pipeline.settings import differences, fingerprint
 from pipeline.storage import Storage
 
@@ -15,6 +16,17 @@ OUTPUT_JSON, RUN_JSON, TODO_FOLDER = "output.json", "run.json", "_todo"
 
 class OutputError(Exception):
     """The output cannot take this run's rows; the message says why and what to do."""
+
+
+def lease(storage: Storage, run_id: str, command: str, say: Callable[[str], None]) -> Lease:
+    """Take the output's lease; `say` is told when that has to wait.
+
+    Raises LeaseHeld naming the run that has it, and OutputError where nothing can be written at all.
+    """
+    try:
+        return Lease.acquire(storage, run_id, command=command, say=say)
+    except OSError as error:
+        raise OutputError(f"OUTPUT cannot be written: {error}") from None
 
 
 def claim(storage: Storage, covered: Mapping[str, Any]) -> str:

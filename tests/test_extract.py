@@ -214,6 +214,7 @@ def test_overwrite_starts_anew(undisturbed, tmp_path):
         (("IN", "OUT", "--require-commercial"), "not for commercial use"),
         (("IN", "OUT", "--detect-px", "100"), "multiple of 32"),
         (("ftp://host/photos", "OUT"), "ftp"),
+        (("IN", "/proc/out"), "OUTPUT cannot be written"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_line_and_leaves_nothing(tmp_path, arguments, message):
