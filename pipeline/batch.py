@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 
@@ -166,13 +167,27 @@ class FaceBatch:
 
     def singles(self) -> list[FaceBatch]:
         """The same images, one a batch."""
+        return self.parts(max_faces=0)
+
+    def parts(self, max_faces: int) -> list[FaceBatch]:
+        """The same images in order, cut into batches of at most max_faces faces, or one image that has more."""
+        starts, faces_in_part = [0] if self.records else [], 0
+        for i, count in enumerate(self.face_counts):
+            if i > starts[-1] and (max_faces == 0 or faces_in_part + count > max_faces):
+                starts.append(i)
+                faces_in_part = 0
+            faces_in_part += int(count)
+        if len(starts) <= 1:
+            return [self] * len(starts)
+        face_ends = np.concatenate([[0], np.cumsum(self.face_counts)])
         per_face = [f.name for f in fields(self) if f.name not in ("records", "face_counts")]
-        filled = [name for name in per_face if len(getattr(self, name)) == len(self)]
-        slices = {name: split_by_image(getattr(self, name), self.face_counts) for name in filled}
+        filled = [name for name in per_face if len(getattr(self, name))]
         return [
-            replace(self, records=(record,), face_counts=self.face_counts[i : i + 1],
-                    **{name: parts[i] for name, parts in slices.items()})
-            for i, record in enumerate(self.records)
+            replace(
+                self, records=self.records[start:end], face_counts=self.face_counts[start:end],
+                **{name: getattr(self, name)[face_ends[start] : face_ends[end]] for name in filled},
+            )
+            for start, end in pairwise([*starts, len(self.records)])
         ]
 
     def chip_points_to_image(self, points: np.ndarray) -> np.ndarray:
@@ -197,9 +212,3 @@ class FaceBatch:
     def with_embeddings(self, embeddings: np.ndarray, norms: np.ndarray) -> FaceBatch:
         """With unit vectors (n, dim) and the lengths they had; the crops, used here last, are dropped."""
         return replace(self, crops=self.crops[:0], embeddings=embeddings, embedding_norms=norms)
-
-
-def split_by_image(values: Sequence, face_counts: np.ndarray) -> list[Sequence]:
-    """A per-face sequence cut into one slice an image."""
-    ends = np.cumsum(face_counts)
-    return [values[end - count : end] for count, end in zip(face_counts, ends, strict=True)]

@@ -16,6 +16,8 @@ StageBuilders = Mapping[str, Callable[[int], Any]]
 
 Batch = ImageBatch | FaceBatch
 
+MAX_FACES = 2048     # that go through a stage together, 77 MB of crops; one image may have more
+
 
 class Pool:
     """Neighbouring stages that share one actor; Arrow in, Arrow out, one row an image.
@@ -31,7 +33,7 @@ class Pool:
         self._batch_images = batch_images
         built = {name: builders[name](threads) for name in stages}
         self._decode = built.pop("decode", None)
-        self._stages = built
+        self._stages = list(built.items())
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         if self._decode is None:
@@ -39,9 +41,19 @@ class Pool:
         else:
             batches = self._decode([TodoRow(**row) for row in table.to_pylist()])
         for batch in batches:
-            for name, stage in self._stages.items():
-                batch = run_isolated(name, stage, batch)
-            yield images_to_table(batch) if self._after == "decode" else faces_to_table(batch, self._after)
+            for part in self._through_stages(batch):
+                yield images_to_table(part) if self._after == "decode" else faces_to_table(part, self._after)
+
+    def _through_stages(self, batch: Batch) -> Iterator[Batch]:
+        """Through all stages; photos of crowds in parts, one after the other, so that few crops are alive at once."""
+        waiting = [(0, batch)]
+        while waiting:
+            step, part = waiting.pop()
+            if step == len(self._stages):
+                yield part
+            else:
+                done = run_isolated(*self._stages[step], part).parts(MAX_FACES)
+                waiting += [(step + 1, each) for each in reversed(done)]
 
     def _sub_batches(self, table: pa.Table) -> Iterator[Batch]:
         for start in range(0, len(table), self._batch_images):

@@ -14,6 +14,8 @@ from pipeline.boundary import table_to_faces
 from pipeline.schemas import IMAGES, faces_schema, records_to_table
 from pipeline.storage import Storage
 
+MAX_FACES_PER_PART = 50_000     # about 110 MB; photos of crowds get smaller parts than --rows-per-file asks
+
 RECEIPT = pa.schema(
     [("part", pa.string()), ("images", pa.int64()), ("faces", pa.int64())]
     + [(status.value, pa.int64()) for status in Status]
@@ -46,14 +48,13 @@ class Sink:
     def __call__(self, table: pa.Table) -> pa.Table:
         again = pc.is_in(table["status"], value_set=pa.array([status.value for status in RETRIED]))
         receipts = [
-            self._commit(kind, rows)
+            self._commit(kind, part)
             for kind, rows in (("part", table.filter(pc.invert(again))), ("retry", table.filter(again)))
-            if len(rows)
+            for part in table_to_faces(rows, after="embed").parts(MAX_FACES_PER_PART)
         ]
         return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
-    def _commit(self, kind: str, table: pa.Table) -> dict[str, object]:
-        batch = table_to_faces(table, after="embed")
+    def _commit(self, kind: str, batch: FaceBatch) -> dict[str, object]:
         name = ledger.part_name(kind, self.run_id, [record.uri for record in batch.records])
         metadata = {
             "facelake.fingerprint": self.fingerprint,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, split_by_image
+from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord
 
 A, B, C = ImageRecord("a"), ImageRecord("b"), ImageRecord("c")
 
@@ -53,6 +53,20 @@ def test_each_stage_drops_what_it_used_last():
     assert len(embedded.crops) == 0 and embedded.embeddings.shape == (1, 4)
 
 
-def test_split_by_image():
-    assert [list(part) for part in split_by_image("abc", np.array([1, 0, 2]))] == [["a"], [], ["b", "c"]]
-    assert split_by_image("", np.array([], int)) == []
+@pytest.mark.parametrize(
+    ("counts", "max_faces", "expected"),
+    [
+        ([], 3, []),
+        ([0], 3, [[0]]),
+        ([1, 2, 1, 3], 3, [[1, 2], [1], [3]]),
+        ([9, 0, 0, 4, 1], 3, [[9], [0, 0], [4], [1]]),      # an image with more stands alone
+        ([1, 1], 99, [[1, 1]]),
+        ([0, 2, 0], 0, [[0], [2], [0]]),                    # 0: every image by itself
+    ],
+)
+def test_parts_keep_images_whole(counts, max_faces, expected):
+    batch = faces(tuple(ImageRecord(str(i)) for i in range(len(counts))), counts)
+    parts = batch.parts(max_faces)
+    assert [part.face_counts.tolist() for part in parts] == expected
+    assert [record.uri for part in parts for record in part.records] == [str(i) for i in range(len(counts))]
+    assert [score for part in parts for score in part.scores] == batch.scores.tolist()

@@ -85,3 +85,17 @@ def test_a_failed_image_has_no_faces_left():
     faces = run_isolated("embed", two_is_too_many, batch)
     assert faces.face_counts.tolist() == [1, 0]
     assert faces.records[1].n_faces is None and faces.records[1].status is Status.FAILED
+
+
+def test_crowds_pass_in_parts(monkeypatch):
+    """The stages after detect see few faces at a time; no image is cut in two."""
+    seen = []
+
+    def counting(batch):
+        seen.append(len(batch))
+        return batch.with_eyes(np.zeros((len(batch), 12, 2), np.float32))
+
+    monkeypatch.setattr("pipeline.pool.MAX_FACES", 1)
+    pool = Pool(("decode", "detect", "keypoint"), build(decode=decode, detect=one_face_each, keypoint=counting), 1, 8)
+    tables = list(pool(todo("1", "2", "3")))
+    assert seen == [1, 1, 1] and [table["uri"].to_pylist() for table in tables] == [["1"], ["2"], ["3"]]

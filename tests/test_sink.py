@@ -157,3 +157,10 @@ def test_many_batches_in_one_block(tmp_path):
         Sink(storage, RUN, "f" * 64, MODELS, DIM, "float32")(pa.concat_tables(tables).slice(1))
     faces = pq.read_table(tmp_path / "faces")
     assert faces["uri"].to_pylist() == ["/photos/c.jpg"] * 2
+
+
+def test_photos_of_crowds_get_smaller_parts(written, monkeypatch):
+    monkeypatch.setattr("pipeline.sink.MAX_FACES_PER_PART", 3)
+    folder, receipts = written("float32", a=2, b=1, c=4, d=0)
+    assert [(receipt["images"], receipt["faces"]) for receipt in receipts] == [(2, 3), (1, 4), (1, 0)]
+    assert len(pq.read_table(folder / "images")) == 4
