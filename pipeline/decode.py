@@ -178,6 +178,8 @@ def read_header(content: bytes, *, max_pixels: int, min_side_px: int | None) -> 
     if width * height > max_pixels:
         reason = f"{width} × {height} pixels, the limit is {max_pixels}"
         raise DecodeError(Status.TOO_LARGE, reason, format=format, size_wh=(width, height))
+    if format == "png":
+        image.info.setdefault("exif", _png_exif(content))
     orientation = _exif_orientation(image)
     turned = format != "tiff"         # Pillow turns TIFFs itself, and their size is the upright one from the start
     if turned and orientation is not None and orientation >= 5:
@@ -323,10 +325,22 @@ def _one_line(text: str) -> str:
 
 def _exif_orientation(image: ImageFile.ImageFile) -> int | None:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        # Not image.getexif(): that of a PNG decodes all pixels to look for EXIF behind them.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
     except Exception:                 # EXIF is often broken, in every way; the picture is no worse for it
         return None
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else None
+
+
+def _png_exif(content: bytes) -> bytes | None:
+    """The EXIF of a PNG, which may stand before or behind the pixels."""
+    start = 8
+    while start + 8 <= len(content):
+        length = int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] == b"eXIf":
+            return b"Exif\0\0" + content[start + 8 : start + 8 + length]
+        start += 12 + length
+    return None
 
 
 def _is_camera_raw(image: ImageFile.ImageFile) -> bool:

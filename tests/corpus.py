@@ -253,6 +253,12 @@ def good_samples() -> Iterator[Sample]:
             told = None if (format, orientation) == ("AVIF", 1) else orientation   # AVIF has no mark for 1
             yield Sample(name, content, DECODED, format.lower(), rgb, error, told)
 
+    early = turned("PNG", 6)
+    start = early.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(early[start : start + 4], "big")
+    late = insert(early[:start] + early[end:], b"\0\0\0\0IEND", early[start:end])
+    yield Sample("exif-behind-pixels.png", late, DECODED, "png", rgb, 0, 6)
+
     yield good("no-extension", jpeg(), "jpeg", error=1)
     yield good("upper-case.JPG", jpeg(), "jpeg", error=1)
     yield good("png-named.jpg", encode(rgb, "PNG"), "png")

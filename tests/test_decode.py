@@ -146,6 +146,15 @@ def test_only_jpegs_are_scaled():
     assert decoded.header.decode_scale == 1.0
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+def test_the_header_is_read_without_decoding_a_pixel(format):
+    content = corpus.encode(cv2.resize(corpus.picture(), (4000, 3000)), format)
+    started = time.process_time()
+    header = read_header(content, max_pixels=MAX_PIXELS, min_side_px=None)
+    assert time.process_time() - started < 0.02       # decoding takes 0.06 s and more, but for BMP
+    assert (header.width, header.height) == (4000, 3000)
+
+
 def test_a_progressive_jpeg_says_that_it_needs_its_coefficients():
     def needed(**options):
         return read_header(corpus.jpeg(**options), max_pixels=MAX_PIXELS, min_side_px=10).work_bytes
