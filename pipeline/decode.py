@@ -320,7 +320,8 @@ def _bad_data(error: Exception, format: str) -> DecodeError:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    """Short, and without the counts that would make every cut-off file a kind of error of its own."""
+    return " ".join(re.sub(r"\(\d+ bytes not processed\)", "", text).split())[:300]
 
 
 def _exif_orientation(image: ImageFile.ImageFile) -> int | None:
