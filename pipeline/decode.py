@@ -287,7 +287,7 @@ def _open_with_pillow(content: bytes, format: str) -> ImageFile.ImageFile:
         try:
             from pillow_heif import HeifImageFile
         except ImportError as error:
-            reason = "HEIC needs pillow-heif: pip install 'facelake[heif]'"
+            reason = "HEIC needs pillow-heif: pip install pillow-heif"
             raise DecodeError(Status.UNSUPPORTED, reason, format=format) from error
         image_class = HeifImageFile
     else:
