@@ -135,7 +135,7 @@ def test_scaled_jpegs_round_up_and_stand_upright(mode, progressive, scale, decod
 
 def test_heic_without_its_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)      # as if it were not installed
-    with pytest.raises(DecodeError, match=r"pip install 'facelake\[heif\]'") as told:
+    with pytest.raises(DecodeError, match=r"pip install pillow-heif") as told:
         decode_full(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     assert (told.value.status, told.value.format) == (Status.UNSUPPORTED, "heic")
 
