@@ -21,6 +21,7 @@ WORK_SHARE = {"decode": 0.2, "detect": 0.45, "keypoint": 0.15, "align": 0.05, "e
 
 THREADS_PER_CPU_ACTOR = 4     # a process with torch costs about 700 MB; more threads gain a small network little
 BLOCK_IMAGES = 256            # to-do rows handed to an actor at a time
+MAX_BLOCKS = 10_000           # Ray's driver keeps books on every block
 
 
 class PlanError(Exception):
@@ -147,9 +148,10 @@ def run(
     import ray.data
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    block_rows = min(rows_per_file, BLOCK_IMAGES)
+    block_rows = max(min(rows_per_file, BLOCK_IMAGES), math.ceil(len(todo) / MAX_BLOCKS))
     blocks = [todo.slice(start, block_rows) for start in range(0, len(todo), block_rows)]
-    dataset = ray.data.from_arrow(blocks)      # in-memory blocks: no read tasks, hence no CPU for them
+    # Blocks in memory need no read tasks; from_arrow would start a task of one CPU for each to read its schema.
+    dataset = ray.data.from_blocks(blocks)
     for pool in plan.pools:
         dataset = dataset.map_batches(
             Pool,

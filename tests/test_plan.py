@@ -177,16 +177,15 @@ def test_all_layouts_give_the_same_rows(rows_by_layout):
 def test_one_cpu_is_enough(tmp_path):
     """In a process of its own, with a Ray of one CPU and five pools: it must not wait for ever."""
     code = f"""
-import ray, pyarrow as pa
+from pipeline.cluster import connect
 from tests.test_plan import *
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 storage = open_storage({str(tmp_path)!r})
 todo = pa.Table.from_pylist([{{"uri": str(i)}} for i in range(20)], schema=TODO)
-with Lease.acquire(storage, "run"):
+with connect(num_cpus=1) as ray, Lease.acquire(storage, "run"):
     sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
-    plan = make_plan(FIVE_POOLS, Cluster(1, 0), "cpu")
-    print(sum(r["images"] for t in run(plan, todo, BUILDERS, sink, 16, 4) for r in t.to_pylist()))
+    plan = make_plan(FIVE_POOLS, ray.free, "cpu")
+    print(ray.free.cpus, sum(r["images"] for t in run(plan, todo, BUILDERS, sink, 16, 4) for r in t.to_pylist()))
 """
     root = Path(__file__).parent.parent
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
-    assert result.stdout.strip().endswith("20"), result.stderr[-2000:]
+    assert result.stdout.split() == ["1.0", "20"], result.stderr[-2000:]
