@@ -30,9 +30,9 @@ $(VENV)/.installed: requirements.lock
 demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
 	@photos='$(PHOTOS)'; \
 	  test -n "$$photos" || photos="$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("ultralytics").submodule_search_locations[0])')/assets"; \
-	  $(BIN)/python -m jobs.extract "$$photos" $(DEMO)/faces --overwrite --preview $(DEMO)/preview.html
+	  $(BIN)/python -m jobs.extract "$$photos" $(DEMO) --overwrite --preview $(DEMO)/preview.html
 	@echo
-	@echo "Parquet:  $(CURDIR)/$(DEMO)/faces/{faces,images}/*.parquet"
+	@echo "Parquet:  $(CURDIR)/$(DEMO)/{faces,images}/*.parquet"
 	@echo "Preview:  $(CURDIR)/$(DEMO)/preview.html"
 
 test: setup ## run the tests, CPU only

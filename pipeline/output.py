@@ -11,7 +11,7 @@ from pipeline.lease import Lease
 from pipeline.settings import differences, fingerprint
 from pipeline.storage import Storage
 
-OUTPUT_JSON, RUN_JSON, TODO_FOLDER = "output.json", "run.json", "_todo"
+OUTPUT_JSON, RUN_JSON = "output.json", "run.json"
 
 
 class OutputError(Exception):
@@ -64,7 +64,7 @@ def clear(storage: Storage) -> None:
     """Delete what runs have written there; nothing else, and not the lease. What makes it exact goes first."""
     for path in (RUN_JSON, OUTPUT_JSON):
         storage.delete(path)
-    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE, TODO_FOLDER):
+    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE):
         storage.delete_tree(folder)
 
 

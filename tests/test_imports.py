@@ -43,8 +43,9 @@ def test_only_plan_and_cluster_know_ray(path):
 
 
 @pytest.mark.parametrize("path", sources("models"), ids=name)
-def test_models_import_neither_jobs_nor_ray(path):
+def test_models_import_neither_jobs_nor_ray_and_only_geometry_of_the_pipeline(path):
     assert not imported(path) & {"jobs", "ray"}
+    assert {module for module in imported(path) if module.startswith("pipeline")} <= {"pipeline.geometry"}
 
 
 @pytest.mark.parametrize("stage", ["decode", "detect", "keypoint", "align", "embed"])
