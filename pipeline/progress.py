@@ -26,7 +26,7 @@ class Progress:
         self._started = self._printed = time.monotonic()
         self._recent: list[tuple[float, int]] = []
         self._first: tuple[float, int] | None = None
-        self.images = self.faces = 0
+        self.images = self.faces = self._printed_images = 0
         self.by_status = {status.value: 0 for status in Status}
 
     def add(self, receipt: dict[str, int]) -> None:
@@ -43,8 +43,9 @@ class Progress:
             self._print(end="" if self._terminal else "\n")
 
     def close(self) -> None:
-        """Print the last line."""
-        self._print(end="\n")
+        """Print the last line, unless it stands there."""
+        if self._terminal or self._printed_images != self.images or not self.images:
+            self._print(end="\n")
 
     @property
     def failures(self) -> int:
@@ -79,6 +80,7 @@ class Progress:
         return self.images / self.seconds if self.seconds else 0.0
 
     def _print(self, end: str) -> None:
+        self._printed_images = self.images
         start = "\r\x1b[K" if self._terminal else ""
         self._stream.write(f"{start}{self.line()}{end}")
         self._stream.flush()
