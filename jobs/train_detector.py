@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HELD_OUT_EVERY = 50
 INPUT_PX = 640            # what the detector is made for; training scales its images around --imgsz
-NOT_TRAINING = ("out", "name", "source", "keep_start", "device", "threads", "checkpoints")   # may change on going on
+NOT_TRAINING = ("out", "name", "source", "keep_start", "finish", "device", "threads", "checkpoints")    # free to change
 GREY = 114                # what YOLO pads with
 
 
@@ -201,21 +201,29 @@ def train(args: argparse.Namespace, command: str) -> Path:
         unpack(args.data, data_dir)
 
     finished = args.checkpoints / "finished"
-    if not finished.exists():
+    if not finished.exists() and not args.finish:
         build_trainer(network, tensors, data_dir, args).train()
         finished.touch()
-    _, trained = box_tensors(unpickle(args.checkpoints / "run" / "weights" / "last.pt"))
+    last = args.checkpoints / "run" / "weights" / "last.pt"
+    if not last.exists():
+        raise WeightsError(f"{args.checkpoints} holds no finished epoch yet: go on without --finish")
+    _, trained = box_tensors(unpickle(last))
     if args.keep_start:
         trained = {name: args.keep_start * tensors[name] + (1 - args.keep_start) * trained[name] for name in trained}
     fields = detector_fields(
         args.name or network, network, INPUT_PX,
         commercial_use=False, started_from=started_from,
         data=[{"name": name, "licence": licence} for name, licence in (entry.split("=", 1) for entry in args.source)],
-        metrics={}, command=command,
+        metrics={"training": {"epochs_done": _epochs_done(args.checkpoints / "run" / "results.csv")}}, command=command,
     )
     card = save_model(args.out, fields, trained, half=True)
     print(f"{args.out / card.file_name}: {card.identity}")
     return args.out / card.file_name
+
+
+def _epochs_done(results_csv: Path) -> int:
+    """Of ultralytics' table, a row an epoch."""
+    return int(results_csv.read_text().splitlines()[-1].split(",")[0])
 
 
 def _claim(checkpoints: Path, settings: dict[str, str]) -> None:
@@ -252,6 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mosaic", type=float, default=0.0, help="share of the images made of four")
     parser.add_argument("--scale", type=float, default=0.5, help="images are scaled by up to ± this much")
     parser.add_argument("--keep-start", type=float, default=0.0, help="share of the start in the result, 0 to 1")
+    parser.add_argument("--finish", action="store_true", help="do not go on: make weights of the last finished epoch")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
                         help="bfloat16 is faster on GPUs and on CPUs with avx512_bf16 or AMX only")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])

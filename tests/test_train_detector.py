@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from jobs.train_detector import label_lines, main, paint_ignored, unpack
-from models.store import read_card
+from models.store import DEFAULT_WEIGHTS_DIR, load_tensors, read_card
 
 
 @pytest.mark.parametrize(
@@ -100,13 +101,37 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
     assert last.stat().st_mtime_ns == written
     assert read_card(out, "detector", "yolov8n").tensors_sha256 == card.tensors_sha256
 
+    (checkpoints / "finished").unlink()             # as if it had been stopped after its first epoch
+    assert main([*command, "--finish", "--name", "stopped"]) == 0
+    stopped = read_card(out, "detector", "stopped")
+    assert stopped.tensors_sha256 == card.tensors_sha256
+    assert stopped.metrics == {"training": {"epochs_done": 1}}
+
     assert main([*command, "--lr0", "0.5"]) == 2
     assert "another lr0: repeat its command" in capsys.readouterr().err
 
 
+def test_half_of_the_start_can_stay(tmp_path: Path) -> None:
+    data = parquet(tmp_path / "a.parquet", 3)
+    command = [
+        str(data), "--start", "yolov8n", "--epochs", "1", "--imgsz", "64", "--batch", "2", "--lr0", "0.01",
+        "--device", "cpu", "--threads", "1", "--checkpoints", str(tmp_path / "checkpoints"), "--out", str(tmp_path),
+    ]
+    assert main([*command, "--name", "none"]) == 0
+    assert main([*command, "--name", "half", "--keep-start", "0.5"]) == 0
+    start, none, half = (
+        load_tensors(folder, read_card(folder, "detector", name))
+        for folder, name in ((DEFAULT_WEIGHTS_DIR, "yolov8n"), (tmp_path, "none"), (tmp_path, "half"))
+    )
+    name = "model.22.cv3.0.2.weight"
+    assert (none[name] - start[name]).abs().max() > 1e-3
+    assert torch.allclose(half[name], (start[name] + none[name]) / 2, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--start", "none.pt"], "cannot read none.pt"), (["--start", "none"], "no detector 'none'"),
+    [(["--finish"], "no finished epoch"), (["--start", "none.pt"], "cannot read none.pt"),
+     (["--start", "none"], "no detector 'none'"),
      (["--network", "resnet"], "must be one of yolov8n")],
 )
 def test_a_start_that_is_not_there_is_an_error(tmp_path: Path, capsys, options: list[str], message: str) -> None:
