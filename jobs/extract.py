@@ -132,7 +132,7 @@ def run_on_ray(
         cluster.refuse_local_paths(connection, paths, arguments.shared_filesystem)
         free = plan.Cluster(connection.free.cpus, arguments.gpus or connection.free.gpus)
         device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
-        planned = plan.make_plan(arguments.pools, free, device)
+        planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
         say(f"Ray has {free.cpus:g} CPUs and {free.gpus:g} GPUs free. {planned}")
         config = StageConfig(
             settings=settings,

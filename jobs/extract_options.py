@@ -159,6 +159,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "decode:8/detect+keypoint+align+embed; default: all in one"))
     running.add_argument("--gpus", type=positive, metavar="N",
                          help="plan for N GPUs though Ray has none yet: a cluster that starts GPU nodes on demand")
+    running.add_argument("--threads", type=positive, metavar="N", help=(
+        "threads of each process, for decoding above all; default: its share of the CPUs there are now, so name it "
+        "with --gpus"))
     running.add_argument("--num-cpus", type=positive, metavar="N",
                          help="CPUs of the Ray started here; default: all of the machine")
     running.add_argument("--detect-batch", type=positive, metavar="N", help="images a detector batch; default: 4, on a "

@@ -81,8 +81,10 @@ def parse_pools(layout: str) -> list[tuple[tuple[str, ...], int | None]]:
     return pools
 
 
-def make_plan(layout: str, cluster: Cluster, device: str) -> Plan:
+def make_plan(layout: str, cluster: Cluster, device: str, threads: int | None = None) -> Plan:
     """Deal the cluster out to the pools of a layout. `device` is "cpu" or "cuda".
+
+    threads: what each actor uses; by default its share of the CPUs there are now.
 
     One CPU is left free when there are two or more; the pools take fractions of the rest, since logical CPUs are only
     for admission. Pools whose number of actors is given take whole CPUs. Raises PlanError with the sums when it cannot
@@ -131,7 +133,7 @@ def make_plan(layout: str, cluster: Cluster, device: str) -> Plan:
             gpus = min(1.0, math.floor(per_pool / count * 1000) / 1000)
             if gpus <= 0:
                 raise PlanError(f"{count} actors of {'+'.join(stages)} cannot share {cluster.gpus:g} GPUs")
-        planned.append(PoolPlan(stages, count, cpus, gpus, max(1, _threads(cluster, gpu, count))))
+        planned.append(PoolPlan(stages, count, cpus, gpus, threads or max(1, _threads(cluster, gpu, count))))
     return Plan(tuple(planned), sink_workers=max(1, min(8, sum(pool.actors for pool in planned) // 4)))
 
 

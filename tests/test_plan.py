@@ -94,6 +94,11 @@ def test_a_plan_that_cannot_fit_shows_the_sums(layout, cluster, device, message)
         make_plan(layout, cluster, device)
 
 
+def test_threads_can_be_given_for_nodes_that_are_not_there_yet():
+    plan = make_plan(ONE_POOL, Cluster(4, 4), "cuda", threads=8)
+    assert plan.pools[0].actors == 4 and plan.pools[0].threads == 8
+
+
 def test_given_numbers_take_whole_cpus():
     plan = make_plan("decode:2/detect+keypoint+align+embed", Cluster(8, 0), "cpu")
     assert plan.pools[0].actors == 2 and plan.pools[0].cpus == 1
