@@ -129,7 +129,7 @@ def test_the_same_people_are_alike_and_others_are_not(undisturbed):
 def test_faces_are_upright_and_eyes_believable(undisturbed):
     faces = table(undisturbed[0], "faces").to_pandas()
     zidane = faces[faces.uri.str.endswith("zidane 0.jpg")]
-    assert zidane.align_ok.all() and (zidane.roll_deg.abs() < 35).all()
+    assert zidane.align_ok.all() and (zidane.roll_deg.abs() < 45).all()
     assert (zidane.left_eye_x < zidane.right_eye_x).all()
     assert ((zidane.left_eye_y > zidane.y1) & (zidane.left_eye_y < (zidane.y1 + zidane.y2) / 2)).all()
 
