@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import pyarrow as pa
 
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status, TodoRow
@@ -31,6 +32,7 @@ class Pool:
         self._before = STAGES[STAGES.index(stages[0]) - 1] if stages[0] != "decode" else None
         self._after = stages[-1]
         self._batch_images = batch_images
+        cv2.setNumThreads(threads)
         built = {name: builders[name](threads) for name in stages}
         self._decode = built.pop("decode", None)
         self._stages = list(built.items())
