@@ -232,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--arcface-weight", type=float, default=0.02)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--every", type=int, default=1, help="take each n-th face of faces/")
+    parser.add_argument("--every", type=int, default=1, help="take each n-th face; teachers cost time")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; 1.3× on 2 cores")
     parser.add_argument("--licence", required=True, help="of the result, for its card; commercial use stays excluded")
@@ -251,11 +251,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(1)
     cache_dir = args.checkpoints / "embedder-data"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    train = Faces(
-        [(path, 1) for path in sorted((args.data / "identities").glob("train-*.parquet"))]
-        + [(path, args.every) for path in sorted((args.data / "faces").glob("*.parquet"))],
-        cache_dir / f"train-{args.every}.npy",
-    )
+    tables = [
+        *sorted((args.data / "identities").glob("train-*.parquet")), *sorted((args.data / "faces").glob("*.parquet"))
+    ]
+    train = Faces([(path, args.every) for path in tables], cache_dir / f"train-{args.every}.npy")
     validation = Faces([(args.data / "identities" / "val.parquet", 1)], cache_dir / "val.npy")
     teachers = [teacher_vectors(train, path, device, cache_dir) for path in args.teacher]
     if teachers[0].shape[1] != EMBEDDING_DIM:

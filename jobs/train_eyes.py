@@ -19,11 +19,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from models.batches import torch_device
-from models.eyes import Keypointer, build_keypointer, chips_to_input
+from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
 from models.training import Schedule, box_of_crop, degrade, fit, occlude, vary_colour, wing_loss
@@ -186,6 +187,21 @@ class EyeLoss(nn.Module):
         return wing_loss(predicted * self._input_px, wanted * self._input_px, width=6.0, curvature=1.0)
 
 
+@torch.no_grad()
+def centre(network: EyeResNet, faces: Sequence[np.ndarray], points: np.ndarray, device: torch.device) -> None:
+    """Shift the network's points by its mean error over annotated kept faces, in place.
+
+    300-W's points lie about 1% of the outer-eye distance to the right of where faces and their mirror images agree,
+    which a network trained on both cannot learn: 3.34% to 3.17% NME on eyes/val.
+    """
+    view_fraction = FACE_BOX_PX * geometry.CHIP_BOX_RATIO * CHIP_FRACTION / FACE_PX
+    found = Keypointer(
+        network, device=device, batch_size=64, input_px=network.input_px, chip_fraction=view_fraction
+    )(faces)
+    error = (points - found).mean((0, 1)) / (FACE_PX * view_fraction)
+    network.head[1].bias += torch.from_numpy(np.tile(error, POINTS)).to(network.head[1].bias)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train_eyes", description=__doc__.splitlines()[0])
@@ -195,6 +211,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18")
     parser.add_argument("--width", type=int, default=64, help="channels of the stem (default 64)")
     parser.add_argument("--input-px", type=int, default=112)
+    parser.add_argument("--start", type=Path, help="safetensors of the same network to start from; else random weights")
+    parser.add_argument("--labelled-share", type=float, default=0.7,
+                        help="of a batch, faces with the teacher's labels, at first; it falls to 0.1 (default 0.7)")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -235,16 +254,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     ])
 
     architecture = {"network": args.arch, "width": args.width, "input_px": args.input_px}
-    network = build_keypointer(architecture).to(device, memory_format=torch.channels_last)
+    network = build_keypointer(architecture)
+    if args.start:
+        network.load_state_dict({name: t.float() for name, t in safetensors.torch.load_file(args.start).items()})
+    network.to(device, memory_format=torch.channels_last)
     schedule = Schedule(
-        steps=args.steps, lr=args.lr, weight_decay=0.05, evaluate_every=max(1, args.steps // 12),
+        steps=args.steps, lr=args.lr, weight_decay=0.05, evaluate_every=max(1, args.steps // 8),
         precision=args.precision, compiled=args.compile,
     )
 
     def make_batch(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         rng = np.random.default_rng([args.seed, number])
         # The other network's labels teach where eyes are; towards the end the annotated points say it exactly.
-        labelled_share = 0.7 - 0.6 * number / args.steps
+        labelled_share = args.labelled_share + (0.1 - args.labelled_share) * number / args.steps
         views, wanted = [], []
         for from_labelled in rng.random(args.batch_size) < labelled_share:
             some_faces, some_points = (more_faces, more_points) if from_labelled else (faces, points)
@@ -260,13 +282,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return eye_errors(keypointer(chips), val_points)
 
-    best = fit(
+    fit(
         network, EyeLoss(args.input_px), make_batch, evaluate, better=lambda measured: -measured["nme"],
         schedule=schedule,
         settings={"architecture": architecture, "every": args.every, "batch_size": args.batch_size, "seed": args.seed,
-                  **asdict(schedule)},
+                  "start": str(args.start), "labelled_share": args.labelled_share, **asdict(schedule)},
         folder=args.checkpoints / f"keypointer-{args.name}", device=device,
     )
+    centre(network, faces, points, device)
+    measured = evaluate(network)
+    print(f"centred: {measured}", flush=True)
     save_model(
         args.weights,
         {
@@ -277,9 +302,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             },
             "licence": "learnt from research datasets: free for research, not for commercial use",
             "commercial_use": False,
-            "started_from": f"random weights; labels of further faces by {args.teacher.name} (Apache-2.0)",
+            "started_from": f"{args.start.name if args.start else 'random weights'}; "
+                            f"labels of further faces by {args.teacher.name}",
             "data": DATA_CARD,
-            "metrics": {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in best.items()}},
+            "metrics": {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in measured.items()}},
             "command": "python -m jobs.train_eyes " + shlex.join(sys.argv[1:] if argv is None else argv),
         },
         network.state_dict(), half=True,

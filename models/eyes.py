@@ -30,6 +30,7 @@ class EyeResNet(nn.Module):
 
     def __init__(self, name: str, width: int, input_px: int) -> None:
         super().__init__()
+        self.input_px = input_px
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, padding=1),

@@ -16,11 +16,13 @@ from jobs.train_eyes import (
     EyeLoss,
     Landmarks,
     box_of_points,
+    centre,
     face_matrix,
     keep_face,
     training_view,
     unlabelled_faces,
 )
+from models.eyes import EyeResNet, Keypointer
 from models.training import wing_loss
 from pipeline import geometry
 
@@ -113,6 +115,21 @@ def test_the_loss_is_in_pixels() -> None:
     predicted, wanted = torch.full((1, 12, 2), 0.5), torch.full((1, 12, 2), 0.55)
     expected = wing_loss(torch.tensor([5.0]), torch.tensor([0.0]), 6.0, 1.0)
     assert float(EyeLoss(100)(predicted, wanted)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_centring_removes_the_mean_error() -> None:
+    torch.manual_seed(0)
+    network = EyeResNet("resnet18", 16, 64)
+    faces = [np.random.default_rng(seed).integers(0, 256, (FACE_PX, FACE_PX, 3), np.uint8) for seed in range(3)]
+    points = np.stack([POINTS, POINTS + np.array([3, 0]), POINTS + np.array([0, 6])])
+
+    def mean_error() -> np.ndarray:
+        located = Keypointer(network, device=torch.device("cpu"), batch_size=4, input_px=64, chip_fraction=0.6)(faces)
+        return (points - located).mean((0, 1))
+
+    assert np.abs(mean_error()).max() > 1
+    centre(network, faces, points, torch.device("cpu"))
+    assert np.abs(mean_error()).max() < 0.2          # the view is a whole number of pixels, 116 for 115.2
 
 
 class FakeSession:
