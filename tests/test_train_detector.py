@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.train_detector import label_lines, main, paint_ignored, unpack
+from jobs.train_detector import average, label_lines, main, paint_ignored, unpack
 from models.store import DEFAULT_WEIGHTS_DIR, load_tensors, read_card
 
 
@@ -109,6 +109,16 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
 
     assert main([*command, "--lr0", "0.5"]) == 2
     assert "another lr0: repeat its command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_boxes", "body", "boxes"),
+    [(0.0, 0.0, 4.0, 4.0), (1.0, 1.0, 0.0, 0.0), (0.75, 0.75, 1.0, 1.0), (0.75, 0.5, 1.0, 2.0)],
+)
+def test_average_with_the_start(keep: float, keep_boxes: float, body: float, boxes: float) -> None:
+    names = ("model.0.conv.weight", "model.22.cv3.0.2.bias", "model.22.cv2.0.2.bias")
+    start, trained = ({name: torch.full((2,), value) for name in names} for value in (0.0, 4.0))
+    assert [t[0].item() for t in average(start, trained, keep, keep_boxes).values()] == [body, body, boxes]
 
 
 def test_half_of_the_start_can_stay(tmp_path: Path) -> None:
