@@ -32,8 +32,8 @@ class Pool:
         self._before = STAGES[STAGES.index(stages[0]) - 1] if stages[0] != "decode" else None
         self._after = stages[-1]
         self._batch_images = batch_images
-        cv2.setNumThreads(threads)
         built = {name: builders[name](threads) for name in stages}
+        cv2.setNumThreads(threads)      # after the models: importing ultralytics sets it to 0
         self._decode = built.pop("decode", None)
         self._stages = list(built.items())
 
