@@ -181,10 +181,10 @@ def say(line: str) -> None:
 
 def cause(error: BaseException) -> str:
     """What went wrong, in a line, below the wrappers that Ray puts around it."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+    while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 if __name__ == "__main__":

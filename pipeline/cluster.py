@@ -55,8 +55,9 @@ def connect(num_cpus: int | None = None) -> Iterator[Connection]:
             else:
                 _start(num_cpus)
         for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)       # pages about what is raised here all the same
         context = DataContext.get_current()
+        context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
         free = ray.available_resources() if address else ray.cluster_resources()

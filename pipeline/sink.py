@@ -16,6 +16,10 @@ from pipeline.storage import Storage
 
 MAX_FACES_PER_PART = 50_000     # about 110 MB; photos of crowds get smaller parts than --rows-per-file asks
 
+class WriteError(Exception):
+    """A part could not be written: the disk is full, the bucket does not answer."""
+
+
 RECEIPT = pa.schema(
     [("part", pa.string()), ("images", pa.int64()), ("faces", pa.int64())]
     + [(status.value, pa.int64()) for status in Status]
@@ -63,10 +67,13 @@ class Sink:
         }
         faces = faces_table(batch, self.models, self.embedding_dim, self.embedding_dtype)
         images = images_table(batch, self.run_id)
-        ledger.write_pair(
-            self.storage, name, faces.replace_schema_metadata(metadata), images.replace_schema_metadata(metadata),
-            before_commit=self._check_lease,
-        )
+        try:
+            ledger.write_pair(
+                self.storage, name, faces.replace_schema_metadata(metadata), images.replace_schema_metadata(metadata),
+                before_commit=self._check_lease,
+            )
+        except OSError as error:      # Ray writes text of its own over an OSError's file name
+            raise WriteError(str(error)) from error
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
         return {"part": name, "images": len(images), "faces": len(faces), **counts}
 

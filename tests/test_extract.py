@@ -228,6 +228,17 @@ def test_a_leased_output_is_refused_naming_the_holder(tmp_path):
     assert "the-first-run" in said and str(os.getpid()) in said
 
 
+def test_a_full_disk_breaks_the_run_in_a_line_and_it_can_go_on(tmp_path):
+    """A faces/ that is a file stands in for the disk that cannot take a part."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "faces").write_text("")
+    said = extract(ASSETS, tmp_path / "out", expect=1)
+    broke = next(line for line in said.splitlines() if line.startswith("facelake: the run broke."))
+    assert str(tmp_path / "out" / "faces") in broke and "UDF" not in said and "Traceback" not in said
+    (tmp_path / "out" / "faces").unlink()
+    assert "ok 2" in extract(ASSETS, tmp_path / "out")
+
+
 def start(*arguments):
     return subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
 

@@ -14,7 +14,7 @@ from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.boundary import faces_to_table
 from pipeline.lease import Lease, LeaseLost
 from pipeline.schemas import IMAGES, faces_schema
-from pipeline.sink import ModelNames, Sink
+from pipeline.sink import ModelNames, Sink, WriteError
 from pipeline.storage import open_storage
 
 DIM = 512
@@ -164,3 +164,11 @@ def test_photos_of_crowds_get_smaller_parts(written, monkeypatch):
     folder, receipts = written("float32", a=2, b=1, c=4, d=0)
     assert [(receipt["images"], receipt["faces"]) for receipt in receipts] == [(2, 3), (1, 4), (1, 0)]
     assert len(pq.read_table(folder / "images")) == 4
+
+
+def test_a_full_disk_is_told_by_its_file(tmp_path):
+    storage = open_storage(str(tmp_path))
+    with Lease.acquire(storage, RUN):
+        (tmp_path / "faces").write_text("a file where the folder should be")
+        with pytest.raises(WriteError, match="faces"):
+            Sink(storage, RUN, "f" * 64, MODELS, DIM, "float32")(faces_to_table(batch_of(a=1), "embed"))
