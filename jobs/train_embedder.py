@@ -32,7 +32,7 @@ from models.batches import torch_device
 from models.embedder import EMBEDDING_DIM, build_embedder, faces_to_input
 from models.metrics import pair_cosines, tpr_at_fpr
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
-from models.training import EmbedderLoss, Schedule, box_of_crop, degrade, fit, occlude, vary_colour
+from models.training import EmbedderLoss, Schedule, average_tensors, box_of_crop, degrade, fit, occlude, vary_colour
 from pipeline import geometry
 from pipeline.geometry import CROP_PX, AlignmentTemplate
 
@@ -227,6 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
                                                           "resnet101"])
     parser.add_argument("--width", type=int, default=64, help="channels of a ResNet's stem (default 64)")
     parser.add_argument("--start", type=Path, help="safetensors to start from; else random weights")
+    parser.add_argument("--keep-start", type=float, default=0.0, help="share of the start in the result, 0 to 1")
     parser.add_argument("--teacher", type=Path, action="append", required=True, help=".safetensors or .onnx file")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--lr", type=float, default=2e-4)
@@ -246,6 +247,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, then write the best network and its card into the weight store; the exit code."""
     args = build_parser().parse_args(argv)
+    if args.keep_start and not args.start:
+        print("error: --keep-start needs --start", file=sys.stderr)
+        return 2
     torch.manual_seed(args.seed)
     device = torch_device(args.device)
     cv2.setNumThreads(1)
@@ -268,7 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     network = build_embedder(architecture)
     if args.start:
         # The counters of batch norms are left out of starting points and not used by anything here.
-        missing, unknown = network.load_state_dict(start_tensors(args.start), strict=False)
+        start = start_tensors(args.start)
+        missing, unknown = network.load_state_dict(start, strict=False)
         if unknown or any(not name.endswith("num_batches_tracked") for name in missing):
             print(f"error: {args.start} is not {architecture}: missing {missing}, unknown {unknown}", file=sys.stderr)
             return 2
@@ -288,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         crops = np.stack([student_crop(train.images[i], train.landmarks[i], rng) for i in rows])
         return faces_to_input(torch.from_numpy(crops)), (targets[rows], relations[rows], people[rows])
 
-    best = fit(
+    measured = fit(
         network, loss, make_batch,
         evaluate=lambda net: validation_tpr(net, validation, device),
         better=lambda measured: measured["tpr_0.001"],
@@ -300,6 +305,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         folder=args.checkpoints / f"embedder-{args.name}", device=device,
     )
+    if args.keep_start:
+        network.load_state_dict(average_tensors(start, network.state_dict(), args.keep_start))
+        measured = validation_tpr(network, validation, device)
+        print(f"averaged: {measured}", flush=True)
     learnt_from = ", ".join(path.name for path in args.teacher)
     save_model(
         args.weights,
@@ -312,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "licence": args.licence, "commercial_use": False,
             "started_from": f"{args.start.name if args.start else 'random weights'}; learnt from {learnt_from}",
             "data": DATA_CARD,
-            "metrics": {"identities_val_own_landmarks": dict(best)},
+            "metrics": {"identities_val_own_landmarks": dict(measured)},
             "command": "python -m jobs.train_embedder " + shlex.join(sys.argv[1:] if argv is None else argv),
         },
         network.state_dict(), half=True,

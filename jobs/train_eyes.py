@@ -27,7 +27,7 @@ from models.batches import torch_device
 from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
-from models.training import Schedule, box_of_crop, degrade, fit, occlude, vary_colour, wing_loss
+from models.training import Schedule, average_tensors, box_of_crop, degrade, fit, occlude, vary_colour, wing_loss
 from pipeline import geometry
 from pipeline.detect import cut_chip
 
@@ -212,6 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=64, help="channels of the stem (default 64)")
     parser.add_argument("--input-px", type=int, default=112)
     parser.add_argument("--start", type=Path, help="safetensors of the same network to start from; else random weights")
+    parser.add_argument("--keep-start", type=float, default=0.0, help="share of the start in the result, 0 to 1")
     parser.add_argument("--labelled-share", type=float, default=0.7,
                         help="of a batch, faces with the teacher's labels, at first; it falls to 0.1 (default 0.7)")
     parser.add_argument("--steps", type=int, default=2500)
@@ -230,6 +231,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, then write the best network and its card into the weight store; the exit code."""
     args = build_parser().parse_args(argv)
+    if args.keep_start and not args.start:
+        print("error: --keep-start needs --start", file=sys.stderr)
+        return 2
     torch.manual_seed(args.seed)
     cv2.setNumThreads(1)
     device = torch_device(args.device)
@@ -256,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     architecture = {"network": args.arch, "width": args.width, "input_px": args.input_px}
     network = build_keypointer(architecture)
     if args.start:
-        network.load_state_dict({name: t.float() for name, t in safetensors.torch.load_file(args.start).items()})
+        start = {name: t.float() for name, t in safetensors.torch.load_file(args.start).items()}
+        network.load_state_dict(start)
     network.to(device, memory_format=torch.channels_last)
     schedule = Schedule(
         steps=args.steps, lr=args.lr, weight_decay=0.05, evaluate_every=max(1, args.steps // 8),
@@ -289,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                   "start": str(args.start), "labelled_share": args.labelled_share, **asdict(schedule)},
         folder=args.checkpoints / f"keypointer-{args.name}", device=device,
     )
+    if args.keep_start:
+        network.load_state_dict(average_tensors(start, network.state_dict(), args.keep_start))
     centre(network, faces, points, device)
     measured = evaluate(network)
     print(f"centred: {measured}", flush=True)

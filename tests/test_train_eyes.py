@@ -19,6 +19,7 @@ from jobs.train_eyes import (
     centre,
     face_matrix,
     keep_face,
+    main,
     training_view,
     unlabelled_faces,
 )
@@ -115,6 +116,11 @@ def test_the_loss_is_in_pixels() -> None:
     predicted, wanted = torch.full((1, 12, 2), 0.5), torch.full((1, 12, 2), 0.55)
     expected = wing_loss(torch.tensor([5.0]), torch.tensor([0.0]), 6.0, 1.0)
     assert float(EyeLoss(100)(predicted, wanted)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_nothing_is_kept_of_no_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "x", "--teacher", "y", "--name", "z", "--keep-start", "0.5"]) == 2
+    assert "needs --start" in capsys.readouterr().err
 
 
 def test_centring_removes_the_mean_error() -> None:
