@@ -16,8 +16,9 @@ from pipeline.pool import Pool, StageBuilders
 from pipeline.sink import Sink
 
 GPU_STAGES = frozenset({"detect", "keypoint", "embed"})
-WORK_SHARE = {"decode": 0.2, "detect": 0.45, "keypoint": 0.15, "align": 0.05, "embed": 0.15}
-"""Of one image's time on a CPU, measured by `jobs.bench stages`; how CPU actors are dealt out between pools."""
+WORK_SHARE = {"decode": 0.2, "detect": 0.55, "keypoint": 0.08, "align": 0.02, "embed": 0.15}
+"""Of one image's time on a CPU, how CPU actors are dealt out between pools: `jobs.bench stages`, with decode as on
+photos of a dozen megapixels."""
 
 THREADS_PER_CPU_ACTOR = 4     # a process with torch costs about 700 MB; more threads gain a small network little
 BLOCK_IMAGES = 256            # to-do rows handed to an actor at a time
