@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -92,9 +93,12 @@ def _join(address: str) -> None:
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not in_submitted_job():
         runtime_env["working_dir"] = str(REPOSITORY)     # .gitignore and .rayignore say what stays behind
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdecimal() and "://" not in address:      # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except OSError as error:
         raise PlanError(f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS") from None
 
 

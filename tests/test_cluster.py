@@ -1,4 +1,5 @@
 import os
+import socket
 
 import pytest
 import yaml
@@ -31,6 +32,15 @@ def test_the_address_of_job_submit_is_not_rays(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(PlanError, match="ray job submit"), connect():
         pass
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))                # bound and not listening: nobody answers
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(PlanError, match=f"no Ray answers at RAY_ADDRESS={address}"), connect():
+            pass
 
 
 def test_cluster_yaml_is_valid_for_rays_launcher():
