@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -46,8 +46,7 @@ def dashboard():
                f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={free_port()}",
                "--disable-usage-stats"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | AUTHENTICATED
-    head = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    head = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard_port}"
     try:
         deadline = time.monotonic() + 120
@@ -56,7 +55,10 @@ def dashboard():
             time.sleep(0.5)
         yield address, f"127.0.0.1:{port}"
     finally:
-        os.killpg(head.pid, signal.SIGKILL)      # asked kindly, it takes half a minute
+        below = psutil.Process(head.pid).children(recursive=True)
+        for process in [*below, head]:           # asked kindly, it takes half a minute
+            process.kill()
+        psutil.wait_procs(below, timeout=30)
         head.wait(30)
 
 
