@@ -46,4 +46,4 @@ lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock anew
 	  --generate-hashes --no-emit-index-url --output-file requirements.lock
 
 clean: ## remove what make demo and the tests left
-	rm -rf $(DEMO) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) .pytest_cache .ruff_cache
