@@ -43,7 +43,7 @@ lint: setup ## check style and imports
 
 lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock anew
 	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --all-extras --group dev \
-	  --generate-hashes --no-emit-index-url --output-file requirements.lock
+	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
 
 clean: ## remove what make demo and the tests left
 	rm -rf $(DEMO) .pytest_cache .ruff_cache
