@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.batches import PaddedBatches, torch_device
 from models.resnet import RESNETS, residual_stages
-from models.store import EMBEDDING_DIM, WeightsError, load_tensors, read_card
+from models.store import EMBEDDING_DIM, WeightsError, fill_network, read_card
 from pipeline.geometry import CROP_PX
 
 
@@ -103,10 +103,7 @@ def load_embedder(weights_dir: Path, name: str, *, device: str, batch_size: int)
     """
     card = read_card(weights_dir, "embedder", name)
     network = build_embedder(card.architecture)
-    try:
-        network.load_state_dict(load_tensors(weights_dir, card))
-    except RuntimeError as error:
-        raise WeightsError(f"embedder {name!r}: its tensors are not those of {card.architecture}: {error}") from None
+    fill_network(network, weights_dir, card)
     return Embedder(
         network, device=torch_device(device), batch_size=batch_size,
         flip_average=bool(card.preprocessing.get("flip_average", False)),

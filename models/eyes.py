@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.batches import PaddedBatches, torch_device
 from models.resnet import RESNETS, residual_stages
-from models.store import WeightsError, load_tensors, read_card
+from models.store import WeightsError, fill_network, read_card
 
 POINTS = 12
 
@@ -114,10 +114,7 @@ def load_keypointer(weights_dir: Path, name: str, *, device: str, batch_size: in
     """
     card = read_card(weights_dir, "keypointer", name)
     network = build_keypointer(card.architecture)
-    try:
-        network.load_state_dict(load_tensors(weights_dir, card))
-    except RuntimeError as error:
-        raise WeightsError(f"keypointer {name!r}: its tensors are not those of {card.architecture}: {error}") from None
+    fill_network(network, weights_dir, card)
     return Keypointer(
         network, device=torch_device(device), batch_size=batch_size,
         input_px=card.architecture["input_px"], chip_fraction=card.preprocessing["chip_fraction"],

@@ -130,6 +130,16 @@ def load_tensors(weights_dir: Path, card: WeightCard) -> dict[str, torch.Tensor]
     }
 
 
+def fill_network(network: torch.nn.Module, weights_dir: Path, card: WeightCard) -> None:
+    """Load a model's tensors into the network that its card describes. Raises WeightsError where they do not fit."""
+    try:
+        network.load_state_dict(load_tensors(weights_dir, card))
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{card.role} {card.name!r}: its tensors are not those of {card.architecture}: {error}"
+        ) from None
+
+
 def save_model(
     weights_dir: Path, card_fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, half: bool = False
 ) -> WeightCard:
