@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.evaluate import AnnotatedFaces, find_boxes, read_annotated_faces
+from jobs.evaluate_data import DataError
+from jobs.evaluate_eyes import AnnotatedFaces, find_boxes, read_annotated_faces
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card, write_card
 from pipeline import geometry
 from pipeline.geometry import EYE_DISTANCE_PX, AlignmentTemplate
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             card = read_card(args.weights, "embedder", name)
             alignment = asdict(template) | {"calibrated_for": detector}
             write_card(args.weights, replace(card, preprocessing=card.preprocessing | {"alignment": alignment}))
-    except (WeightsError, OSError) as error:
+    except (DataError, WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

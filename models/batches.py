@@ -30,7 +30,7 @@ class PaddedBatches:
         self.batch_size = batch_size
 
     def __call__(self, inputs: np.ndarray) -> torch.Tensor:
-        """Outputs (n, …) on the CPU for inputs (n, …); for no inputs (0, …), at the price of one batch of zeros."""
+        """Outputs (n, …) float32 on the CPU for inputs (n, …); for no inputs (0, …), at the price of one batch."""
         outputs: list[torch.Tensor] = []
         done = 0
         while done < len(inputs) or not outputs:
@@ -39,7 +39,7 @@ class PaddedBatches:
             padded[: len(part)] = part
             try:
                 with torch.inference_mode():
-                    outputs.append(self._model_fn(torch.from_numpy(padded))[: len(part)].cpu())
+                    outputs.append(self._model_fn(torch.from_numpy(padded))[: len(part)].float().cpu())
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise

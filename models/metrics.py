@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 HIT, FALSE, NOT_COUNTED = 1, 0, -1
+MAX_NME = 0.1       # eye points that are further off are a failure
 
 
 def box_iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
@@ -89,6 +90,15 @@ def tpr_at_fpr(cosines: np.ndarray, same: np.ndarray, fprs: Sequence[float]) -> 
     return rates
 
 
+def roc_curve(cosines: np.ndarray, same: np.ndarray, min_fpr: float) -> tuple[np.ndarray, np.ndarray]:
+    """False positive rates from min_fpr to 1, in equal ratios, and the true positive rates there; 200 each.
+
+    It starts at one negative pair where there are fewer than 1 / min_fpr of them. As `tpr_at_fpr` otherwise.
+    """
+    fprs = np.geomspace(max(min_fpr, 1 / max(int((~same).sum()), 1)), 1, 200)
+    return fprs, np.array([tpr for tpr, _ in tpr_at_fpr(cosines, same, fprs.tolist()).values()])
+
+
 def _overlaps(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Areas of the intersections (n, m), and of the boxes (n,) and (m,); float64."""
     boxes, others = boxes_xyxy.astype(np.float64), others_xyxy.astype(np.float64)
@@ -98,22 +108,47 @@ def _overlaps(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> tuple[np.ndarr
     return inter, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1)
 
 
+def face_nme(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The mean error of the eye points of every face as a share of the distance between the outer corners, (n,).
+
+    predicted, wanted: (n, 12, 2), n ≥ 1, else ValueError.
+    """
+    if predicted.shape != wanted.shape or wanted.shape[1:] != (12, 2) or not len(wanted):
+        raise ValueError(f"need two arrays (n, 12, 2), n ≥ 1, got {predicted.shape} and {wanted.shape}")
+    return np.linalg.norm(predicted - wanted, axis=2).mean(1) / _outer_distance(wanted)
+
+
 def eye_errors(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     """How far eye points are off, as shares of the distance between the outer corners of the eyes.
 
     predicted, wanted: (n, 12, 2), n ≥ 1. `nme`: mean over points and faces; `centres`: mean over both eye centres;
     `failures`: share of faces whose mean is above 10%.
     """
-    if predicted.shape != wanted.shape or wanted.shape[1:] != (12, 2) or not len(wanted):
-        raise ValueError(f"need two arrays (n, 12, 2), n ≥ 1, got {predicted.shape} and {wanted.shape}")
-    outer = np.linalg.norm(wanted[:, 0] - wanted[:, 9], axis=1)
-    by_face = np.linalg.norm(predicted - wanted, axis=2).mean(1) / outer
+    by_face = face_nme(predicted, wanted)
     centres = (predicted - wanted).reshape(-1, 2, 6, 2).mean(2)
     return {
         "nme": float(by_face.mean()),
-        "centres": float((np.linalg.norm(centres, axis=2).mean(1) / outer).mean()),
-        "failures": float((by_face > 0.1).mean()),
+        "centres": float((np.linalg.norm(centres, axis=2).mean(1) / _outer_distance(wanted)).mean()),
+        "failures": float((by_face > MAX_NME).mean()),
     }
+
+
+def _outer_distance(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, 0] - points[:, 9], axis=1)
+
+
+def cumulative_errors(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Errors from 0 to `MAX_NME`, and the share of faces whose error is at most that; 201 each.
+
+    errors: (n,), n ≥ 1, as `face_nme` gives them, infinite where the face was not found.
+    """
+    at = np.linspace(0, MAX_NME, 201)
+    return at, np.searchsorted(np.sort(errors), at, side="right") / len(errors)
+
+
+def cumulative_area(errors: np.ndarray) -> float:
+    """The area under the cumulative curve of the errors (n,) up to `MAX_NME`, as a share: 1 if all are zero."""
+    return float(np.clip(1 - errors / MAX_NME, 0, None).mean())
 
 
 def verification_accuracy(cosines: np.ndarray, same: np.ndarray, folds: int) -> tuple[float, float, float, float]:

@@ -10,10 +10,14 @@ from models.metrics import (
     average_precision,
     best_f1,
     box_iou,
+    cumulative_area,
+    cumulative_errors,
     eye_errors,
+    face_nme,
     match_faces,
     pair_cosines,
     precision_recall,
+    roc_curve,
     tpr_at_fpr,
     verification_accuracy,
 )
@@ -130,6 +134,17 @@ def test_tpr_at_fpr() -> None:
         tpr_at_fpr(np.array([0.1, 0.2]), np.array([False, False]), (0.1,))
 
 
+def test_roc_curve() -> None:
+    negatives = np.arange(10) / 10                   # the n-th highest lets n − 1 of ten through
+    cosines, same = np.concatenate([negatives, [0.85, 0.45]]), np.arange(12) >= 10
+    fprs, tprs = roc_curve(cosines, same, 1e-4)
+    assert (len(fprs), fprs[0], fprs[-1]) == (200, 0.1, 1.0)      # starts at one of the ten pairs
+    assert tprs[0] == 0.5                            # one above 0.85: the threshold is 0.8
+    assert tprs[fprs < 0.49].max() == 0.5            # four above 0.45 let the second through at a half
+    assert tprs[fprs > 0.51].tolist() == [1.0] * int((fprs > 0.51).sum())
+    assert roc_curve(cosines, same, 0.2)[0][0] == pytest.approx(0.2)
+
+
 def eyes(outer_px: float, *, shift: tuple[float, float] = (0.0, 0.0), first_only: bool = False) -> np.ndarray:
     """Twelve points on a line between the outer corners, which lie outer_px apart; moved by shift, or only point 0."""
     points = np.stack([np.linspace(0, 1, 12), np.zeros(12)], 1)
@@ -154,6 +169,28 @@ def eyes(outer_px: float, *, shift: tuple[float, float] = (0.0, 0.0), first_only
 def test_eye_errors(predicted, wanted, expected) -> None:
     errors = eye_errors(np.stack(predicted), np.stack(wanted))
     assert (errors["nme"], errors["centres"], errors["failures"]) == pytest.approx(expected)
+
+
+def test_the_error_of_every_face() -> None:
+    predicted = np.stack([eyes(50), eyes(100, shift=(0, 30))])
+    assert face_nme(predicted, np.stack([eyes(50), eyes(100)])).tolist() == pytest.approx([0, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("errors", "at_half", "at_end", "area"),
+    [
+        ([np.inf], 0, 0, 0),
+        ([0.0], 1, 1, 1),
+        ([0.05], 1, 1, 0.5),                          # a step half-way to the limit; the limit itself is included
+        ([0.1], 0, 1, 0),
+        ([0.02, 0.06, np.inf, 0.3], 0.25, 0.5, (0.8 + 0.4) / 4),
+    ],
+)
+def test_the_cumulative_curve_of_errors(errors, at_half: float, at_end: float, area: float) -> None:
+    at, share = cumulative_errors(np.array(errors))
+    assert (at[0], at[100], at[-1]) == pytest.approx((0, 0.05, 0.1))
+    assert (share[100], share[-1]) == (at_half, at_end)
+    assert cumulative_area(np.array(errors)) == pytest.approx(area)
 
 
 @pytest.mark.parametrize("shape", [(0, 12, 2), (1, 68, 2)])

@@ -1,0 +1,169 @@
+"""What `jobs.evaluate` reads: tables with their columns checked, photos, and outputs of `jobs.extract`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.store import TASKS, WeightCard, read_card
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class DataError(Exception):
+    """The data cannot be measured on; the message says what is wrong with it and what is needed."""
+
+
+def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """The columns of a Parquet file, of all Parquet files of a folder one below the other, or of a CSV (all text).
+
+    optional: columns that are read where every file has them. Raises DataError for a file that is not there or not
+    readable, without a column or with an empty value in it, and where there is no row.
+    """
+    import pyarrow as pa
+
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not path.exists() or not files:
+        raise DataError(f"{path} {'holds no *.parquet' if path.exists() else 'does not exist'}")
+    tables = [_read_file(file, [*columns, *optional]) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        if missing := [column for column in columns if column not in table.column_names]:
+            raise DataError(f"{file} has no column {', '.join(missing)}; needed: {', '.join(columns)}")
+        if empty := [column for column in columns if table[column].null_count]:
+            raise DataError(f"{file}: {table[empty[0]].null_count} rows have no {empty[0]}; fill or remove them")
+    shared = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
+    joined = pa.concat_tables([table.select(shared) for table in tables], promote_options="permissive")
+    if not len(joined):
+        raise DataError(f"{path} has no row")
+    return joined
+
+
+def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
+    """Those of the columns that a file has."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    try:
+        if file.suffix.lower() == ".csv":
+            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
+            table = pyarrow.csv.read_csv(file, convert_options=as_text)
+            return table.select([name for name in table.column_names if name in columns])
+        known = pq.read_schema(file).names
+        return pq.read_table(file, columns=[name for name in known if name in columns])
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file} cannot be read, Parquet or .csv is expected: {str(error).splitlines()[0]}") from None
+
+
+def decode(content: bytes, name: str) -> np.ndarray:
+    """The pixels (h, w, 3) uint8 RGB of an encoded image, upright. Raises DataError, which names it."""
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
+    if pixels is None:
+        raise DataError(f"{name} cannot be read as an image; mend or remove it")
+    return pixels
+
+
+def decode_column(table: pa.Table, path: Path) -> list[np.ndarray]:
+    """The pixels of all of the table's `image`; path: where the table is from."""
+    return [decode(value.as_py(), f"image {i} of {path}") for i, value in enumerate(table["image"])]
+
+
+# ---- outputs of jobs.extract -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExtractedImage:
+    """An image of an extract output: width and height in pixels, None where it could not be read, and its faces.
+
+    faces: rows of faces/, each with at least `x1 y1 x2 y2` in pixels of the image.
+    """
+
+    size_wh: tuple[int, int] | None
+    faces: list[dict[str, Any]]
+
+    def boxes_xyxy(self) -> np.ndarray:
+        """(n, 4) float32."""
+        return np.array([[face[side] for side in BOX] for face in self.faces], np.float32).reshape(-1, 4)
+
+    def middle_face(self) -> dict[str, Any] | None:
+        """The face nearest the middle of the image, None without faces."""
+        if not self.faces or self.size_wh is None:
+            return None
+        boxes = self.boxes_xyxy()
+        off = (boxes[:, :2] + boxes[:, 2:] - np.array(self.size_wh)) / 2
+        return self.faces[int(np.hypot(*off.T).argmin())]
+
+
+BOX = ("x1", "y1", "x2", "y2")
+
+
+def is_output(path: Path) -> bool:
+    """Whether a folder is an output of `jobs.extract`."""
+    return (path / "images").is_dir() and (path / "faces").is_dir()
+
+
+def read_output(path: Path, names: Sequence[str], columns: Sequence[str]) -> list[ExtractedImage]:
+    """The images of an extract output that have the names, in their order, and their faces with box and `columns`.
+
+    A name is the end of a uri, with or without suffix. Raises DataError where that is no output or holds no face, and
+    where an image is not in it or not the only one of its name.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not is_output(path):
+        raise DataError(f"{path} is no output of jobs.extract, which holds images/ and faces/")
+    images = read_table(path / "images", ["uri"], ["width", "height"]).to_pylist()
+    uris = _uris_of([row["uri"] for row in images], names, path)
+    size_wh = {row["uri"]: (row["width"], row["height"]) for row in images if row.get("width") is not None}
+    faces_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    faces = read_table(path / "faces", ["uri", *BOX, *columns])
+    for face in faces.filter(pc.is_in(faces["uri"], value_set=pa.array(uris, pa.string()))).to_pylist():
+        faces_of[face["uri"]].append(face)
+    return [ExtractedImage(size_wh.get(uri), faces_of[uri]) for uri in uris]
+
+
+def _uris_of(uris: Iterable[str], names: Sequence[str], origin: Path) -> list[str]:
+    """The uri that each name is the end of."""
+    depths = {name.count("/") + 1 for name in names}
+    known: dict[str, set[str]] = defaultdict(set)
+    for uri in uris:
+        for depth in depths:
+            end = "/".join(uri.split("/")[-depth:])
+            known[end].add(uri)
+            known[str(PurePosixPath(end).with_suffix(""))].add(uri)
+    if absent := [name for name in names if name not in known]:
+        raise DataError(
+            f"{origin} lacks {len(absent)} of the {len(names)} images that were asked for, first {absent[0]}; run "
+            "jobs.extract over all of them"
+        )
+    if several := [name for name in names if len(known[name]) > 1]:
+        raise DataError(f"{origin} holds several images {several[0]}; put the folder before the name, as folder/name")
+    return [next(iter(known[name])) for name in names]
+
+
+def made_by(images: Iterable[ExtractedImage], role: str) -> str:
+    """The identity of the model that made the faces, from their column `role`. Raises DataError without faces."""
+    for image in images:
+        for face in image.faces:
+            return face[role]
+    raise DataError("the output holds no face in any of these images")
+
+
+def card_of(weights_dir: Path, role: str, identity: str) -> WeightCard:
+    """The card of the model of this identity. Raises WeightsError, and DataError where the weights are others now."""
+    card = read_card(weights_dir, role, identity.rpartition(f"-{TASKS[role]}@")[0])
+    if card.identity != identity:
+        raise DataError(
+            f"the output was made by {identity}, but {weights_dir} holds {card.identity}: name the folder with those "
+            "weights by --weights, or run jobs.extract again"
+        )
+    return card
