@@ -30,10 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
                          f"perhaps ignored_boxes, {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name, boxes, perhaps ignored_boxes: "
                          "lists of x1, y1, x2, y2 in pixels (default: PHOTOS/boxes.parquet)")
-    command.add_argument("--detector", default="yolov8n", help="name of the detector in the weights folder")
-    command.add_argument("--input-px", type=int, default=640, help="side of the square the photo is fitted into")
-    command.add_argument("--min-score", type=float, default=0.35, help="threshold of recall and precision")
-    command.add_argument("--nms-iou", type=float, default=0.5)
+    command.add_argument("--detector", default="yolov8n", help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--input-px", type=int, default=640, help="side of the square the photo is fitted into "
+                         "(default: %(default)s)")
+    command.add_argument("--min-score", type=float, default=0.35, help="threshold of recall and precision "
+                         "(default: %(default)s)")
+    command.add_argument("--nms-iou", type=float, default=0.5, help="two finds that overlap more are one "
+                         "(default: %(default)s)")
     add_precision(command)
     add_common(command, "detector", "figures")
     command.set_defaults(evaluate=detection)
@@ -42,9 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("faces", type=Path, help=f"Parquet (file or folder) with image and points, {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name and points: 68 pairs x, y a "
                          "face, in pixels")
-    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder")
-    command.add_argument("--detector", default="yolov8n", help="whose boxes the chips are cut by")
-    command.add_argument("--input-px", type=int, default=320, help="side of the square the detector sees")
+    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--detector", default="yolov8n", help="whose boxes cut the chips (default: %(default)s)")
+    command.add_argument("--input-px", type=int, default=320, help="side of the square the detector sees "
+                         "(default: %(default)s)")
     add_common(command, "keypointer", "figures")
     command.set_defaults(evaluate=eyes)
 
@@ -52,13 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("crops", type=Path, help="Parquet (file or folder) with identity, image, landmarks and "
                          f"perhaps role, {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="CSV or Parquet with name, identity, perhaps role")
-    command.add_argument("--embedder", default="edgenext", help="name in the weights folder")
-    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder")
+    command.add_argument("--embedder", default="edgenext", help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
     command.add_argument("--no-distractors", action="store_true", help="leave out the rows whose role is distractor, "
                          "which otherwise make further pairs of different people")
     command.add_argument("--flip", action="store_true", help="average each vector with its mirror image's, whatever "
                          "the card says")
-    command.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors")
+    command.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors; float16 "
+                         "shows what jobs.extract --embedding-dtype float16 costs")
     add_precision(command)
     add_common(command, "embedder", "rates and thresholds")
     command.set_defaults(evaluate=identification)

@@ -76,6 +76,14 @@ def decode_column(table: pa.Table, path: Path) -> list[np.ndarray]:
     return [decode(value.as_py(), f"image {i} of {path}") for i, value in enumerate(table["image"])]
 
 
+def point_column(table: pa.Table, column: str, count: int, path: Path) -> np.ndarray:
+    """A column of that many points x, y a row, (n, count, 2) float64. path: where it is from. Raises DataError."""
+    try:
+        return np.array(table[column].to_pylist(), np.float64).reshape(len(table), count, 2)
+    except (ValueError, TypeError):
+        raise DataError(f"{path}: every row of {column} must be {count} pairs x, y in pixels") from None
+
+
 # ---- outputs of jobs.extract -----------------------------------------------------------------------------------------
 
 

@@ -130,8 +130,13 @@ def read_photo(photos: Path, row: dict[str, Any], number: int) -> np.ndarray:
 
 
 def annotated_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes (m, 4) and the ignored boxes (k, 4) of a row of annotations."""
-    faces, ignored = (np.array(row.get(name) or [], np.float32).reshape(-1, 4) for name in ("boxes", "ignored_boxes"))
+    """The boxes (m, 4) and the ignored boxes (k, 4) of a row of annotations. Raises DataError."""
+    try:
+        faces, ignored = (
+            np.array(row.get(name) or [], np.float32).reshape(-1, 4) for name in ("boxes", "ignored_boxes")
+        )
+    except (ValueError, TypeError):
+        raise DataError("boxes and ignored_boxes must be lists of x1, y1, x2, y2 in pixels") from None
     return faces, ignored
 
 

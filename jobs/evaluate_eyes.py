@@ -6,17 +6,22 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.evaluate_data import DataError, card_of, decode_column, is_output, made_by, read_output, read_table
+from jobs.evaluate_data import (
+    DataError,
+    card_of,
+    decode_column,
+    is_output,
+    made_by,
+    point_column,
+    read_output,
+    read_table,
+)
 from jobs.evaluate_report import Plot, Report
 from models import metrics
 from models.store import read_card
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BOX_SCORE, BOX_NMS_IOU = 0.3, 0.5     # of the detector where only the face in the middle is asked for
 MIN_OVERLAP = 0.2                     # IoU of a box with the extent of the points, for it to be that face's
@@ -45,7 +50,7 @@ def eyes(args: argparse.Namespace) -> Report:
         if args.truth is None:
             raise DataError(f"{args.faces} is an output of jobs.extract: name the points (name, points) by --truth")
         truth = read_table(args.truth, ["name", "points"])
-        points = read_points(truth, args.truth)
+        points = point_column(truth, "points", 68, args.truth)
         eyes_found = extracted_eyes(args.faces, truth["name"].to_pylist(), points)
         card = card_of(args.weights, "keypointer", eyes_found.keypointer) if args.update_card else None
     else:
@@ -83,15 +88,7 @@ def read_annotated_faces(path: Path) -> AnnotatedFaces:
     Raises DataError.
     """
     table = read_table(path, ["image", "points"])
-    return AnnotatedFaces(decode_column(table, path), read_points(table, path))
-
-
-def read_points(table: pa.Table, path: Path) -> np.ndarray:
-    """The column `points`, (n, 68, 2). Raises DataError; path: where the table is from."""
-    try:
-        return np.array(table["points"].to_pylist(), np.float64).reshape(len(table), 68, 2)
-    except (ValueError, TypeError):
-        raise DataError(f"{path}: every row of points must be 68 pairs x, y in pixels, as 300-W orders them") from None
+    return AnnotatedFaces(decode_column(table, path), point_column(table, "points", 68, path))
 
 
 def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.evaluate_data import DataError, card_of, decode_column, is_output, made_by, read_output, read_table
+from jobs.evaluate_data import (
+    DataError,
+    card_of,
+    decode_column,
+    is_output,
+    made_by,
+    point_column,
+    read_output,
+    read_table,
+)
 from jobs.evaluate_report import Plot, Report
 from models import metrics
 from models.store import read_card
@@ -54,8 +63,9 @@ def identification(args: argparse.Namespace) -> Report:
     settings = {
         "distractors": distractors, "flip": args.flip, "vector_dtype": args.dtype, "network_dtype": args.precision,
     }
+    among = f", {distractors} of them distractors" if distractors else ""
     report = Report(
-        f"Identification on {len(people)} faces of {len(set(people))} people, {distractors} of them distractors: "
+        f"Identification on {len(people)} faces of {len(set(people))} people{among}: "
         + ", ".join([embedder, *special_settings(args)]),
         {"embedder": embedder, "keypointer": keypointer, "crops": len(people),
          **{f"eyes_{name}": rounded_rates(by_fpr) for name, by_fpr in rates.items()}, **settings},
@@ -126,7 +136,7 @@ def align_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
     boxes = [box_of_crop(len(image)) for image in images]
     chips, to_image = zip(*(cut_chip(image, box) for image, box in zip(images, boxes, strict=True)), strict=True)
     keypointer = load_keypointer(args.weights, args.keypointer, device=args.device, batch_size=args.batch_size)
-    landmarks = np.array(table["landmarks"].to_pylist(), np.float64).reshape(-1, 5, 2)
+    landmarks = point_column(table, "landmarks", 5, args.crops)
     points = {
         "ours": transform(np.array(to_image), keypointer(chips).astype(np.float64)),
         "given": np.repeat(landmarks[:, :2], 6, axis=1),

@@ -35,7 +35,7 @@ class Plot:
         axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=self.x_range, ylim=(0, 1.01))
         axes.set_title(title, fontsize=9, wrap=True)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="lower center")
         figure.savefig(path, dpi=100)
 
 

@@ -142,6 +142,7 @@ def test_detection_by_an_output_of_jobs_extract(
         ([{"name": "gone.jpg", "boxes": ZIDANE_BOXES}], [], "gone.jpg cannot be read"),
         ([{"name": "zidane.jpg", "boxes": []}], [], "no photo has an annotated face"),
         ([{"name": "zidane.jpg"}], [], "has no column boxes"),
+        ([{"name": "zidane.jpg", "boxes": [[1.0, 2.0, 3.0]]}], [], "lists of x1, y1, x2, y2"),
         (None, [], "name the annotations"),
         ([{"name": "zidane.jpg", "boxes": ZIDANE_BOXES}], ["--precision", "bfloat16", "--update-card"], "--precision"),
     ],
@@ -150,7 +151,7 @@ def test_what_detection_refuses(photos: Path, rows, options, message: str, capsy
     if rows is None:
         (photos / "boxes.parquet").unlink()
     else:
-        kind = pa.list_(pa.list_(pa.float32(), 4))
+        kind = pa.list_(pa.list_(pa.float32()))
         table = pa.Table.from_pylist(rows)
         if "boxes" in table.column_names:
             table = table.set_column(1, "boxes", table["boxes"].cast(kind))

@@ -126,6 +126,7 @@ def test_vectors_are_rounded_before_the_cosine() -> None:
         ({"identity": ["a"] * 5}, [], "10 same and 0 different: at least two photos"),
         ({"role": None}, ["--no-distractors"], "no column role"),
         ({"landmarks": None}, [], "no column landmarks"),
+        ({"landmarks": [[[1.0, 2.0]]] * 5}, [], "every row of landmarks must be 5 pairs"),
         ({"image": [b"broken"] * 5}, [], "image 0 of"),
         ({}, ["--flip", "--update-card"], "default settings only, not: flip-averaged"),
     ],
