@@ -1,47 +1,71 @@
-"""Train an embedder: distil teachers' vectors into a network that sees faces as our align stage cuts them.
+"""Train an embedder on faces cut as our align stage cuts them: by teachers' vectors, by ArcFace over people, or both.
 
     python -m jobs.train_embedder --data DATA --arch edgenext_x_small --start edgeface_xs.safetensors \
         --teacher edgeface_xs.safetensors --teacher mobilefacenet.onnx --name edgenext --epochs 2 --lr 2e-4
+    python -m jobs.train_embedder --data DATA --arch resnet101 --identities 500 --augment colour --arcface-weight 1 \
+        --margin 0.5 --scale 64 --name reference --epochs 30 --lr 1e-3             (the recipe of the project's origin)
 
 DATA holds identities/train-*.parquet, identities/val.parquet and faces/*.parquet: crops whose side is 1.55 × the face
-box, with five landmarks. The first teacher's vectors are the target; all teachers' vectors joined give the cosines
-that a batch should have. Teachers see five-point aligned faces, which they were made for, once each way round. The same
-command goes on after an interruption.
+box, with five landmarks. With `--finder` faces are also taken out of the photos in eyes/ and detection/. The first
+teacher's vectors are the target; all teachers' vectors joined give the cosines that a batch should have. Teachers see
+five-point aligned faces, which they were made for, once each way round. The same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.evaluate_data import read_table
+from jobs.train_options import add_training_options, run_training
 from models.batches import torch_device
-from models.embedder import EMBEDDING_DIM, build_embedder, faces_to_input
+from models.embedder import build_embedder, faces_to_input
 from models.metrics import pair_cosines, tpr_at_fpr
-from models.store import DEFAULT_WEIGHTS_DIR, save_model
-from models.training import EmbedderLoss, Schedule, average_tensors, box_of_crop, degrade, fit, occlude, vary_colour
+from models.resnet import RESNETS
+from models.store import EMBEDDING_DIM, save_model
+from models.training import (
+    CROP_BOX_RATIO,
+    EmbedderLoss,
+    Schedule,
+    TrainingError,
+    average_tensors,
+    box_of_crop,
+    check_precision,
+    degrade,
+    first_process_first,
+    fit,
+    load_start,
+    occlude,
+    process_rank,
+    vary_colour,
+)
 from pipeline import geometry
 from pipeline.geometry import CROP_PX, AlignmentTemplate
 
 SOURCE_PX = 144
+LEAST_FOUND_PX = 36                   # longer side of a face's box; smaller ones say little
 FIVE_POINT_TEMPLATE = np.array(       # the usual ArcFace template (Deng et al., 2019), pixels of the 112×112 crop
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 SECOND_TEACHER_WEIGHT = 0.5           # length of the further teachers' vectors among the joined ones
-EYE_JITTER, BOX_JITTER = 0.04, 0.06   # standard deviations over the eye distance and the box side
+EYE_JITTER, BOX_JITTER = 0.015, 0.06  # standard deviations over the side of the box
+WILD_EYES = 0.2                       # share of the faces whose eyes are off by three times as much: profiles, glasses
 DATA_CARD = [
     {"name": "identities: seven public collections of celebrity photos, merged and cleaned",
      "licence": "photos of third parties; free for research, not for commercial use"},
@@ -51,6 +75,9 @@ FPRS = (0.2, 0.1, 0.05, 0.01, 0.001)
 
 Teacher = Callable[[np.ndarray], np.ndarray]
 """Crops (n, 112, 112, 3) uint8 RGB to vectors (n, dim)."""
+
+Batch = tuple[Tensor, tuple[Tensor, ...]]
+"""The network's inputs, and what the loss gets besides the output."""
 
 
 def warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -75,57 +102,113 @@ def jittered_matrix(landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarr
     side = box[2] - box[0]
     centre = box.reshape(2, 2).mean(0) + rng.normal(0, BOX_JITTER * side / 2, 2)
     half = side / 2 * np.exp(rng.normal(0, BOX_JITTER))
-    eyes = landmarks[:2] + rng.normal(0, EYE_JITTER * np.linalg.norm(landmarks[1] - landmarks[0]), (2, 2))
+    eye_jitter = EYE_JITTER * (3 if rng.random() < WILD_EYES else 1)
+    eyes = landmarks[:2] + rng.normal(0, eye_jitter * side, (2, 2))
     return geometry.align_matrix(np.concatenate([centre - half, centre + half]), *eyes, AlignmentTemplate())
 
 
-def student_crop(image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One training face: aligned as in the pipeline, mirrored half the time, recoloured, degraded, seldom covered."""
+def student_crop(
+    image: np.ndarray, landmarks: np.ndarray, mirror: bool, augment: str, rng: np.random.Generator
+) -> np.ndarray:
+    """One training face: aligned as in the pipeline, mirrored or not, recoloured; `full`: degraded, seldom covered."""
     crop = warp(image, jittered_matrix(landmarks, rng))
-    if rng.random() < 0.5:
+    if mirror:
         crop = np.ascontiguousarray(crop[:, ::-1])
-    crop = degrade(vary_colour(crop, rng), rng, smallest=0.2)
+    crop = vary_colour(crop, rng)
+    if augment == "colour":
+        return crop
+    crop = degrade(crop, rng, smallest=0.2)
     return occlude(crop, rng, largest=0.5) if rng.random() < 0.1 else crop
+
+
+def find_faces(photos: Sequence[Path], finder: Path) -> pa.Table:
+    """Faces in photos that have no landmarks: a table of `image` (a crop like those of DATA, WebP) and `landmarks`.
+
+    photos: Parquet files with an `image` column. finder: YuNet in ONNX; its faces of `LEAST_FOUND_PX` and more are
+    taken, at a score of at least 0.8.
+    """
+    yunet = cv2.FaceDetectorYN.create(str(finder), "", (320, 320), score_threshold=0.8)
+    found: dict[str, list[Any]] = {"image": [], "landmarks": []}
+    for path in photos:
+        for batch in pq.ParquetFile(path).iter_batches(64, columns=["image"]):
+            for value in batch["image"]:
+                photo = cv2.imdecode(np.frombuffer(value.as_py(), np.uint8), cv2.IMREAD_COLOR)
+                yunet.setInputSize(photo.shape[1::-1])
+                faces = yunet.detect(photo)[1]
+                for face in faces if faces is not None else ():
+                    if max(face[2:4]) < LEAST_FOUND_PX:
+                        continue
+                    side = CROP_BOX_RATIO * max(face[2:4])
+                    scale = SOURCE_PX / side
+                    corner = face[:2] + face[2:4] / 2 - side / 2
+                    matrix = geometry.scale_shift((scale, scale), tuple(-scale * corner))
+                    crop = cv2.warpAffine(photo, geometry.for_opencv(matrix), (SOURCE_PX, SOURCE_PX),
+                                          flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+                    found["image"].append(cv2.imencode(".webp", crop, [cv2.IMWRITE_WEBP_QUALITY, 95])[1].tobytes())
+                    found["landmarks"].append(geometry.transform(matrix, face[4:14].reshape(5, 2)).tolist())
+    return pa.table(found)
+
+
+def blend(faces: np.ndarray, others: np.ndarray, share: float) -> np.ndarray:
+    """Faces (n, h, w, 3) uint8 with a share of others laid over them."""
+    return cv2.addWeighted(
+        faces.reshape(len(faces), -1), 1 - share, others.reshape(len(faces), -1), share, 0
+    ).reshape(faces.shape)
 
 
 class Faces:
     """Crops of DATA, decoded once into one file.
 
-    images: (n, 144, 144, 3) uint8 RGB; landmarks: (n, 5, 2); people: (n,) int64 label, −1 where unknown.
+    images: (n, 144, 144, 3) uint8 RGB; landmarks: (n, 5, 2); people: (n,) int64 label, −1 where unknown. Images that
+    cannot be read and landmarks that are not inside their crop are left out, and counted in one line.
     """
 
-    def __init__(self, tables: Sequence[tuple[Path, int]], cache: Path) -> None:
-        """tables: files, and of each which part is taken: every row, every second, …"""
+    def __init__(self, tables: Sequence[pa.Table], cache: Path) -> None:
         landmarks, names, encoded = [], [], []
-        for path, every in tables:
-            table = pq.read_table(path)
-            table = table.take(np.arange(0, len(table), every))
+        for table in tables:
             landmarks.append(np.array(table["landmarks"].to_pylist(), np.float64).reshape(-1, 5, 2))
             names += table["identity"].to_pylist() if "identity" in table.column_names else [None] * len(table)
             encoded.append(table["image"])
-        self.landmarks = np.concatenate(landmarks)
-        self.names = names
-        label = {name: i for i, name in enumerate(sorted({n for n in names if n is not None}))}
-        self.people = np.array([label.get(name, -1) for name in names], np.int64)
+        all_landmarks = np.concatenate(landmarks)
         shape = (len(names), SOURCE_PX, SOURCE_PX, 3)
         if not cache.exists():
+            readable = cache.with_suffix(".readable.npy")
             temporary = cache.with_suffix(".part")
             pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
 
-            def decode(i: int, image: bytes) -> None:
-                pixels[i] = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+            def decode(i: int, image: bytes) -> bool:
+                crop = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) if image else None
+                if crop is None or crop.shape != shape[1:]:
+                    return False
+                pixels[i] = crop
+                return True
 
             with ThreadPoolExecutor(2) as pool:
                 values = (value.as_py() for column in encoded for value in column)
-                list(pool.map(decode, range(len(names)), values))
+                np.save(readable, np.array(list(pool.map(decode, range(len(names)), values)), bool))
             pixels.flush()
             temporary.replace(cache)
-        self.images = np.load(cache, mmap_mode="r")
-        if self.images.shape != shape:
-            raise ValueError(f"{cache} is of shape {self.images.shape}, DATA of {shape}: delete it")
+        pixels = np.load(cache, mmap_mode="r")
+        if pixels.shape != shape:
+            raise TrainingError(f"{cache} is of shape {pixels.shape}, DATA of {shape}: delete it")
+        readable = np.load(cache.with_suffix(".readable.npy"))
+        inside = ((all_landmarks >= 0) & (all_landmarks <= SOURCE_PX)).all((1, 2))
+        if not (readable & inside).all():
+            print(f"left out of {len(names)} faces: {(~readable).sum()} that are no image of {SOURCE_PX} px, "
+                  f"{(readable & ~inside).sum()} with landmarks outside", flush=True)
+        self._rows = np.flatnonzero(readable & inside)
+        self._pixels = pixels
+        self.landmarks = all_landmarks[self._rows]
+        self.names = [names[row] for row in self._rows]
+        label = {name: i for i, name in enumerate(sorted({n for n in self.names if n is not None}))}
+        self.people = np.array([label.get(name, -1) for name in self.names], np.int64)
 
     def __len__(self) -> int:
-        return len(self.people)
+        return len(self._rows)
+
+    def image(self, i: int) -> np.ndarray:
+        """The i-th crop, (144, 144, 3) uint8 RGB."""
+        return self._pixels[self._rows[i]]
 
 
 def load_teacher(path: Path, device: torch.device) -> Teacher:
@@ -173,7 +256,7 @@ def teacher_vectors(faces: Faces, path: Path, device: torch.device, cache_dir: P
         parts = []
         for start in range(0, len(faces), 256):
             rows = range(start, min(start + 256, len(faces)))
-            crops = np.stack([warp(faces.images[i], five_point_matrix(faces.landmarks[i])) for i in rows])
+            crops = np.stack([warp(faces.image(i), five_point_matrix(faces.landmarks[i])) for i in rows])
             parts.append(embed(crops) + embed(np.ascontiguousarray(crops[:, :, ::-1])))
             if start % 5120 == 0:
                 print(f"{path.name}: {start}/{len(faces)}", flush=True)
@@ -202,7 +285,7 @@ def validation_tpr(network: nn.Module, faces: Faces, device: torch.device) -> di
     """TPR by FPR over all pairs of the validation crops, aligned by their own landmarks, without flip-averaging."""
     crops = np.stack([
         warp(image, geometry.align_matrix(box_of_crop(SOURCE_PX), *points[:2], AlignmentTemplate()))
-        for image, points in zip(faces.images, faces.landmarks, strict=True)
+        for image, points in zip(map(faces.image, range(len(faces))), faces.landmarks, strict=True)
     ])
     with torch.inference_mode():
         vectors = torch.cat([
@@ -213,85 +296,158 @@ def validation_tpr(network: nn.Module, faces: Faces, device: torch.device) -> di
     return {f"tpr_{fpr:g}": round(tpr, 4) for fpr, (tpr, _) in tpr_at_fpr(cosines, same, FPRS).items()}
 
 
-def start_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a starting point as float32."""
-    return {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
+def training_tables(args: argparse.Namespace, cache_dir: Path) -> list[pa.Table]:
+    """Each n-th of the crops of DATA, and the faces found in its photos; with --identities only those people's."""
+    columns = ["image", "landmarks"]
+    people = [
+        read_table(path, ["identity", *columns]) for path in sorted((args.data / "identities").glob("train-*.parquet"))
+    ]
+    if args.identities and people:
+        everyone = pa.concat_tables(people)
+        counts = everyone["identity"].value_counts()
+        order = np.argsort(-counts.field("counts").to_numpy(), kind="stable")[: args.identities]
+        return [everyone.filter(pc.is_in(everyone["identity"], value_set=counts.field("values").take(order)))]
+    tables = people + [read_table(path, columns) for path in sorted((args.data / "faces").glob("*.parquet"))]
+    if args.finder:
+        found = cache_dir / "found.parquet"
+        if not found.exists():
+            photos = [*sorted((args.data / "detection").glob("*.parquet")), args.data / "eyes" / "train.parquet"]
+            pq.write_table(find_faces(photos, args.finder), found)
+        tables.append(read_table(found, columns))
+    if not tables:
+        raise TrainingError(f"{args.data} holds neither identities/train-*.parquet nor faces/*.parquet")
+    return [table.take(np.arange(0, len(table), args.every)) for table in tables]
+
+
+def epoch_order(people: np.ndarray, balanced: bool, rng: np.random.Generator) -> np.ndarray:
+    """The rows of one epoch, (n,): every face once, or balanced: drawn so that each person comes equally often.
+
+    people: (n,) label, −1 where unknown; each unknown face counts as a person of its own.
+    """
+    if not balanced:
+        return rng.permutation(len(people))
+    counts = np.bincount(people[people >= 0], minlength=1)
+    chance = np.where(people >= 0, 1 / np.maximum(counts[people], 1), 1.0)
+    return rng.choice(len(people), len(people), p=chance / chance.sum())
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train_embedder", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.train_embedder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with identities/ and faces/")
-    parser.add_argument("--name", required=True, help="name in the weight store and of the run's folder")
-    parser.add_argument("--arch", required=True, choices=["edgenext_x_small", "resnet18", "resnet34", "resnet50",
-                                                          "resnet101"])
+    parser.add_argument("--arch", required=True, choices=["edgenext_x_small", *RESNETS])
     parser.add_argument("--width", type=int, default=64, help="channels of a ResNet's stem (default 64)")
-    parser.add_argument("--start", type=Path, help="safetensors to start from; else random weights")
-    parser.add_argument("--keep-start", type=float, default=0.0, help="share of the start in the result, 0 to 1")
-    parser.add_argument("--teacher", type=Path, action="append", required=True, help=".safetensors or .onnx file")
+    parser.add_argument("--teacher", type=Path, action="append", default=[],
+                        help=".safetensors of EdgeFace-XS or .onnx file; repeatable (default: ArcFace alone)")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--arcface-weight", type=float, default=0.02)
+    parser.add_argument("--margin", type=float, default=0.3, help="of ArcFace, radians (default 0.3)")
+    parser.add_argument("--scale", type=float, default=32.0, help="of ArcFace's cosines (default 32)")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--blend", type=float, default=0.0, metavar="SHARE",
+                        help="of the batches, those whose faces are laid over each other in pairs, for the student and "
+                             "for the first teacher alike (Beyer et al., 2022); for long runs (default 0)")
+    parser.add_argument("--augment", choices=["full", "colour"], default="full",
+                        help="colour: colour jitter and flip only, as the reference (default full)")
+    parser.add_argument("--balanced", action="store_true", help="draw every person equally often")
+    parser.add_argument("--identities", type=int, metavar="N", help="only the N people with the most images")
+    parser.add_argument("--finder", type=Path, help="YuNet .onnx; take faces out of DATA's eyes/ and detection/ too")
     parser.add_argument("--every", type=int, default=1, help="take each n-th face; teachers cost time")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network; 1.3× on 2 cores")
+    parser.add_argument("--flip-average", action="store_true", help="the card says: add the mirrored face's vector")
     parser.add_argument("--licence", required=True, help="of the result, for its card; commercial use stays excluded")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="where the trained model goes")
+    add_training_options(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, then write the best network and its card into the weight store; the exit code."""
-    args = build_parser().parse_args(argv)
-    if args.keep_start and not args.start:
-        print("error: --keep-start needs --start", file=sys.stderr)
-        return 2
-    torch.manual_seed(args.seed)
-    device = torch_device(args.device)
-    cv2.setNumThreads(1)
+@dataclass(frozen=True)
+class Lessons:
+    """What the training batches are made of: faces, and by row the teachers' unit vectors, first alone and joined."""
+
+    faces: Faces
+    targets: np.ndarray
+    relations: np.ndarray
+    teach: Teacher | None       # the first teacher, for blended faces
+
+    def batch(self, rows: np.ndarray, args: argparse.Namespace, rng: np.random.Generator) -> Batch:
+        """One batch: the student's crops, and targets, relations and people for the loss."""
+        mirrors = rng.random(len(rows)) < 0.5
+        crops = np.stack([
+            student_crop(self.faces.image(i), self.faces.landmarks[i], mirror, args.augment, rng)
+            for i, mirror in zip(rows, mirrors, strict=True)
+        ])
+        people = torch.from_numpy(self.faces.people[rows])
+        if self.teach is None or rng.random() >= args.blend:
+            wanted = torch.from_numpy(self.targets[rows]), torch.from_numpy(self.relations[rows]), people
+            return faces_to_input(torch.from_numpy(crops)), wanted
+        partners, share = rng.permutation(len(rows)), rng.random()
+        seen = np.stack([warp(self.faces.image(i), five_point_matrix(self.faces.landmarks[i])) for i in rows])
+        seen[mirrors] = seen[mirrors, :, ::-1]
+        vectors = F.normalize(torch.from_numpy(self.teach(blend(seen, seen[partners], share))))
+        crops = blend(crops, crops[partners], share)
+        return faces_to_input(torch.from_numpy(crops)), (vectors, vectors, torch.full_like(people, -1))
+
+
+def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Lessons, Faces]:
+    """The training data and the validation faces, decoded and embedded by the teachers once, under --checkpoints."""
     cache_dir = args.checkpoints / "embedder-data"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    tables = [
-        *sorted((args.data / "identities").glob("train-*.parquet")), *sorted((args.data / "faces").glob("*.parquet"))
-    ]
-    train = Faces([(path, args.every) for path in tables], cache_dir / f"train-{args.every}.npy")
-    validation = Faces([(args.data / "identities" / "val.parquet", 1)], cache_dir / "val.npy")
-    teachers = [teacher_vectors(train, path, device, cache_dir) for path in args.teacher]
-    if teachers[0].shape[1] != EMBEDDING_DIM:
-        print(f"error: the first teacher is the target, of {EMBEDDING_DIM} values, not {teachers[0].shape[1]}",
-              file=sys.stderr)
-        return 2
-    targets, relations = torch.from_numpy(teachers[0]), torch.from_numpy(join_vectors(teachers).astype(np.float32))
-    people = torch.from_numpy(train.people)
+    chosen = f"{args.every}{'-found' * bool(args.finder)}{f'-people{args.identities}' if args.identities else ''}"
+    train = Faces(training_tables(args, cache_dir), cache_dir / f"train-{chosen}.npy")
+    val_table = read_table(args.data / "identities" / "val.parquet", ["identity", "image", "landmarks"])
+    validation = Faces([val_table], cache_dir / "val.npy")
+    images = np.bincount(train.people[train.people >= 0])
+    print(f"{len(train)} faces, {(train.people >= 0).sum()} of them of {len(images)} known people, "
+          f"{(images == 1).sum()} of whom have one image", flush=True)
+    if len(train) < args.batch_size:
+        raise TrainingError(f"{len(train)} faces do not fill a batch of {args.batch_size}: lower --batch-size")
+    if not args.teacher:
+        if len(images) < 2:
+            raise TrainingError("without --teacher at least two people are needed to tell apart")
+        nothing = np.zeros((len(train), 1), np.float32)
+        return Lessons(train, nothing, nothing, None), validation
+    vectors = [teacher_vectors(train, path, device, cache_dir) for path in args.teacher]
+    if vectors[0].shape[1] != EMBEDDING_DIM:
+        raise TrainingError(f"the first teacher is the target, of {EMBEDDING_DIM} values, not {vectors[0].shape[1]}")
+    teach = load_teacher(args.teacher[0], device) if args.blend else None
+    return Lessons(train, vectors[0], join_vectors(vectors).astype(np.float32), teach), validation
 
-    architecture = {"network": args.arch} | ({"width": args.width} if args.arch.startswith("resnet") else {})
+
+def train(args: argparse.Namespace) -> None:
+    """Train, then write the best network and its card into the weight store. Raises TrainingError, OSError."""
+    torch.manual_seed(args.seed)
+    device = torch_device(args.device)
+    check_precision(args.precision, device)
+    cv2.setNumThreads(1)
+    with first_process_first():
+        lessons, validation = prepare_lessons(args, device)
+    faces = lessons.faces
+
+    architecture = {"network": args.arch} | ({"width": args.width} if args.arch in RESNETS else {})
     network = build_embedder(architecture)
     if args.start:
-        # The counters of batch norms are left out of starting points and not used by anything here.
-        start = start_tensors(args.start)
-        missing, unknown = network.load_state_dict(start, strict=False)
-        if unknown or any(not name.endswith("num_batches_tracked") for name in missing):
-            print(f"error: {args.start} is not {architecture}: missing {missing}, unknown {unknown}", file=sys.stderr)
-            return 2
+        start = load_start(network, args.start)
     network.to(device, memory_format=torch.channels_last)
-    loss = EmbedderLoss(torch.from_numpy(class_means(teachers[0], train.people)), args.arcface_weight).to(device)
-    steps_per_epoch = len(train) // args.batch_size
+    centres = class_means(lessons.targets, faces.people)
+    if not args.teacher:
+        centres = np.random.default_rng(args.seed).normal(size=(len(centres), EMBEDDING_DIM)).astype(np.float32)
+    loss = EmbedderLoss(
+        torch.from_numpy(centres), args.arcface_weight, distil=bool(args.teacher), margin=args.margin, scale=args.scale
+    ).to(device)
+    steps_per_epoch = len(faces) // args.batch_size
     schedule = Schedule(
         steps=round(args.epochs * steps_per_epoch), lr=args.lr, weight_decay=0.01,
         evaluate_every=max(1, steps_per_epoch // 2), precision=args.precision, compiled=args.compile,
+        patience=args.patience,
     )
 
-    def make_batch(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def make_batch(number: int) -> Batch:
         epoch, place = divmod(number, steps_per_epoch)
-        order = np.random.default_rng([args.seed, epoch]).permutation(len(train))
+        order = epoch_order(faces.people, args.balanced, np.random.default_rng([args.seed, epoch]))
         rows = order[place * args.batch_size : (place + 1) * args.batch_size]
-        rng = np.random.default_rng([args.seed, epoch, place])
-        crops = np.stack([student_crop(train.images[i], train.landmarks[i], rng) for i in rows])
-        return faces_to_input(torch.from_numpy(crops)), (targets[rows], relations[rows], people[rows])
+        return lessons.batch(rows, args, np.random.default_rng([args.seed, epoch, place]))
 
     measured = fit(
         network, loss, make_batch,
@@ -299,34 +455,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         better=lambda measured: measured["tpr_0.001"],
         schedule=schedule,
         settings={
-            "architecture": architecture, "start": str(args.start), "teachers": [path.name for path in args.teacher],
-            "every": args.every, "arcface_weight": args.arcface_weight, "batch_size": args.batch_size,
-            "seed": args.seed, **asdict(schedule),
+            "architecture": architecture, "start": args.start and args.start.name,
+            "teachers": [path.name for path in args.teacher], "faces": len(faces), "blend": args.blend,
+            "augment": args.augment, "balanced": args.balanced, "batch_size": args.batch_size, "seed": args.seed,
+            "arcface": [args.arcface_weight, args.margin, args.scale], **asdict(schedule),
         },
         folder=args.checkpoints / f"embedder-{args.name}", device=device,
     )
+    if process_rank()[0]:
+        return
     if args.keep_start:
         network.load_state_dict(average_tensors(start, network.state_dict(), args.keep_start))
         measured = validation_tpr(network, validation, device)
         print(f"averaged: {measured}", flush=True)
-    learnt_from = ", ".join(path.name for path in args.teacher)
+    learnt_from = f"; learnt from {', '.join(path.name for path in args.teacher)}" if args.teacher else ""
     save_model(
         args.weights,
         {
             "name": args.name, "role": "embedder", "architecture": architecture,
             "preprocessing": {
                 "input_px": CROP_PX, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
-                "flip_average": False, "alignment": asdict(AlignmentTemplate()),
+                "flip_average": args.flip_average, "alignment": asdict(AlignmentTemplate()),
             },
             "licence": args.licence, "commercial_use": False,
-            "started_from": f"{args.start.name if args.start else 'random weights'}; learnt from {learnt_from}",
+            "started_from": f"{args.start.name if args.start else 'random weights'}{learnt_from}",
             "data": DATA_CARD,
             "metrics": {"identities_val_own_landmarks": dict(measured)},
-            "command": "python -m jobs.train_embedder " + shlex.join(sys.argv[1:] if argv is None else argv),
+            "command": args.command,
         },
         network.state_dict(), half=True,
     )
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train here or on Ray; the exit code."""
+    return run_training("jobs.train_embedder", build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,47 @@
 
     python -m jobs.train_eyes --data DATA --teacher pfld_ghostone_98.onnx --name resnet18
 
-DATA holds eyes/{train,val}.parquet (68 points a face), identities/, faces/ and detection/ (faces without points). The
-same command goes on after an interruption.
+DATA holds eyes/{train,val}.parquet (68 points a face), identities/ and faces/ (faces with five landmarks, of which the
+two eyes count) and detection/ (faces without points). The same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from jobs.evaluate_data import point_column, read_table
+from jobs.train_options import add_training_options, run_training
 from models.batches import torch_device
 from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
-from models.store import DEFAULT_WEIGHTS_DIR, save_model
-from models.training import Schedule, average_tensors, box_of_crop, degrade, fit, occlude, vary_colour, wing_loss
+from models.store import save_model
+from models.training import (
+    Schedule,
+    TrainingError,
+    average_tensors,
+    box_of_crop,
+    check_precision,
+    degrade,
+    first_process_first,
+    fit,
+    load_start,
+    occlude,
+    process_rank,
+    vary_colour,
+    wing_loss,
+)
 from pipeline import geometry
 from pipeline.detect import cut_chip
 
@@ -38,6 +53,7 @@ MIRRORED = np.array([9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4])   # where each eye p
 WFLW_EYES = np.array([60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75])   # of 98 points, the twelve of 300-W
 TEACHER_BOX_PX = 86                   # it likes 0.9 × our boxes: NME 3.65% on eyes/val, 3.81% at 1.0, 4.43% at 1.2
 LABEL_DISAGREEMENT = 0.05             # of the outer-eye distance, at most, between a face's and its mirror's label
+EYE_DISAGREEMENT = 0.05               # of the box, at most, between an eye of the label and the data's own landmark
 UNKNOWN_LICENCE = "photos of third parties; free for research, not for commercial use"
 DATA_CARD = [
     {"name": "Helen train, AFW, LFPW train with 300-W's points",
@@ -79,31 +95,52 @@ def keep_face(image: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
                           borderMode=cv2.BORDER_REPLICATE)
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """A WebP of DATA as RGB pixels."""
-    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+def decode(encoded: bytes) -> np.ndarray | None:
+    """An image of DATA as RGB pixels, None where it cannot be read."""
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB) if encoded else None
 
 
 def read_points(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """Images and their points, (n, 68, 2), of eyes/*.parquet."""
-    table = pq.read_table(path)
-    points = np.array(table["points"].to_pylist(), np.float64).reshape(-1, 68, 2)
-    return [decode(value.as_py()) for value in table["image"]], points
+    """Images and their points, (n, 68, 2), of eyes/*.parquet.
+
+    Images that cannot be read and faces with an eye outside their image are left out, and counted in one line. Raises
+    DataError without the columns, TrainingError when nothing is left.
+    """
+    table = read_table(path, ["image", "points"])
+    images = [decode(value.as_py()) for value in table["image"]]
+    points = point_column(table, "points", 68, path)
+    readable = np.array([image is not None for image in images])
+    inside = np.array([
+        image is not None and ((eyes >= 0) & (eyes <= image.shape[1::-1])).all()
+        for image, eyes in zip(images, points[:, 36:48], strict=True)
+    ])
+    if not inside.all():
+        print(f"{path}: left out of {len(images)} faces: {(~readable).sum()} images that cannot be read, "
+              f"{(readable & ~inside).sum()} with an eye outside", flush=True)
+    if not inside.any():
+        raise TrainingError(f"{path} has no face to train on")
+    return [image for image, kept in zip(images, inside, strict=True) if kept], points[inside]
 
 
-def unlabelled_faces(data: Path, every: int) -> Iterator[np.ndarray]:
-    """Faces without points as they are kept: each n-th of identities/ and faces/, the large ones of detection/."""
+def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Faces as they are kept, each with its eyes (2, 2) or None: each n-th of identities/ and faces/, which come with
+    landmarks, and the large ones of detection/, which come without.
+    """
     for path in [*sorted((data / "identities").glob("train-*.parquet")), *sorted((data / "faces").glob("*.parquet"))]:
-        for value in pq.read_table(path, columns=["image"])["image"][::every]:
+        table = read_table(path, ["image", "landmarks"])
+        landmarks = point_column(table, "landmarks", 5, path)
+        for value, eyes in zip(table["image"][::every], landmarks[::every, :2], strict=True):
             image = decode(value.as_py())
-            yield keep_face(image, box_of_crop(len(image)))
+            if image is not None:
+                box = box_of_crop(len(image))
+                yield keep_face(image, box), geometry.transform(face_matrix(box), eyes)
     for path in sorted((data / "detection").glob("*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(64, columns=["image", "boxes"]):
             for value, boxes in zip(batch["image"], batch["boxes"].to_pylist(), strict=True):
                 large = [np.array(b) for b in boxes if max(b[2] - b[0], b[3] - b[1]) >= LEAST_BOX_PX]
                 image = decode(value.as_py()) if large else None
-                for box in large:
-                    yield keep_face(image, box)
+                for box in large if image is not None else ():
+                    yield keep_face(image, box), None
 
 
 class Landmarks:
@@ -135,23 +172,58 @@ class Landmarks:
         return values.reshape(98, 2)[WFLW_EYES].astype(np.float64) * TEACHER_BOX_PX + margin
 
 
-def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Faces labelled by the landmark network, those it is unsure of left out: (n, 192, 192, 3), (n, 12, 2); cached."""
-    images_path, points_path = cache.with_suffix(".images.npy"), cache.with_suffix(".points.npy")
-    if not points_path.exists():
+@dataclass(frozen=True)
+class LabelledFaces:
+    """Kept faces (n, 192, 192, 3) uint8 RGB, their eye points (n, 12, 2), and which labels are whole (n,) bool."""
+
+    images: Sequence[np.ndarray]
+    points: np.ndarray
+    whole: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledFaces:
+    """Faces labelled by the landmark network; cached in files named like `cache`.
+
+    Where the network contradicts itself on the mirrored face, or the data's own landmarks, as it does on profiles and
+    sunglasses, only the landmarks count: all six points of an eye are then its centre, and the label is not whole.
+    Without landmarks such a face is left out.
+    """
+    paths = [cache.with_suffix(f".{name}.npy") for name in ("images", "points", "whole")]
+    if not paths[-1].exists():
         landmarks = Landmarks(teacher)
-        images, points = [], []
+        images, points, given = [], [], []
+        whole: list[bool] = []
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             faces = unlabelled_faces(data, every)
             while group := [face for _, face in zip(range(512), faces, strict=False)]:
-                for face, (found, apart) in zip(group, pool.map(landmarks, group), strict=True):
-                    if apart <= LABEL_DISAGREEMENT:
-                        images.append(face)
-                        points.append(found)
-                print(f"labelled: {len(points)} faces kept", flush=True)
-        np.save(images_path, np.stack(images))
-        np.save(points_path, np.stack(points))
-    return np.load(images_path, mmap_mode="r"), np.load(points_path)
+                found_points = pool.map(landmarks, [face for face, _ in group])
+                for (face, eyes), (found, apart) in zip(group, found_points, strict=True):
+                    certain = apart <= LABEL_DISAGREEMENT
+                    if eyes is not None:
+                        off = np.linalg.norm(eye_centres(found) - eyes, axis=1).max() / FACE_BOX_PX
+                        certain = certain and off <= EYE_DISAGREEMENT
+                    elif not certain:
+                        continue
+                    images.append(face)
+                    points.append(found)
+                    given.append(np.full((2, 2), np.nan) if eyes is None else eyes)
+                    whole.append(certain)
+                print(f"labelled: {len(points)} faces, {sum(whole)} of them whole", flush=True)
+        is_whole, all_points, eyes = np.array(whole), np.stack(points), np.stack(given)
+        # Landmarks mark another place of the eye than the middle of its six points: the mean difference is taken off.
+        eyes += np.nanmean((eye_centres(all_points) - eyes)[is_whole], axis=0)
+        all_points[~is_whole] = np.repeat(eyes[~is_whole], 6, axis=1)
+        for path, values in zip(paths, (np.stack(images), all_points, is_whole), strict=True):
+            np.save(path, values)
+    return LabelledFaces(*(np.load(path, mmap_mode="r") for path in paths))
+
+
+def eye_centres(points: np.ndarray) -> np.ndarray:
+    """Eye points (…, 12, 2) to the centres of both eyes, (…, 2, 2)."""
+    return points.reshape(*points.shape[:-2], 2, 6, 2).mean(-2)
 
 
 def training_view(
@@ -176,20 +248,29 @@ def training_view(
 
 
 class EyeLoss(nn.Module):
-    """Wing loss in pixels of the input."""
+    """The error in pixels of the input, over the twelve points of whole labels, else over the eye centres.
 
-    def __init__(self, input_px: int) -> None:
+    kind: "wing", or "mse" as in the reference. On eyes/val the former gave an NME of ??? and the latter ???.
+    """
+
+    def __init__(self, input_px: int, kind: str) -> None:
         super().__init__()
-        self._input_px = input_px
+        self._input_px, self._kind = input_px, kind
 
-    def forward(self, predicted: Tensor, wanted: Tensor) -> Tensor:
-        """Both (n, 12, 2) as fractions of the input."""
-        return wing_loss(predicted * self._input_px, wanted * self._input_px, width=6.0, curvature=1.0)
+    def forward(self, predicted: Tensor, wanted: Tensor, whole: Tensor) -> Tensor:
+        """predicted, wanted: (n, 12, 2) as fractions of the input; whole: (n,) bool."""
+        centres, wanted_centres = (t.unflatten(1, (2, 6)).mean(2).repeat_interleave(6, 1) for t in (predicted, wanted))
+        mask = whole[:, None, None]
+        predicted_px = torch.where(mask, predicted, centres) * self._input_px
+        wanted_px = torch.where(mask, wanted, wanted_centres) * self._input_px
+        if self._kind == "mse":
+            return F.mse_loss(predicted_px, wanted_px)
+        return wing_loss(predicted_px, wanted_px, width=6.0, curvature=1.0)
 
 
 @torch.no_grad()
-def centre(network: EyeResNet, faces: Sequence[np.ndarray], points: np.ndarray, device: torch.device) -> None:
-    """Shift the network's points by its mean error over annotated kept faces, in place.
+def centre(network: EyeResNet, faces: LabelledFaces, device: torch.device) -> None:
+    """Shift the network's points by its mean error over annotated faces, in place.
 
     300-W's points lie about 1% of the outer-eye distance to the right of where faces and their mirror images agree,
     which a network trained on both cannot learn: 3.34% to 3.17% NME on eyes/val.
@@ -197,108 +278,121 @@ def centre(network: EyeResNet, faces: Sequence[np.ndarray], points: np.ndarray, 
     view_fraction = FACE_BOX_PX * geometry.CHIP_BOX_RATIO * CHIP_FRACTION / FACE_PX
     found = Keypointer(
         network, device=device, batch_size=64, input_px=network.input_px, chip_fraction=view_fraction
-    )(faces)
-    error = (points - found).mean((0, 1)) / (FACE_PX * view_fraction)
+    )(faces.images)
+    error = (faces.points - found).mean((0, 1)) / (FACE_PX * view_fraction)
     network.head[1].bias += torch.from_numpy(np.tile(error, POINTS)).to(network.head[1].bias)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train_eyes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.train_eyes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with eyes/, identities/, faces/, detection/")
-    parser.add_argument("--teacher", type=Path, required=True, help="98-point landmark network, .onnx")
-    parser.add_argument("--name", required=True, help="name in the weight store and of the run's folder")
+    parser.add_argument("--teacher", type=Path, help="98-point landmark network, .onnx (default: annotated faces only)")
     parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18")
     parser.add_argument("--width", type=int, default=64, help="channels of the stem (default 64)")
     parser.add_argument("--input-px", type=int, default=112)
-    parser.add_argument("--start", type=Path, help="safetensors of the same network to start from; else random weights")
-    parser.add_argument("--keep-start", type=float, default=0.0, help="share of the start in the result, 0 to 1")
+    parser.add_argument("--loss", choices=["wing", "mse"], default="wing", help="mse is the reference's (default wing)")
     parser.add_argument("--labelled-share", type=float, default=0.7,
-                        help="of a batch, faces with the teacher's labels, at first; it falls to 0.1 (default 0.7)")
+                        help="of a batch, faces with the teacher's labels, at first (default 0.7)")
+    parser.add_argument("--labelled-share-end", type=float, default=0.1, help="the same at the end (default 0.1)")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--every", type=int, default=2, help="take each n-th face of identities/ and faces/")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="where the trained model goes")
+    add_training_options(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, then write the best network and its card into the weight store; the exit code."""
-    args = build_parser().parse_args(argv)
-    if args.keep_start and not args.start:
-        print("error: --keep-start needs --start", file=sys.stderr)
-        return 2
-    torch.manual_seed(args.seed)
-    cv2.setNumThreads(1)
-    device = torch_device(args.device)
-    cache_dir = args.checkpoints / "eyes-data"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-
-    images, points68 = read_points(args.data / "eyes" / "train.parquet")
+def annotated_faces(path: Path) -> LabelledFaces:
+    """The faces of eyes/train.parquet as they are kept."""
+    images, points68 = read_points(path)
     boxes = [box_of_points(points) for points in points68]
-    faces = [keep_face(image, box) for image, box in zip(images, boxes, strict=True)]
     points = np.stack([
         geometry.transform(face_matrix(box), p[36:48]) for box, p in zip(boxes, points68, strict=True)
     ])
-    more_faces, more_points = label_faces(args.data, args.every, args.teacher, cache_dir / f"labelled-{args.every}")
-    print(f"{len(faces)} annotated faces, {len(more_faces)} labelled ones", flush=True)
+    faces = [keep_face(image, box) for image, box in zip(images, boxes, strict=True)]
+    return LabelledFaces(faces, points, np.ones(len(faces), bool))
 
-    val_images, val_points68 = read_points(args.data / "eyes" / "val.parquet")
+
+def validation_chips(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Chips of eyes/val.parquet, cut as the detect stage cuts them, and their eye points (n, 12, 2) in chip pixels."""
+    images, points68 = read_points(path)
     chips, to_image = zip(*(
-        cut_chip(image, box_of_points(p)) for image, p in zip(val_images, val_points68, strict=True)
+        cut_chip(image, box_of_points(points)) for image, points in zip(images, points68, strict=True)
     ), strict=True)
-    val_points = np.stack([
-        geometry.transform(geometry.invert(matrix), p[36:48]) for matrix, p in zip(to_image, val_points68, strict=True)
+    return chips, np.stack([
+        geometry.transform(geometry.invert(matrix), p[36:48]) for matrix, p in zip(to_image, points68, strict=True)
     ])
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, then write the best network and its card into the weight store. Raises TrainingError, OSError."""
+    torch.manual_seed(args.seed)
+    cv2.setNumThreads(1)
+    device = torch_device(args.device)
+    check_precision(args.precision, device)
+    annotated = annotated_faces(args.data / "eyes" / "train.parquet")
+    labelled = annotated
+    if args.teacher:
+        cache_dir = args.checkpoints / "eyes-data"
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with first_process_first():
+            labelled = label_faces(args.data, args.every, args.teacher, cache_dir / f"labelled-{args.every}")
+        print(f"{len(annotated)} annotated faces, {len(labelled)} labelled, {labelled.whole.sum()} of them whole",
+              flush=True)
+    chips, chip_points = validation_chips(args.data / "eyes" / "val.parquet")
 
     architecture = {"network": args.arch, "width": args.width, "input_px": args.input_px}
     network = build_keypointer(architecture)
     if args.start:
-        start = {name: t.float() for name, t in safetensors.torch.load_file(args.start).items()}
-        network.load_state_dict(start)
+        start = load_start(network, args.start)
     network.to(device, memory_format=torch.channels_last)
     schedule = Schedule(
         steps=args.steps, lr=args.lr, weight_decay=0.05, evaluate_every=max(1, args.steps // 8),
-        precision=args.precision, compiled=args.compile,
+        precision=args.precision, compiled=args.compile, patience=args.patience,
     )
 
     def make_batch(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         rng = np.random.default_rng([args.seed, number])
         # The other network's labels teach where eyes are; towards the end the annotated points say it exactly.
-        labelled_share = args.labelled_share + (0.1 - args.labelled_share) * number / args.steps
-        views, wanted = [], []
-        for from_labelled in rng.random(args.batch_size) < labelled_share:
-            some_faces, some_points = (more_faces, more_points) if from_labelled else (faces, points)
-            row = int(rng.integers(len(some_faces)))
-            view, moved = training_view(some_faces[row], some_points[row], args.input_px, rng)
+        share = args.labelled_share + (args.labelled_share_end - args.labelled_share) * number / args.steps
+        views, wanted, whole = [], [], []
+        for from_labelled in rng.random(args.batch_size) < share:
+            faces = labelled if from_labelled else annotated
+            row = int(rng.integers(len(faces)))
+            view, moved = training_view(faces.images[row], faces.points[row], args.input_px, rng)
             views.append(view)
             wanted.append(moved)
-        return chips_to_input(torch.from_numpy(np.stack(views))), (torch.from_numpy(np.stack(wanted)).float(),)
+            whole.append(faces.whole[row])
+        return chips_to_input(torch.from_numpy(np.stack(views))), (
+            torch.from_numpy(np.stack(wanted)).float(), torch.tensor(whole)
+        )
 
     def evaluate(trained: nn.Module) -> dict[str, float]:
         keypointer = Keypointer(
             trained, device=device, batch_size=64, input_px=args.input_px, chip_fraction=CHIP_FRACTION
         )
-        return eye_errors(keypointer(chips), val_points)
+        return eye_errors(keypointer(chips), chip_points)
 
     fit(
-        network, EyeLoss(args.input_px), make_batch, evaluate, better=lambda measured: -measured["nme"],
+        network, EyeLoss(args.input_px, args.loss), make_batch, evaluate, better=lambda measured: -measured["nme"],
         schedule=schedule,
         settings={"architecture": architecture, "every": args.every, "batch_size": args.batch_size, "seed": args.seed,
-                  "start": str(args.start), "labelled_share": args.labelled_share, **asdict(schedule)},
+                  "start": args.start and args.start.name, "teacher": args.teacher and args.teacher.name,
+                  "loss": args.loss, "labelled_share": [args.labelled_share, args.labelled_share_end],
+                  **asdict(schedule)},
         folder=args.checkpoints / f"keypointer-{args.name}", device=device,
     )
+    if process_rank()[0]:
+        return
     if args.keep_start:
         network.load_state_dict(average_tensors(start, network.state_dict(), args.keep_start))
-    centre(network, faces, points, device)
+    centre(network, annotated, device)
     measured = evaluate(network)
     print(f"centred: {measured}", flush=True)
+    learnt_from = f"; labels of further faces by {args.teacher.name}" if args.teacher else ""
     save_model(
         args.weights,
         {
@@ -309,15 +403,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             },
             "licence": "learnt from research datasets: free for research, not for commercial use",
             "commercial_use": False,
-            "started_from": f"{args.start.name if args.start else 'random weights'}; "
-                            f"labels of further faces by {args.teacher.name}",
-            "data": DATA_CARD,
+            "started_from": f"{args.start.name if args.start else 'random weights'}{learnt_from}",
+            "data": DATA_CARD if args.teacher else DATA_CARD[:1],
             "metrics": {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in measured.items()}},
-            "command": "python -m jobs.train_eyes " + shlex.join(sys.argv[1:] if argv is None else argv),
+            "command": args.command,
         },
         network.state_dict(), half=True,
     )
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train here or on Ray; the exit code."""
+    return run_training("jobs.train_eyes", build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 CROP_BOX_RATIO = 1.55   # side of a ready-cut training crop (identities/, faces/) over the side of its face box
@@ -77,24 +79,29 @@ def occlude(image: np.ndarray, rng: np.random.Generator, largest: float) -> np.n
 class EmbedderLoss(nn.Module):
     """How far an embedder is from its teacher, and how badly it tells people apart; a scalar.
 
-    10 × (1 − cosine to the teacher's vector) + 20 × mean squared difference of the batch's cosine matrices (relational
-    distillation, Park et al., 2019) + arcface_weight × ArcFace (Deng et al., 2019; margin 0.3, scale 32).
-    centres: (people, dim), where ArcFace starts; they are trained too.
+    distil × (10 × (1 − cosine to the teacher's vector) + 20 × mean squared difference of the batch's cosine matrices
+    (relational distillation, Park et al., 2019)) + arcface_weight × ArcFace (Deng et al., 2019).
+    centres: (people, dim), where ArcFace starts; they are trained too. margin in radians, scale of the cosines.
     """
 
-    def __init__(self, centres: Tensor, arcface_weight: float, margin: float = 0.3, scale: float = 32.0) -> None:
+    def __init__(
+        self, centres: Tensor, arcface_weight: float, *, distil: bool = True, margin: float = 0.3, scale: float = 32.0
+    ) -> None:
         super().__init__()
         self.centres = nn.Parameter(F.normalize(centres))
-        self.arcface_weight, self.margin, self.scale = arcface_weight, margin, scale
+        self.arcface_weight, self.distil, self.margin, self.scale = arcface_weight, distil, margin, scale
 
     def forward(self, vectors: Tensor, targets: Tensor, relations: Tensor, people: Tensor) -> Tensor:
         """vectors (n, dim) of any length; targets (n, dim) and relations (n, k) unit vectors; people (n,), −1 unknown.
 
-        `relations` gives the cosine matrix to learn: the teachers' vectors, one or several joined.
+        `relations` gives the cosine matrix to learn: the teachers' vectors, one or several joined. Without `distil`
+        neither is read.
         """
         vectors = F.normalize(vectors)
-        loss = 10 * (1 - (vectors * targets).sum(1)).mean()
-        loss = loss + 20 * F.mse_loss(vectors @ vectors.T, relations @ relations.T)
+        loss = 0.0 * self.centres.sum()             # processes that train together need a gradient of every parameter
+        if self.distil:
+            loss = loss + 10 * (1 - (vectors * targets).sum(1)).mean()
+            loss = loss + 20 * F.mse_loss(vectors @ vectors.T, relations @ relations.T)
         known = people >= 0
         if known.any():
             loss = loss + self.arcface_weight * self._arcface(vectors[known], people[known])
@@ -117,14 +124,18 @@ def wing_loss(predicted: Tensor, wanted: Tensor, width: float, curvature: float)
 # ---- the loop --------------------------------------------------------------------------------------------------
 
 
+class TrainingError(ValueError):
+    """A run that cannot go on, with the reason in the message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How long and how fast to train.
 
-    lr: the highest learning rate of one cycle (Smith, 2018). steps: optimiser steps in all; one batch each.
-    evaluate_every: steps between evaluations, at each of which the best network so far is kept.
+    lr: the highest learning rate of one cycle (Smith, 2018). steps: batches in all, over all processes.
+    evaluate_every: batches between evaluations, at each of which the best network so far is kept.
     precision: "float32", or "bfloat16" for autocast. compiled: run the network through torch.compile, which needs a
-    C++ compiler.
+    C++ compiler. patience: stop after so many evaluations without a better one; None never does.
     """
 
     steps: int
@@ -133,6 +144,48 @@ class Schedule:
     evaluate_every: int
     precision: str = "float32"
     compiled: bool = False
+    patience: int | None = None
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises TrainingError for bfloat16 on a CPU that only emulates it: it is three times slower than float32 there."""
+    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision == "bfloat16" and not native:
+        raise TrainingError("this CPU has neither avx512_bf16 nor AMX, and bfloat16 would be slower: leave --precision")
+
+
+def process_rank() -> tuple[int, int]:
+    """This process's number and how many train together; (0, 1) outside a torch process group."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let process 0 through alone, then the others: what it writes into a cache they find there."""
+    rank, ranks = process_rank()
+    if rank > 0:
+        distributed.barrier()
+    yield
+    if rank == 0 and ranks > 1:
+        distributed.barrier()
+
+
+def load_start(network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Fill a network from a safetensors file, which may be in half precision; its tensors as float32.
+
+    The counters of batch norms may be missing: nothing here reads them. Raises TrainingError for another network's.
+    """
+    start = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
+    expected = network.state_dict()
+    wrong = sorted(
+        name for name in expected.keys() | start.keys()
+        if not name.endswith("num_batches_tracked")
+        and (name not in start or name not in expected or start[name].shape != expected[name].shape)
+    )
+    if wrong:
+        raise TrainingError(f"{path} is of another network: {len(wrong)} tensors differ, first {wrong[0]}")
+    network.load_state_dict(start, strict=False)
+    return start
 
 
 def average_tensors(
@@ -154,8 +207,7 @@ def prefetched(make: Callable[[int], Any], numbers: range, threads: int) -> Iter
     """make(number) for every number, in order, made ahead in threads."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
-        upcoming = iter(numbers)
-        for number in upcoming:
+        for number in numbers:
             waiting.append(pool.submit(make, number))
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
@@ -163,21 +215,28 @@ def prefetched(make: Callable[[int], Any], numbers: range, threads: int) -> Iter
             yield waiting.popleft().result()
 
 
+class Objective(nn.Module):
+    """A network and its loss as one module, which is what DistributedDataParallel can share between processes."""
+
+    def __init__(self, network: nn.Module, loss: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.network, self.loss, self._precision = network, loss, precision
+
+    def forward(self, inputs: Tensor, *wanted: Tensor) -> Tensor:
+        """The scalar loss of one batch; the network's output reaches the loss as float32."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            predicted = self.network(inputs)
+        return self.loss(predicted.float(), *wanted)
+
+
 def train_step(
-    network: Callable[[Tensor], Tensor],
-    loss: Callable[..., Tensor],
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    wanted: tuple[Tensor, ...],
-    precision: str,
+    objective: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, wanted: tuple[Tensor, ...]
 ) -> Tensor:
-    """One step of the optimiser on one batch; the detached loss. The network's output is handed to the loss as float32.
+    """One step of the optimiser on one batch; the detached loss.
 
     Gradients are cut at norm 5, which only a broken batch reaches.
     """
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        predicted = network(inputs)
-    value = loss(predicted.float(), *wanted)
+    value = objective(inputs, *wanted)
     optimizer.zero_grad(set_to_none=True)
     value.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 5.0)
@@ -202,56 +261,90 @@ def fit(
 
     make_batch(number): the inputs and what the loss gets besides the output, on the CPU; a pure function of the number.
     better: an evaluation's merit, higher is better. settings: what makes this run itself.
-    A run that was stopped goes on from `folder/last.pt`. Returns the best evaluation; the network then holds the best
-    weights. Raises ValueError when the folder holds a run with other settings.
+    A run that was stopped goes on from `folder/last.pt`. Inside a torch process group every process takes its share of
+    the batches, one evaluates and writes, and all must see the same folder.
+    Returns the best evaluation; the network then holds the best weights. Raises TrainingError when the folder holds a
+    run with other settings, or when the loss is no longer a number.
     """
+    rank, ranks = process_rank()
+    steps, evaluate_every = schedule.steps // ranks, max(1, schedule.evaluate_every // ranks)
+    if steps < 1:
+        raise TrainingError(f"{schedule.steps} batches are too few for {ranks} processes: train longer")
+    settings = dict(settings) | ({"processes": ranks} if ranks > 1 else {})
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = [*network.parameters(), *loss.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=schedule.steps, pct_start=0.1)
-    done, best = 0, {}
+    optimizer = torch.optim.AdamW(
+        [*network.parameters(), *loss.parameters()], lr=schedule.lr, weight_decay=schedule.weight_decay
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=steps, pct_start=0.1)
+    done, best, without_gain = 0, {}, 0
     last = folder / "last.pt"
     if last.exists():
         state = torch.load(last, map_location=device, weights_only=True)
-        if state["settings"] != dict(settings):
-            raise ValueError(f"{folder} holds a run with {state['settings']}, not {dict(settings)}: take another name")
-        done, best = state["done"], state["best"]
+        if state["settings"] != settings:
+            raise TrainingError(f"{folder} holds a run with {state['settings']}, not {settings}: take another name")
+        done, best, without_gain = state["done"], state["best"], state["without_gain"]
         for part, name in ((network, "network"), (loss, "loss"), (optimizer, "optimizer"), (cycle, "cycle")):
             part.load_state_dict(state[name])
-        print(f"goes on after step {done}", flush=True)
+        if rank == 0:
+            print(f"goes on after step {done}", flush=True)
+    objective: nn.Module = Objective(
+        torch.compile(network) if schedule.compiled else network, loss, schedule.precision
+    )
+    if ranks > 1:
+        objective = nn.parallel.DistributedDataParallel(objective)
     started, first = time.monotonic(), done
     losses: list[float] = []              # since the last evaluation
-    forward = torch.compile(network) if schedule.compiled else network
     network.train()
-    for inputs, wanted in prefetched(make_batch, range(done, schedule.steps), threads):
+    for inputs, wanted in prefetched(make_batch, range(done * ranks + rank, steps * ranks, ranks), threads):
+        if schedule.patience is not None and without_gain >= schedule.patience:
+            break
         inputs = inputs.to(device, memory_format=torch.channels_last)
-        value = train_step(
-            forward, loss, optimizer, inputs, tuple(tensor.to(device) for tensor in wanted), schedule.precision
-        )
+        losses.append(float(train_step(objective, optimizer, inputs, tuple(tensor.to(device) for tensor in wanted))))
         cycle.step()
         done += 1
-        losses.append(float(value))
-        if done % 50 == 0:
-            speed = (done - first) * len(inputs) / (time.monotonic() - started)
-            print(f"step {done}/{schedule.steps} loss {np.mean(losses[-50:]):.4f} {speed:.0f} images/s", flush=True)
-        if done % schedule.evaluate_every and done != schedule.steps:
+        if not np.isfinite(losses[-1]):
+            raise TrainingError(f"the loss is {losses[-1]} at step {done}: train with a lower --lr, or in float32")
+        if rank == 0 and done % 50 == 0:
+            speed = (done - first) * ranks * len(inputs) / (time.monotonic() - started)
+            left_s = (steps - done) * ranks * len(inputs) / speed
+            print(f"step {done}/{steps} loss {np.mean(losses[-50:]):.4f} {speed:.0f} images/s, "
+                  f"{left_s / 60:.0f} min left", flush=True)
+        if done % evaluate_every and done != steps:
             continue
-        network.eval()
-        measured = dict(evaluate(network))
-        network.train()
-        _append_row(folder / "log.csv", {"step": done, "loss": round(float(np.mean(losses)), 5), **measured})
-        losses.clear()
-        print(f"step {done}: {measured}", flush=True)
+        measured = _measured_by_first(network, evaluate)
+        without_gain += 1
         if not best or better(measured) > better(best):
-            best = measured
-            _save(folder / "best.pt", network.state_dict())
-        _save(last, {
-            "settings": dict(settings), "done": done, "best": best, "network": network.state_dict(),
-            "loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "cycle": cycle.state_dict(),
-        })
-    network.load_state_dict(torch.load(folder / "best.pt", map_location=device, weights_only=True))
+            best, without_gain = measured, 0
+            if rank == 0:
+                _save(folder / "best.pt", network.state_dict())
+        if rank == 0:
+            _append_row(folder / "log.csv", {"step": done, "loss": round(float(np.mean(losses)), 5), **measured})
+            print(f"step {done}: {measured}", flush=True)
+            _save(last, {
+                "settings": settings, "done": done, "best": best, "without_gain": without_gain,
+                "network": network.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict(),
+                "cycle": cycle.state_dict(),
+            })
+        losses.clear()
+    with first_process_first():
+        network.load_state_dict(torch.load(folder / "best.pt", map_location=device, weights_only=True))
     network.eval()
     return best
+
+
+def _measured_by_first(
+    network: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]
+) -> dict[str, float]:
+    """What process 0 measures, in all processes."""
+    rank, ranks = process_rank()
+    measured: list[Any] = [None]
+    if rank == 0:
+        network.eval()
+        measured[0] = dict(evaluate(network))
+        network.train()
+    if ranks > 1:
+        distributed.broadcast_object_list(measured, src=0)
+    return measured[0]
 
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:

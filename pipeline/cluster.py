@@ -31,11 +31,11 @@ class Connection:
 
 
 @contextmanager
-def connect(num_cpus: int | None = None) -> Iterator[Connection]:
+def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iterator[Connection]:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start Ray on this machine; leave it after.
 
-    num_cpus: of a Ray started here; None takes what the machine has. Outside a submitted job a joined cluster gets
-    this repository's code. Raises PlanError when the cluster cannot be reached.
+    num_cpus: of a Ray started here; None takes what the machine has. worker_output: show what workers print. Outside a
+    submitted job a joined cluster gets this repository's code. Raises PlanError when the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")   # Ray logs an error of its own making for every actor
     # (its issue 57733); what goes wrong in earnest is raised. Without the next it announces a change to every user.
@@ -52,9 +52,9 @@ def connect(num_cpus: int | None = None) -> Iterator[Connection]:
     try:
         with quiet_stderr():
             if address:
-                _join(address)
+                _join(address, worker_output)
             else:
-                _start(num_cpus)
+                _start(num_cpus, worker_output)
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)       # pages about what is raised here all the same
         context = DataContext.get_current()
@@ -87,7 +87,7 @@ def quiet_stderr() -> Iterator[None]:
             os.close(shown)
 
 
-def _join(address: str) -> None:
+def _join(address: str, worker_output: bool) -> None:
     import ray
 
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
@@ -97,19 +97,22 @@ def _join(address: str) -> None:
     try:
         if host and port.isdecimal() and "://" not in address:      # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address, runtime_env=runtime_env, log_to_driver=worker_output, logging_level=logging.ERROR
+        )
     except OSError as error:
         raise PlanError(f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS") from None
 
 
-def _start(num_cpus: int | None) -> None:
+def _start(num_cpus: int | None, worker_output: bool) -> None:
     import ray
 
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)               # inherited by Ray and so by its workers
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(
-        address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
+        logging_level=logging.ERROR,
     )
 
 

@@ -16,7 +16,10 @@ from jobs import train_embedder
 from jobs.train_embedder import (
     FIVE_POINT_TEMPLATE,
     Faces,
+    blend,
     class_means,
+    epoch_order,
+    find_faces,
     five_point_matrix,
     jittered_matrix,
     join_vectors,
@@ -25,7 +28,7 @@ from jobs.train_embedder import (
     warp,
 )
 from models.embedder import build_embedder, load_embedder
-from models.training import box_of_crop
+from models.training import TrainingError, box_of_crop
 from pipeline import geometry
 from pipeline.geometry import AlignmentTemplate
 
@@ -82,21 +85,73 @@ def test_warping_moves_pixels_as_points() -> None:
 def test_a_students_crop_follows_its_generator() -> None:
     image = np.random.default_rng(0).integers(0, 256, (144, 144, 3), np.uint8)
     image.flags.writeable = False
-    crops = [student_crop(image, LANDMARKS, np.random.default_rng(seed)) for seed in (1, 2, 1)]
+    crops = [student_crop(image, LANDMARKS, False, "full", np.random.default_rng(seed)) for seed in (1, 2, 1)]
     assert {(c.shape, c.dtype) for c in crops} == {((112, 112, 3), np.dtype(np.uint8))}
     assert np.array_equal(crops[0], crops[2]) and not np.array_equal(crops[0], crops[1])
+    straight, mirrored = (student_crop(image, LANDMARKS, m, "colour", np.random.default_rng(3)) for m in (False, True))
+    assert np.array_equal(straight[:, ::-1], mirrored)
 
 
 def test_faces_are_decoded_once_and_labelled_by_name(tmp_path: Path) -> None:
     named = table(tmp_path / "a.parquet", [10, 20, 30], ["zoe", "ann", "zoe"])
     unknown = table(tmp_path / "b.parquet", [40, 50, 60])
     for _ in range(2):      # the second time from the cache
-        faces = Faces([(named, 1), (unknown, 2)], tmp_path / "cache.npy")
-        assert faces.people.tolist() == [1, 0, 1, -1, -1]
-        assert faces.images[:, 5, 5, 0].tolist() == [10, 20, 30, 40, 60]
+        faces = Faces([pq.read_table(named), pq.read_table(unknown)], tmp_path / "cache.npy")
+        assert faces.people.tolist() == [1, 0, 1, -1, -1, -1]
+        assert [int(faces.image(i)[5, 5, 0]) for i in range(len(faces))] == [10, 20, 30, 40, 50, 60]
         assert np.array_equal(faces.landmarks[3], LANDMARKS)
-    with pytest.raises(ValueError, match="delete it"):
-        Faces([(named, 1)], tmp_path / "cache.npy")
+    with pytest.raises(TrainingError, match="delete it"):
+        Faces([pq.read_table(named)], tmp_path / "cache.npy")
+
+
+def test_bad_faces_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = cv2.imencode(".png", np.zeros((90, 90, 3), np.uint8))[1].tobytes()
+    good = cv2.imencode(".png", np.full((144, 144, 3), 7, np.uint8))[1].tobytes()
+    landmarks = [LANDMARKS.tolist()] * 4 + [(LANDMARKS + 100).tolist()]
+    faces = Faces([pa.table({"image": [b"", b"torn", small, good, good], "landmarks": landmarks})], tmp_path / "c.npy")
+    assert len(faces) == 1 and faces.image(0)[0, 0, 0] == 7
+    assert "left out of 5 faces: 3 that are no image of 144 px, 1 with landmarks outside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("people", "expected"),
+    # each person a third: two faces of person 0, one of person 1, one of nobody known
+    [([0, 0, 1, -1], [1 / 6, 1 / 6, 1 / 3, 1 / 3]), ([0], [1.0])],
+)
+def test_balanced_epochs_draw_people_equally_often(people, expected) -> None:
+    people = np.array(people)
+    drawn = np.concatenate([epoch_order(people, True, np.random.default_rng(seed)) for seed in range(3000)])
+    assert np.bincount(drawn, minlength=len(people)) / len(drawn) == pytest.approx(expected, abs=0.02)
+    assert sorted(epoch_order(people, False, np.random.default_rng(0))) == list(range(len(people)))
+
+
+def test_blending() -> None:
+    faces, others = np.full((1, 2, 2, 3), 100, np.uint8), np.full((1, 2, 2, 3), 200, np.uint8)
+    assert (blend(faces, others, 0.25) == 125).all()
+
+
+class FakeFinder:
+    """One face of 40 px and one of 30 px on every photo but the empty one."""
+
+    def setInputSize(self, size_wh):      # noqa: N802 — OpenCV's name
+        self.size_wh = size_wh
+
+    def detect(self, photo):
+        if self.size_wh[0] < 100:
+            return 1, None
+        landmarks = [60, 70, 80, 70, 70, 80, 62, 90, 78, 90]
+        return 1, np.array([[50, 60, 38, 40, *landmarks, 0.9], [0, 0, 30, 30, *landmarks, 0.9]], np.float32)
+
+
+def test_faces_found_in_photos_are_cut_like_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_args, **_options: FakeFinder())
+    photos = [cv2.imencode(".png", np.full((side, side, 3), 90, np.uint8))[1].tobytes() for side in (200, 50)]
+    pq.write_table(pa.table({"image": photos}), tmp_path / "photos.parquet")
+    found = find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"))
+    assert len(found) == 1
+    # the crop's side is 62 px around (69, 80): 144 / 62 to the pixel; the left eye is 9 px left and 10 px above it
+    scale = 144 / 62
+    assert found["landmarks"][0].as_py()[0] == pytest.approx([72 - 9 * scale, 72 - 10 * scale], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -170,4 +225,42 @@ def test_a_start_that_does_not_fit_is_an_error(
     del tensors["stem.0.weight"]
     safetensors.torch.save_file(tensors, "start.safetensors")
     assert train_embedder.main(arguments(data, "--start", "start.safetensors")) == 2
-    assert "missing ['stem.0.weight']" in capsys.readouterr().err
+    assert "is of another network: 1 tensors differ, first stem.0.weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--batch-size", "64"], "6 faces do not fill a batch of 64"),
+        (["--every", "1", "--teacher", "narrow.safetensors"], None),
+    ],
+)
+def test_errors_name_the_fix(data: Path, options, error, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(data.parent)
+    Path("teacher.safetensors").write_bytes(b"stands for a teacher")
+    Path("narrow.safetensors").write_bytes(b"a second one may be of any width")
+    monkeypatch.setattr(train_embedder, "load_teacher", fake_teacher)
+    assert train_embedder.main(arguments(data, *options)) == (2 if error else 0)
+    assert error is None or f"error: {error}" in capsys.readouterr().err
+
+
+def test_the_recipe_of_the_origin_needs_no_teacher(data: Path) -> None:
+    command = arguments(data, "--identities", "2", "--augment", "colour", "--arcface-weight", "1", "--flip-average")
+    del command[command.index("--teacher") : command.index("--teacher") + 2]
+    assert train_embedder.main(command) == 0
+    card = json.loads((data.parent / "weights/embedder-tiny.json").read_text())
+    assert card["started_from"] == "random weights" and card["preprocessing"]["flip_average"] is True
+
+
+def test_blended_faces_are_shown_to_the_teacher_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data.parent)
+    Path("teacher.safetensors").write_bytes(b"stands for a teacher")
+    monkeypatch.setattr(train_embedder, "load_teacher", fake_teacher)
+    args = train_embedder.build_parser().parse_args(arguments(data, "--blend", "1"))
+    lessons, _ = train_embedder.prepare_lessons(args, torch.device("cpu"))
+    inputs, (targets, relations, people) = lessons.batch(np.array([0, 3]), args, np.random.default_rng(5))
+    assert inputs.shape == (2, 3, 112, 112) and people.tolist() == [-1, -1]
+    assert torch.equal(targets, relations)
+    # greys 0 and 180 blended are a grey in between, whose vector is neither face's own
+    cosines = targets.numpy() @ lessons.targets[[0, 3]].T
+    assert (cosines < 0.99).all()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -9,22 +10,27 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs import train_eyes
 from jobs.train_eyes import (
     FACE_PX,
     MIRRORED,
     WFLW_EYES,
     EyeLoss,
+    LabelledFaces,
     Landmarks,
     box_of_points,
     centre,
+    eye_centres,
     face_matrix,
     keep_face,
+    label_faces,
     main,
+    read_points,
     training_view,
     unlabelled_faces,
 )
 from models.eyes import EyeResNet, Keypointer
-from models.training import wing_loss
+from models.training import TrainingError, box_of_crop, wing_loss
 from pipeline import geometry
 
 # Six points around each eye of an upright face, in 300-W's order, in pixels of a kept face (192×192).
@@ -115,11 +121,25 @@ def test_views_carry_their_points_along() -> None:
 def test_the_loss_is_in_pixels() -> None:
     predicted, wanted = torch.full((1, 12, 2), 0.5), torch.full((1, 12, 2), 0.55)
     expected = wing_loss(torch.tensor([5.0]), torch.tensor([0.0]), 6.0, 1.0)
-    assert float(EyeLoss(100)(predicted, wanted)) == pytest.approx(float(expected), rel=1e-4)
+    whole = torch.ones(1, dtype=torch.bool)
+    assert float(EyeLoss(100, "wing")(predicted, wanted, whole)) == pytest.approx(float(expected), rel=1e-4)
+    assert float(EyeLoss(100, "mse")(predicted, wanted, whole)) == pytest.approx(25.0, rel=1e-4)
+
+
+def test_of_labels_that_are_not_whole_only_the_centres_count() -> None:
+    wanted = torch.zeros(2, 12, 2)
+    predicted = wanted.clone()
+    predicted[:, 0, 0], predicted[:, 1, 0] = 0.06, -0.06          # one eye pulled apart, its centre unmoved
+    predicted[:, 6, 1] = 0.06                                     # the other's centre is 1 px of 100 too low
+    whole = torch.tensor([True, False])
+    # whole: 3 of 24 values are 6 px off; centres: 6 of 24 values 1 px off; mean over both faces
+    expected = (3 * 36 / 24 + 6 * 1 / 24) / 2
+    assert float(EyeLoss(100, "mse")(predicted, wanted, whole)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_nothing_is_kept_of_no_start(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data", "x", "--teacher", "y", "--name", "z", "--keep-start", "0.5"]) == 2
+    with pytest.raises(SystemExit):
+        main(["--data", "x", "--teacher", "y", "--name", "z", "--keep-start", "0.5"])
     assert "needs --start" in capsys.readouterr().err
 
 
@@ -134,7 +154,7 @@ def test_centring_removes_the_mean_error() -> None:
         return (points - located).mean((0, 1))
 
     assert np.abs(mean_error()).max() > 1
-    centre(network, faces, points, torch.device("cpu"))
+    centre(network, LabelledFaces(faces, points, np.ones(3, bool)), torch.device("cpu"))
     assert np.abs(mean_error()).max() < 0.2          # the view is a whole number of pixels, 116 for 115.2
 
 
@@ -165,12 +185,81 @@ def test_unlabelled_faces_of_all_sources(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     assert list(unlabelled_faces(tmp_path, 1)) == []
     crops = [encoded(np.full((144, 144, 3), value, np.uint8)) for value in (10, 20, 30)]
-    pq.write_table(pa.table({"image": crops}), tmp_path / "identities/train-0.parquet")
-    pq.write_table(pa.table({"image": crops}), tmp_path / "identities/val.parquet")       # never read
-    pq.write_table(pa.table({"image": crops[:1]}), tmp_path / "faces/unlabelled-0.parquet")
+    landmarks = [[[60.0, 70], [84, 70], [0, 0], [0, 0], [0, 0]]] * 4
+    for name, images in {"identities/train-0": [*crops, b"torn"], "identities/val": crops,       # val is never read
+                         "faces/unlabelled-0": crops[:1]}.items():
+        pq.write_table(pa.table({"image": images, "landmarks": landmarks[: len(images)]}), tmp_path / f"{name}.parquet")
     photo = encoded(np.full((200, 200, 3), 40, np.uint8))
     boxes = [[[0.0, 0, 39, 39], [50, 50, 60, 90]], []]                                     # 39 px, 40 px; none
     pq.write_table(pa.table({"image": [photo, photo], "boxes": boxes}), tmp_path / "detection/train-0.parquet")
     faces = list(unlabelled_faces(tmp_path, 2))
-    assert [round(face.mean()) for face in faces] == [10, 30, 10, 40]
-    assert {face.shape for face in faces} == {(FACE_PX, FACE_PX, 3)}
+    assert [round(face.mean()) for face, _ in faces] == [10, 30, 10, 40]
+    assert {face.shape for face, _ in faces} == {(FACE_PX, FACE_PX, 3)}
+    assert faces[3][1] is None
+    # the box of a crop is 144 / 1.55 px: kept faces are larger by 96 / 92.9, and their middle, 72, comes to 96
+    scale = 96 * 1.55 / 144
+    assert np.allclose(faces[0][1], [[96 - 12 * scale, 96 - 2 * scale], [96 + 12 * scale, 96 - 2 * scale]])
+
+
+class SureOfEverything:
+    """Finds the same points on every face, and contradicts itself on black ones."""
+
+    def __init__(self, path: Path) -> None:
+        pass
+
+    def __call__(self, face: np.ndarray) -> tuple[np.ndarray, float]:
+        return POINTS.copy(), 0.3 if face.mean() < 5 else 0.01
+
+
+def test_labels_are_whole_where_network_and_landmarks_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_eyes, "Landmarks", SureOfEverything)
+    for folder in ("identities", "detection"):
+        (tmp_path / folder).mkdir()
+    to_crop = geometry.invert(face_matrix(box_of_crop(144)))
+    agreeing = geometry.transform(to_crop, eye_centres(POINTS) + np.array([1, 0]))   # a pixel beside the network's
+    elsewhere = agreeing + np.array([0, 20])
+    images = [encoded(np.full((144, 144, 3), value, np.uint8)) for value in (100, 100, 0)]
+    landmarks = [[*eyes.tolist(), [0.0, 0], [0.0, 0], [0.0, 0]] for eyes in (agreeing, elsewhere, agreeing)]
+    pq.write_table(pa.table({"image": images, "landmarks": landmarks}), tmp_path / "identities/train-0.parquet")
+    boxes = [[[50.0, 50, 100, 100]], [[50.0, 50, 100, 100]]]
+    photos = [encoded(np.full((144, 144, 3), value, np.uint8)) for value in (100, 0)]
+    pq.write_table(pa.table({"image": photos, "boxes": boxes}), tmp_path / "detection/train-0.parquet")
+    for _ in range(2):                                                            # the second time from the cache
+        faces = label_faces(tmp_path, 1, Path("teacher.onnx"), tmp_path / "cache")
+        assert faces.whole.tolist() == [True, False, False, True]                 # the dark photo's face is left out
+        assert np.allclose(faces.points[[0, 3]], POINTS)
+        # only centres, and those moved by the mean difference, a pixel to the left
+        expected = np.repeat(geometry.transform(face_matrix(box_of_crop(144)), elsewhere) - (1, 0), 6, axis=0)
+        assert np.allclose(faces.points[1], expected)
+
+
+def test_bad_annotations_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, outside = np.full((68, 2), 50.0), np.full((68, 2), 50.0)
+    outside[40] = (50, 101)
+    path = tmp_path / "train.parquet"
+    image = encoded(np.zeros((100, 100, 3), np.uint8))
+    pq.write_table(pa.table({"image": [image, image, b"torn"], "points": [p.tolist() for p in (good, outside, good)]}),
+                   path)
+    images, points = read_points(path)
+    assert len(images) == len(points) == 1
+    assert "left out of 3 faces: 1 images that cannot be read, 1 with an eye outside" in capsys.readouterr().out
+    pq.write_table(pa.table({"image": [b"torn"], "points": [good.tolist()]}), path)
+    with pytest.raises(TrainingError, match="has no face to train on"):
+        read_points(path)
+
+
+def test_a_whole_run_writes_a_model_and_its_card(tmp_path: Path) -> None:
+    (tmp_path / "eyes").mkdir()
+    angle = np.linspace(0, 2 * np.pi, 68)
+    points = np.stack([80 + 30 * np.cos(angle), 80 + 30 * np.sin(angle)], 1)
+    images = [encoded(np.full((160, 160, 3), value, np.uint8)) for value in (20, 90, 160)]
+    for part in ("train", "val"):
+        table = pa.table({"image": images, "points": [points.tolist()] * 3})
+        pq.write_table(table, tmp_path / f"eyes/{part}.parquet")
+    command = ["--data", str(tmp_path), "--name", "tiny", "--width", "16", "--input-px", "64", "--steps", "2",
+               "--batch-size", "2", "--checkpoints", str(tmp_path / "c"), "--weights", str(tmp_path / "w")]
+    assert main(command) == 0
+    card = json.loads((tmp_path / "w/keypointer-tiny.json").read_text())
+    assert card["started_from"] == "random weights"
+    assert card["command"].startswith("python -m jobs.train_eyes --data")
+    assert len(card["data"]) == 1                                                 # nothing was labelled by a network

@@ -3,21 +3,27 @@ from __future__ import annotations
 import csv
 import math
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from models.training import (
     EmbedderLoss,
+    Objective,
     Schedule,
+    TrainingError,
     average_tensors,
     box_of_crop,
+    check_precision,
     degrade,
     fit,
+    load_start,
     occlude,
     prefetched,
     train_step,
@@ -91,6 +97,13 @@ def test_distillation(vectors, targets, people, expected: float) -> None:
     assert float(loss(vectors, targets, targets, torch.tensor(people)).detach()) == pytest.approx(expected, abs=1e-5)
 
 
+def test_without_distillation_people_alone_count() -> None:
+    loss = EmbedderLoss(EYE, arcface_weight=1.0, distil=False)
+    nothing = torch.zeros(2, 1)
+    assert float(loss(EYE[:2], nothing, nothing, torch.tensor([-1, -1])).detach()) == 0
+    assert float(loss(EYE[:2], nothing, nothing, torch.tensor([2, 2])).detach()) > 10
+
+
 def test_arcface_of_known_people_only() -> None:
     loss = EmbedderLoss(EYE * 3, arcface_weight=2.0)
     value = float(loss(EYE[:2], EYE[:2], EYE[:2], torch.tensor([-1, 1])).detach())
@@ -122,31 +135,67 @@ def test_prefetching_keeps_the_order(numbers: range, threads: int) -> None:
     assert threading.current_thread().name not in seen
 
 
-def test_a_step_goes_downhill() -> None:
-    weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    loss = train_step(lambda x: x * weight, F.mse_loss, optimizer, torch.ones(1), (torch.zeros(1),), "float32")
-    assert float(loss) == 4.0
-    assert float(weight.detach()) == pytest.approx(2.0 - 0.1 * 4.0)          # gradient 2·2, below the cut
-
-
-def test_a_huge_gradient_is_cut() -> None:
-    weight = nn.Parameter(torch.tensor([0.0]))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    train_step(lambda x: x * weight, F.mse_loss, optimizer, torch.ones(1), (torch.full((1,), 100.0),), "float32")
-    assert float(weight.detach()) == pytest.approx(0.5, rel=1e-3)            # 0.1 × 5
-
-
 class NoLossParameters(nn.Module):
     def forward(self, predicted, wanted):
         return F.mse_loss(predicted, wanted)
+
+
+@pytest.mark.parametrize(
+    ("weight", "wanted", "loss", "moved"),
+    [(2.0, 0.0, 4.0, 2.0 - 0.1 * 4.0),           # gradient 2·2, below the cut
+     (0.0, 100.0, 1e4, 0.5)],                    # gradient −200, cut to −5
+)
+def test_a_step_goes_downhill_no_gradient_beyond_five(weight, wanted, loss, moved) -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, weight)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    objective = Objective(network, NoLossParameters(), "float32")
+    value = train_step(objective, optimizer, torch.ones(1, 1), (torch.full((1, 1), wanted),))
+    assert float(value) == loss
+    assert float(network.weight.detach()) == pytest.approx(moved, rel=1e-3)
+
+
+def test_the_loss_sees_float32_of_a_bfloat16_network() -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, predicted):
+            seen.append(predicted.dtype)
+            return predicted.sum()
+
+    Objective(nn.Linear(1, 1), Spy(), "bfloat16")(torch.ones(1, 1))
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "refused"),
+    [("float32", False, False), ("bfloat16", True, False), ("bfloat16", False, True)],
+)
+def test_emulated_bfloat16_is_refused(precision, native, refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with pytest.raises(TrainingError, match="neither avx512_bf16") if refused else nullcontext():
+        check_precision(precision, torch.device("cpu"))
+
+
+def test_a_start_without_counters_in_half_precision(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    tensors = {name: t.half() for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    tensors["0.weight"] = torch.full((2, 2), 0.5).half()
+    safetensors.torch.save_file(tensors, tmp_path / "start.safetensors")
+    assert load_start(network, tmp_path / "start.safetensors")["0.weight"].dtype == torch.float32
+    assert (network[0].weight == 0.5).all()
+    with pytest.raises(TrainingError, match=r"is of another network: 1 tensors differ, first 0\.weight"):
+        load_start(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "start.safetensors")
 
 
 class StoppedError(Exception):
     pass
 
 
-def run(folder: Path, *, stop_at: int | None = None, lr: float = 0.1) -> tuple[dict, nn.Module, list[int]]:
+def run(
+    folder: Path, *, stop_at: int | None = None, lr: float = 0.1, patience: int | None = None, spoil: float = 0.0
+) -> tuple[dict, nn.Module, list[int]]:
     """Fit y = 3 x by one weight; every second step is evaluated."""
     torch.manual_seed(0)
     network = nn.Linear(1, 1, bias=False)
@@ -156,15 +205,15 @@ def run(folder: Path, *, stop_at: int | None = None, lr: float = 0.1) -> tuple[d
         if number == stop_at:
             raise StoppedError
         asked.append(number)
-        x = torch.full((4, 1, 1, 1), 1.0 + number)
+        x = torch.full((4, 1, 1, 1), 1.0 + number + spoil)
         return x, (3 * x,)
 
     best = fit(
         network, NoLossParameters(), make_batch,
         evaluate=lambda net: {"off": abs(float(net.weight.detach()) - 3), "training": float(net.training)},
         better=lambda measured: -measured["off"],
-        schedule=Schedule(steps=8, lr=lr, weight_decay=0.0, evaluate_every=2), settings={"lr": lr}, folder=folder,
-        device=torch.device("cpu"),
+        schedule=Schedule(steps=8, lr=lr, weight_decay=0.0, evaluate_every=2, patience=patience),
+        settings={"lr": lr}, folder=folder, device=torch.device("cpu"),
     )
     return dict(best), network, asked
 
@@ -187,12 +236,24 @@ def test_the_best_evaluation_is_kept_and_logged(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4", "6", "8"]
     assert {row["training"] for row in rows} == {"0.0"}
-    assert best["off"] == min(float(row["off"]) for row in rows) == pytest.approx(abs(float(network.weight) - 3))
+    assert best["off"] == min(float(row["off"]) for row in rows) == pytest.approx(abs(float(network.weight.detach()) - 3))
     assert not network.training
     assert run(tmp_path)[2] == []                                    # done: the same command has nothing to do
 
 
+def test_a_run_without_gain_ends_early(tmp_path: Path) -> None:
+    # with a learning rate of nothing no evaluation after the first is better
+    assert run(tmp_path, lr=0.0, patience=2)[2][:6] == list(range(6))
+    with (tmp_path / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
+        run(tmp_path, spoil=math.nan)
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run with \{'lr': 0.1\}, not \{'lr': 0.2\}"):
+    with pytest.raises(TrainingError, match=r"holds a run with \{'lr': 0.1\}, not \{'lr': 0.2\}"):
         run(tmp_path, lr=0.2)
