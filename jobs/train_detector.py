@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,9 @@ import cv2
 import numpy as np
 
 from jobs.convert_weights import box_tensors, check_trusted, detector_fields, unpickle
+from jobs.train_options import add_shared_filesystem, run_training
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, load_tensors, read_card, save_model
+from models.training import TrainingError
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 HELD_OUT_EVERY = 50
 INPUT_PX = 640            # what the detector is made for; training scales its images around --imgsz
 BOX_BRANCH = "model.22.cv2."     # of the head
-NOT_TRAINING = ("out", "name", "source", "keep_start", "keep_start_boxes", "finish", "device", "threads", "checkpoints")
+NOT_TRAINING = (
+    "out", "name", "source", "keep_start", "keep_start_boxes", "finish", "device", "threads", "checkpoints", "weights",
+    "workers", "shared_filesystem", "command",
+)
 GREY = 114                # what YOLO pads with
 
 
@@ -39,17 +43,25 @@ GREY = 114                # what YOLO pads with
 
 
 def unpack(parquet_files: Sequence[Path], folder: Path) -> None:
-    """Write Parquet data as a folder in YOLO's layout; nothing is done where a whole one is already."""
+    """Write Parquet data as a folder in YOLO's layout; nothing is done where a whole one is already.
+
+    Images that cannot be read are left out, and counted in one line. Raises TrainingError where no face is left.
+    """
     complete = folder / "complete"
     if complete.exists():
         return
     for part in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / kind / part).mkdir(parents=True, exist_ok=True)
+    unreadable = faces = 0
     for i, row in enumerate(_rows(parquet_files)):
         part = "val" if i % HELD_OUT_EVERY == 0 else "train"
         boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
-        pixels = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR) if row["image"] else None
+        if pixels is None:
+            unreadable += 1
+            continue
+        faces += len(boxes)
         ignored = np.array(row["ignored_boxes"], np.float64).reshape(-1, 4)
         if len(ignored):
             cv2.imwrite(str(folder / f"images/{part}/{i:06d}.png"), paint_ignored(pixels, ignored, boxes))
@@ -57,6 +69,10 @@ def unpack(parquet_files: Sequence[Path], folder: Path) -> None:
             suffix = "webp" if row["image"][8:12] == b"WEBP" else "png" if row["image"][:4] == b"\x89PNG" else "jpg"
             (folder / f"images/{part}/{i:06d}.{suffix}").write_bytes(row["image"])
         (folder / f"labels/{part}/{i:06d}.txt").write_text(label_lines(boxes, pixels.shape[1], pixels.shape[0]))
+    if unreadable:
+        print(f"left out: {unreadable} images that cannot be read", flush=True)
+    if not faces:
+        raise TrainingError("DATA has no readable image with a face: nothing to train on")
     complete.touch()
 
 
@@ -189,8 +205,8 @@ def _print_losses(trainer: DetectionTrainer) -> None:
     print(f"epoch {trainer.epoch + 1} of {trainer.epochs}: {losses}", flush=True)
 
 
-def train(args: argparse.Namespace, command: str) -> Path:
-    """Train, or finish what was begun, and write the weights; the weights file. Raises WeightsError."""
+def train(args: argparse.Namespace) -> None:
+    """Train, or finish what was begun, and write the weights. Raises WeightsError, TrainingError."""
     tensors, started_from, network = None, "random weights", args.network
     if args.start:
         network, tensors, started_from = start_tensors(args.start, args.weights)
@@ -216,11 +232,11 @@ def train(args: argparse.Namespace, command: str) -> Path:
         args.name or network, network, INPUT_PX,
         commercial_use=False, started_from=started_from,
         data=[{"name": name, "licence": licence} for name, licence in (entry.split("=", 1) for entry in args.source)],
-        metrics={"training": {"epochs_done": _epochs_done(args.checkpoints / "run" / "results.csv")}}, command=command,
+        metrics={"training": {"epochs_done": _epochs_done(args.checkpoints / "run" / "results.csv")}},
+        command=args.command,
     )
     card = save_model(args.out, fields, trained, half=True)
     print(f"{args.out / card.file_name}: {card.identity}")
-    return args.out / card.file_name
 
 
 def average(
@@ -256,11 +272,17 @@ def _claim(checkpoints: Path, settings: dict[str, str]) -> None:
     file.write_text(json.dumps(settings, indent=2))
 
 
+def _start_argument(text: str) -> str:
+    """A file's path made absolute, for a worker on Ray runs elsewhere; a name as it is."""
+    return str(Path(text).resolve()) if text.endswith(".pt") else text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train_detector", description="Train the face detector.")
     parser.add_argument("data", type=Path, nargs="+", metavar="DATA", help="Parquet files or a YOLO folder")
-    parser.add_argument("--start", help="a known FILE.pt or a detector in --weights (default: random weights)")
+    parser.add_argument("--start", type=_start_argument,
+                        help="a known FILE.pt or a detector in --weights (default: random weights)")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="folder of --start's detector")
     parser.add_argument("--network", default="yolov8n", help="yolov8n, yolov8s or yolov8m, without --start")
     parser.add_argument("--out", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder to write to")
@@ -283,19 +305,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints/detector"),
                         help="where a stopped run goes on")
+    parser.add_argument("--workers", type=int, default=0, choices=(0, 1), help="1: in a worker on Ray, with a GPU of "
+                        "its cluster unless --device cpu (default: in this process)")
+    add_shared_filesystem(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
-    args = build_parser().parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        train(args, "python -m jobs.train_detector " + shlex.join(words))
-    except (WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Train here or in a worker on Ray; the exit code."""
+    # ultralytics makes its own process group and would take one that is there for its own.
+    return run_training("jobs.train_detector", build_parser(), argv, process_group=False)
 
 
 if __name__ == "__main__":

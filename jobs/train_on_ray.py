@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from pathlib import Path
 from typing import Any
 
 from jobs.evaluate_data import DataError
@@ -15,15 +16,17 @@ from pipeline.plan import PlanError
 RESTARTS = 3    # after a worker was lost; the run goes on from its last evaluation
 
 
-def train_on_ray(module: str, args: argparse.Namespace) -> None:
-    """Call `train(args)` of a module in `args.workers` processes that form one torch process group.
+def train_on_ray(module: str, args: argparse.Namespace, *, process_group: bool) -> None:
+    """Call `train(args)` of a module in `args.workers` processes on Ray, which form one torch process group.
 
-    Each has a GPU, or with `--device cpu` its share of the CPUs. Raises TrainingError with what a worker raised, or
-    when the cluster has too little.
+    process_group: without it there must be one worker, which may make a group of its own. Each worker has a GPU, or
+    with `--device cpu` its share of the CPUs. Raises TrainingError with what a worker raised, or when the cluster has
+    too little.
     """
     try:
         with connect(worker_output=True) as connection:
-            paths = {f"--{name}": str(getattr(args, name)) for name in ("data", "checkpoints", "weights")}
+            named = {name: value for name, value in vars(args).items() if isinstance(value, Path)}
+            paths = {f"--{name.replace('_', '-')}": str(value) for name, value in named.items()}
             refuse_local_paths(connection, paths, args.shared_filesystem)
             gpus, cpus = connection.free.gpus, connection.free.cpus
             use_gpu = args.device == "cuda" or (args.device == "auto" and gpus > 0)
@@ -33,19 +36,30 @@ def train_on_ray(module: str, args: argparse.Namespace) -> None:
             args.device = "cuda" if use_gpu else "cpu"
             # One CPU of a machine with GPUs suffices for Ray's bookkeeping; the workers prepare batches on the rest.
             each = {"CPU": max(1, int(cpus // args.workers)), **({"GPU": 1} if use_gpu else {})}
-            _fit(module, args, each, use_gpu)
+            config = {"module": module, "args": args, "threads": int(each["CPU"])}
+            error = _fit(config, each, use_gpu) if process_group else _run(config, each)
+            if error is not None:
+                raise TrainingError(error)
     except PlanError as error:
         raise TrainingError(str(error)) from None
 
 
-def _fit(module: str, args: argparse.Namespace, resources: dict[str, float], use_gpu: bool) -> None:
+def _run(config: dict[str, Any], resources: dict[str, float]) -> str | None:
+    import ray
+
+    worker = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=RESTARTS)(train_worker)
+    return ray.get(worker.remote(config))
+
+
+def _fit(config: dict[str, Any], resources: dict[str, float], use_gpu: bool) -> str | None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    args = config["args"]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"module": module, "args": args, "threads": int(resources["CPU"])},
+        train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=args.workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             storage_path=str(args.checkpoints / "ray"), name=args.name,
@@ -53,11 +67,9 @@ def _fit(module: str, args: argparse.Namespace, resources: dict[str, float], use
         ),
     )
     try:
-        outcome = trainer.fit()
+        return trainer.fit().return_value
     except TrainingFailedError as error:
         raise TrainingError(str(error)) from error
-    if outcome.return_value is not None:
-        raise TrainingError(outcome.return_value)
 
 
 def train_worker(config: dict[str, Any]) -> str | None:

@@ -27,16 +27,26 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--workers", type=int, default=0, metavar="N",
                         help="train in N processes on Ray, each with a GPU unless --device cpu (default: in this one)")
-    parser.add_argument("--shared-filesystem", action="store_true",
-                        help="with --workers on several nodes: all of them see the same files at these paths")
+    add_shared_filesystem(parser)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"),
                         help="where a stopped run goes on by the same command (default: checkpoints)")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="where the trained model goes")
 
 
-def run_training(module: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parse the command line and call `train(arguments)` of the module, here or on Ray; the exit code."""
+def add_shared_filesystem(parser: argparse.ArgumentParser) -> None:
+    """The option that allows local paths on several nodes."""
+    parser.add_argument("--shared-filesystem", action="store_true",
+                        help="with --workers on several nodes: all of them see the same files at these paths")
+
+
+def run_training(
+    module: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, process_group: bool = True
+) -> int:
+    """Parse the command line and call `train(arguments)` of the module, here or on Ray; the exit code.
+
+    process_group: whether the workers on Ray form one; else a single one is left to itself.
+    """
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(words)
     args.command = f"python -m {module} {shlex.join(words)}"
@@ -48,7 +58,7 @@ def run_training(module: str, parser: argparse.ArgumentParser, argv: Sequence[st
         if args.workers:
             from jobs.train_on_ray import train_on_ray
 
-            train_on_ray(module, args)
+            train_on_ray(module, args, process_group=process_group)
         else:
             importlib.import_module(module).train(args)
     except (TrainingError, DataError, WeightsError, OSError) as error:

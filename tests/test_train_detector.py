@@ -80,6 +80,24 @@ def test_parquet_becomes_a_yolo_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "data/labels/train/000001.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([], "no readable image with a face"),
+        ([{"image": b"torn", "boxes": [[1.0, 1, 9, 9]], "ignored_boxes": []}], "no readable image with a face"),
+        ([{"image": cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes(), "boxes": [],
+           "ignored_boxes": []}], "no readable image with a face"),
+    ],
+    ids=["empty", "unreadable", "no face"],
+)
+def test_data_without_a_face_is_an_error(rows, error: str, tmp_path: Path, capsys) -> None:
+    box = pa.list_(pa.list_(pa.float64()))
+    schema = pa.schema({"image": pa.binary(), "boxes": box, "ignored_boxes": box})
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+    assert main([str(tmp_path / "a.parquet"), "--checkpoints", str(tmp_path / "c"), "--out", str(tmp_path)]) == 2
+    assert error in capsys.readouterr().err
+
+
 def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> None:
     data = parquet(tmp_path / "a.parquet", 5)
     checkpoints, out = tmp_path / "checkpoints", tmp_path / "out"
@@ -140,7 +158,7 @@ def test_half_of_the_start_can_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--finish"], "no finished epoch"), (["--start", "none.pt"], "cannot read none.pt"),
+    [(["--finish"], "no finished epoch"), (["--start", "none.pt"], "none.pt"),
      (["--start", "none"], "no detector 'none'"),
      (["--network", "resnet"], "must be one of yolov8n")],
 )

@@ -236,7 +236,8 @@ def test_the_best_evaluation_is_kept_and_logged(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4", "6", "8"]
     assert {row["training"] for row in rows} == {"0.0"}
-    assert best["off"] == min(float(row["off"]) for row in rows) == pytest.approx(abs(float(network.weight.detach()) - 3))
+    off = abs(float(network.weight.detach()) - 3)
+    assert best["off"] == min(float(row["off"]) for row in rows) == pytest.approx(off)
     assert not network.training
     assert run(tmp_path)[2] == []                                    # done: the same command has nothing to do
 
