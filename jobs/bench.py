@@ -3,6 +3,8 @@
     python -m jobs.bench stages PHOTOS               seconds of every stage, images and faces a second
     python -m jobs.bench pools PHOTOS                the three layouts of pools against each other
     python -m jobs.bench detect-batch PHOTOS         batches of 1, 2, 4, 8 and 16 images in the detector
+    python -m jobs.bench detect-size PHOTOS          the detector at inputs of 640, 800 and 960 px
+    python -m jobs.bench embedders                   cost of embedding networks by depth and width, beside their cards
     python -m jobs.bench decode-scale FACES.parquet  what decoding JPEGs at 1/2 costs in recall and likeness
     python -m jobs.bench memory                      peak memory over one hundred photos of 24 megapixels
 """
@@ -44,10 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m jobs.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("stages", "pools", "detect-batch"):
+    for name in ("stages", "pools", "detect-batch", "detect-size"):
         command = commands.add_parser(name)
         command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command = commands.add_parser("embedders")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument("--rounds", type=int, default=10, help="batches a network (default: %(default)s)")
     command = commands.add_parser("decode-scale")
     command.add_argument("faces", metavar="FACES.parquet", help="columns image (bytes) and identity")
     command = commands.add_parser("memory")
@@ -62,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
             bench_pools(arguments.photos, arguments.device)
         case "detect-batch":
             bench_detect_batch(_photo_rows(arguments.photos), arguments.device)
+        case "detect-size":
+            bench_detect_size(_photo_rows(arguments.photos), arguments.device)
+        case "embedders":
+            bench_embedders(arguments.device, arguments.rounds)
         case "decode-scale":
             bench_decode_scale(Path(arguments.faces))
         case "memory":
@@ -112,6 +121,65 @@ def bench_detect_batch(rows: list[TodoRow], device: str) -> None:
         rate = len(rows) / (time.perf_counter() - started)
         first = first or rate
         print(f"| {size} | {rate:.2f} | {rate / first:.2f} |")
+
+
+def bench_detect_size(rows: list[TodoRow], device: str) -> None:
+    """The detect stage alone on decoded photos, by input size; `jobs.evaluate detection` tells what each finds."""
+    print("| input, px | ms an image | against 640 | faces |\n|---|---|---|---|")
+    decoded = list(_build(_config(device))["decode"](rows))
+    first = None
+    for side in (640, 800, 960):
+        settings = RowSettings(detect_px=side)
+        detect = stage_builders(replace(_config(device), settings=settings))["detect"](os.cpu_count())
+        detect(decoded[0])
+        started = time.perf_counter()
+        faces = sum(len(detect(batch)) for batch in decoded)
+        spent = 1000 * (time.perf_counter() - started) / len(rows)
+        first = first or spent
+        print(f"| {side} | {spent:.1f} | {spent / first:.2f} | {faces} |")
+
+
+EMBEDDERS = (
+    {"network": "edgenext_x_small"},
+    {"network": "resnet18", "width": 32},
+    {"network": "resnet18", "width": 64},
+    {"network": "resnet50", "width": 64},
+    {"network": "resnet101", "width": 64},
+)
+
+
+def bench_embedders(device: str, rounds: int) -> None:
+    """Milliseconds a face of every network, batches of 64 in turn; the rates are those of shipped cards, if any."""
+    import torch
+
+    from models.batches import torch_device
+    from models.embedder import Embedder, build_embedder
+
+    faces = np.random.default_rng(0).integers(0, 256, (64, 112, 112, 3), np.uint8)
+    networks = [build_embedder(architecture) for architecture in EMBEDDERS]
+    embedders = [
+        Embedder(network, device=torch_device(device), batch_size=len(faces), flip_average=False)
+        for network in networks
+    ]
+    seconds: list[list[float]] = [[] for _ in embedders]
+    for measured in [False] + [True] * rounds:              # the first warms up
+        for embed, spent in zip(embedders, seconds, strict=True):
+            started = time.perf_counter()
+            embed(faces)
+            if measured:
+                spent.append(time.perf_counter() - started)
+    shipped = [read_card(local_weights(None), "embedder", name) for name in ("edgenext", "resnet")]
+    print(f"batches of {len(faces)} on {device}, {torch.get_num_threads()} threads")
+    print("| network | width | parameters, millions | ms a face | against the first | TPR at FPR 0.05, 0.001 |")
+    print("|---|---|---|---|---|---|")
+    first = float(np.median(seconds[0]))
+    for architecture, network, spent in zip(EMBEDDERS, networks, seconds, strict=True):
+        cards = [card for card in shipped if card.architecture == architecture]
+        rates = cards[0].metrics.get("identification", {}).get("eyes_ours") if cards else None
+        likeness = ", ".join(f"{rates[fpr]['tpr']:.3f}" for fpr in ("0.05", "0.001")) if rates else "not trained here"
+        millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        print(f"| {architecture['network']} | {architecture.get('width', '')} | {millions:.1f} | "
+              f"{1000 * np.median(spent) / len(faces):.2f} | {np.median(spent) / first:.2f} | {likeness} |")
 
 
 def bench_decode_scale(faces: Path) -> None:

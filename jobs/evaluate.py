@@ -16,6 +16,7 @@ from jobs.evaluate_detection import detection
 from jobs.evaluate_eyes import eyes
 from jobs.evaluate_identity import identification, verification
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
+from pipeline.settings import RowSettings
 
 OUTPUT_TOO = "or an output of jobs.extract, with --truth"
 
@@ -31,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name, boxes, perhaps ignored_boxes: "
                          "lists of x1, y1, x2, y2 in pixels (default: PHOTOS/boxes.parquet)")
     command.add_argument("--detector", default="yolov8n", help="name in the weights folder (default: %(default)s)")
-    command.add_argument("--input-px", type=int, default=640, help="side of the square the photo is fitted into "
+    command.add_argument("--input-px", type=int, default=RowSettings().detect_px,
+                         help="side of the square the photo is fitted into "
                          "(default: %(default)s)")
     command.add_argument("--min-score", type=float, default=0.35, help="threshold of recall and precision "
                          "(default: %(default)s)")

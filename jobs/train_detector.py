@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from ultralytics.models.yolo.detect import DetectionTrainer
 
 HELD_OUT_EVERY = 50
-INPUT_PX = 640            # what the detector is made for; training scales its images around --imgsz
+INPUT_PX = 800            # what the detector is made for; training scales its images around --imgsz
 BOX_BRANCH = "model.22.cv2."     # of the head
 NOT_TRAINING = (
     "out", "name", "source", "keep_start", "keep_start_boxes", "finish", "device", "threads", "checkpoints", "weights",
     "workers", "shared_filesystem", "command",
 )
+LAST_LR = 0.05            # of the highest learning rate
 GREY = 114                # what YOLO pads with
 
 
@@ -186,7 +188,7 @@ def build_trainer(
         "model": f"{network}.yaml", "save_dir": str(args.checkpoints / "run"),
         "device": "0" if device.type == "cuda" else "cpu",
         "epochs": args.epochs, "imgsz": args.imgsz, "batch": args.batch, "nbs": args.batch, "freeze": args.freeze,
-        "optimizer": "AdamW", "lr0": args.lr0, "lrf": 0.05, "cos_lr": True, "momentum": 0.9,
+        "optimizer": "AdamW", "lr0": args.lr0, "lrf": LAST_LR, "cos_lr": True, "momentum": 0.9,
         "warmup_epochs": 0.3, "warmup_bias_lr": 0.0, "weight_decay": 5e-4,
         "mosaic": args.mosaic, "close_mosaic": 0, "scale": args.scale, "translate": 0.1,
         "amp": "bf16" if device.type == "cuda" and args.precision == "bfloat16" else False,
@@ -196,8 +198,23 @@ def build_trainer(
     if last.exists():
         overrides |= {"resume": str(last), "model": str(last)}
     trainer = Trainer(overrides=overrides)
+    trainer.add_callback("on_train_epoch_start", _restart_count)
+    trainer.add_callback("on_train_batch_start", _anneal)
     trainer.add_callback("on_train_epoch_end", _print_losses)
     return trainer
+
+
+def _restart_count(trainer: DetectionTrainer) -> None:
+    trainer.batches_before = trainer.epoch * len(trainer.train_loader)
+
+
+def _anneal(trainer: DetectionTrainer) -> None:
+    """Let the learning rate fall from batch to batch: ultralytics lets it fall from epoch to epoch, too few of them."""
+    done = trainer.batches_before / (trainer.epochs * len(trainer.train_loader))
+    trainer.batches_before += 1
+    factor = LAST_LR + (1 - LAST_LR) * (1 + math.cos(math.pi * done)) / 2
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
 
 
 def _print_losses(trainer: DetectionTrainer) -> None:

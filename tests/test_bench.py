@@ -51,3 +51,13 @@ def test_photos_for_the_memory_bench_have_the_size_asked_for(tmp_path):
     bench._write_photos(tmp_path, 2, 1.0)
     shapes = [cv2.imread(str(path)).shape for path in sorted(tmp_path.iterdir())]
     assert len(shapes) == 2 and all(abs(h * w - 1e6) < 1e4 for h, w, _ in shapes)
+
+
+def test_embedders_are_compared_with_the_first_and_shipped_ones_show_their_rates(capsys, monkeypatch):
+    networks = [{"network": "resnet18", "width": width} for width in (32, 16)]
+    monkeypatch.setattr(bench, "EMBEDDERS", networks)
+    assert bench.main(["embedders", "--rounds", "1"]) == 0
+    shipped, other = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[-2:])
+    assert shipped[:3] == ["| resnet18", "32", "3.2"] and other[1] == "16"
+    assert shipped[4] == "1.00" and float(other[4]) < 1
+    assert shipped[5].startswith("0.") and other[5] == "not trained here |"

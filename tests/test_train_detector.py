@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,7 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.train_detector import average, label_lines, main, paint_ignored, unpack
+from jobs.train_detector import (
+    _anneal,
+    _restart_count,
+    average,
+    label_lines,
+    main,
+    paint_ignored,
+    unpack,
+)
 from models.store import DEFAULT_WEIGHTS_DIR, load_tensors, read_card
 
 
@@ -110,7 +120,7 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
     card = read_card(out, "detector", "yolov8n")
     assert card.started_from == "random weights"
     assert card.data == [{"name": "noise", "licence": "none"}]
-    assert json.loads((out / "detector-yolov8n.json").read_text())["preprocessing"]["input_px"] == 640
+    assert json.loads((out / "detector-yolov8n.json").read_text())["preprocessing"]["input_px"] == 800
 
     last = checkpoints / "run/weights/last.pt"
     written = last.stat().st_mtime_ns
@@ -127,6 +137,22 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
 
     assert main([*command, "--lr0", "0.5"]) == 2
     assert "another lr0: repeat its command" in capsys.readouterr().err
+
+
+def test_the_learning_rate_falls_from_batch_to_batch() -> None:
+    group = {"initial_lr": 2.0, "lr": 2.0}
+    trainer = SimpleNamespace(
+        epoch=1, epochs=2, train_loader=[None] * 4, optimizer=SimpleNamespace(param_groups=[group])
+    )
+    _restart_count(trainer)
+    rates = []
+    for _ in range(4):
+        _anneal(trainer)
+        rates.append(group["lr"])
+    # half of the run is done: the middle between 2 and 5% of it; three quarters; never below those 5%
+    assert rates[0] == pytest.approx(1.05)
+    assert rates[2] == pytest.approx(0.1 + 1.9 * (1 + math.cos(0.75 * math.pi)) / 2)
+    assert rates == sorted(rates, reverse=True) and rates[-1] > 0.1
 
 
 @pytest.mark.parametrize(
