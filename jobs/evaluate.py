@@ -33,8 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
                          "lists of x1, y1, x2, y2 in pixels (default: PHOTOS/boxes.parquet)")
     command.add_argument("--detector", default="yolov8n", help="name in the weights folder (default: %(default)s)")
     command.add_argument("--input-px", type=int, default=RowSettings().detect_px,
-                         help="side of the square the photo is fitted into "
-                         "(default: %(default)s)")
+                         help="side of the square the photo is fitted into (default: %(default)s)")
     command.add_argument("--min-score", type=float, default=0.35, help="threshold of recall and precision "
                          "(default: %(default)s)")
     command.add_argument("--nms-iou", type=float, default=0.5, help="two finds that overlap more are one "

@@ -68,7 +68,8 @@ def identification(args: argparse.Namespace) -> Report:
         f"Identification on {len(people)} faces of {len(set(people))} people{among}: "
         + ", ".join([embedder, *special_settings(args)]),
         {"embedder": embedder, "keypointer": keypointer, "crops": len(people),
-         **{f"eyes_{name}": rounded_rates(by_fpr) for name, by_fpr in rates.items()}, **settings},
+         **{f"eyes_{name}": rounded_rates(by_fpr) for name, by_fpr in rates.items()}, **settings,
+         "reference_on_other_data": {f"{fpr:g}": tpr for fpr, tpr in REFERENCE_TPR.items()}},
         ("eyes", *(f"TPR at FPR {fpr:g}" for fpr in FPRS)),
         [*((name, *(f"{by_fpr[fpr][0]:.4f}" for fpr in FPRS)) for name, by_fpr in rates.items()),
          ("reference: ResNet101 of the project's origin, other data",

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -53,6 +54,7 @@ MIRRORED = np.array([9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4])   # where each eye p
 WFLW_EYES = np.array([60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75])   # of 98 points, the twelve of 300-W
 TEACHER_BOX_PX = 86                   # it likes 0.9 × our boxes: NME 3.65% on eyes/val, 3.81% at 1.0, 4.43% at 1.2
 LABEL_DISAGREEMENT = 0.05             # of the outer-eye distance, at most, between a face's and its mirror's label
+HARD_FACES_TIMES = 3                  # as often as others: profiles, sunglasses; a tenth of the faces
 EYE_DISAGREEMENT = 0.05               # of the box, at most, between an eye of the label and the data's own landmark
 UNKNOWN_LICENCE = "photos of third parties; free for research, not for commercial use"
 DATA_CARD = [
@@ -182,6 +184,11 @@ class LabelledFaces:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Rows to draw from, the hard faces, whose labels are not whole, `HARD_FACES_TIMES` as often."""
+        return np.concatenate([np.arange(len(self)), np.repeat(np.flatnonzero(~self.whole), HARD_FACES_TIMES - 1)])
 
 
 def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledFaces:
@@ -361,7 +368,7 @@ def train(args: argparse.Namespace) -> None:
         views, wanted, whole = [], [], []
         for from_labelled in rng.random(args.batch_size) < share:
             faces = labelled if from_labelled else annotated
-            row = int(rng.integers(len(faces)))
+            row = int(faces.drawn[rng.integers(len(faces.drawn))])
             view, moved = training_view(faces.images[row], faces.points[row], args.input_px, rng)
             views.append(view)
             wanted.append(moved)

@@ -227,6 +227,7 @@ def test_labels_are_whole_where_network_and_landmarks_agree(tmp_path: Path, monk
     for _ in range(2):                                                            # the second time from the cache
         faces = label_faces(tmp_path, 1, Path("teacher.onnx"), tmp_path / "cache")
         assert faces.whole.tolist() == [True, False, False, True]                 # the dark photo's face is left out
+        assert faces.drawn.tolist() == [0, 1, 2, 3, 1, 1, 2, 2]
         assert np.allclose(faces.points[[0, 3]], POINTS)
         # only centres, and those moved by the mean difference, a pixel to the left
         expected = np.repeat(geometry.transform(face_matrix(box_of_crop(144)), elsewhere) - (1, 0), 6, axis=0)
