@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ NOT_TRAINING = (
     "out", "name", "source", "keep_start", "keep_start_boxes", "finish", "device", "threads", "checkpoints", "weights",
     "workers", "shared_filesystem", "command",
 )
+PRINT_EVERY = 20          # batches
 LAST_LR = 0.05            # of the highest learning rate
 GREY = 114                # what YOLO pads with
 
@@ -200,12 +202,14 @@ def build_trainer(
     trainer = Trainer(overrides=overrides)
     trainer.add_callback("on_train_epoch_start", _restart_count)
     trainer.add_callback("on_train_batch_start", _anneal)
+    trainer.add_callback("on_train_batch_end", _print_progress)
     trainer.add_callback("on_train_epoch_end", _print_losses)
     return trainer
 
 
 def _restart_count(trainer: DetectionTrainer) -> None:
     trainer.batches_before = trainer.epoch * len(trainer.train_loader)
+    trainer.epoch_started = time.monotonic()
 
 
 def _anneal(trainer: DetectionTrainer) -> None:
@@ -215,6 +219,16 @@ def _anneal(trainer: DetectionTrainer) -> None:
     factor = LAST_LR + (1 - LAST_LR) * (1 + math.cos(math.pi * done)) / 2
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+
+
+def _print_progress(trainer: DetectionTrainer) -> None:
+    batches = len(trainer.train_loader)
+    done = trainer.batches_before - trainer.epoch * batches
+    if done % PRINT_EVERY == 0:
+        each_s = (time.monotonic() - trainer.epoch_started) / done
+        left_s = (trainer.epochs * batches - trainer.batches_before) * each_s
+        print(f"epoch {trainer.epoch + 1} of {trainer.epochs}: batch {done}/{batches}, "
+              f"{trainer.batch_size / each_s:.1f} images/s, {left_s / 60:.0f} min left", flush=True)
 
 
 def _print_losses(trainer: DetectionTrainer) -> None:

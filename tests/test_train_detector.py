@@ -14,6 +14,7 @@ import torch
 
 from jobs.train_detector import (
     _anneal,
+    _print_progress,
     _restart_count,
     average,
     label_lines,
@@ -153,6 +154,18 @@ def test_the_learning_rate_falls_from_batch_to_batch() -> None:
     assert rates[0] == pytest.approx(1.05)
     assert rates[2] == pytest.approx(0.1 + 1.9 * (1 + math.cos(0.75 * math.pi)) / 2)
     assert rates == sorted(rates, reverse=True) and rates[-1] > 0.1
+
+
+def test_progress_is_printed_with_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 50.0)
+    trainer = SimpleNamespace(
+        epoch=1, epochs=2, train_loader=[None] * 100, batch_size=16, batches_before=119, epoch_started=10.0
+    )
+    _print_progress(trainer)
+    assert capsys.readouterr().out == ""
+    trainer.batches_before = 120             # 20 batches of this epoch in 40 s: 80 more in 160 s
+    _print_progress(trainer)
+    assert capsys.readouterr().out == "epoch 2 of 2: batch 20/100, 8.0 images/s, 3 min left\n"
 
 
 @pytest.mark.parametrize(
