@@ -16,7 +16,7 @@ from pipeline.schemas import EMBEDDING_TYPES, SCHEMA_VERSION
 class RowSettings:
     """Every setting that can change a row. Two runs that share these and the models may share an output."""
 
-    detect_px: int = 640                   # side of the detector's square input; a multiple of 32
+    detect_px: int = 800                   # side of the detector's square input; a multiple of 32
     second_pass_px: int | None = 320       # looked at again at this size where nothing was found; None: not
     min_score: float = 0.35
     nms_iou: float = 0.5                   # of two boxes that overlap more, the better stays
