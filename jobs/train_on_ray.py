@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,20 @@ def train_on_ray(module: str, args: argparse.Namespace, *, process_group: bool) 
             if args.workers > there:
                 raise TrainingError(f"--workers {args.workers}, but Ray has {there} free {'G' if use_gpu else 'C'}PUs")
             args.device = "cuda" if use_gpu else "cpu"
-            # One CPU of a machine with GPUs suffices for Ray's bookkeeping; the workers prepare batches on the rest.
-            each = {"CPU": max(1, int(cpus // args.workers)), **({"GPU": 1} if use_gpu else {})}
+            each = {
+                "CPU": cpus_of_worker(cpus, connection.nodes, args.workers), **({"GPU": 1} if use_gpu else {})
+            }
             config = {"module": module, "args": args, "threads": int(each["CPU"])}
             error = _fit(config, each, use_gpu) if process_group else _run(config, each)
             if error is not None:
                 raise TrainingError(error)
     except PlanError as error:
         raise TrainingError(str(error)) from None
+
+
+def cpus_of_worker(cpus: float, nodes: int, workers: int) -> int:
+    """How many CPUs each worker can have when workers are spread evenly over nodes that are alike; at least one."""
+    return max(1, int(cpus / nodes / math.ceil(workers / nodes)))
 
 
 def _run(config: dict[str, Any], resources: dict[str, float]) -> str | None:

@@ -53,6 +53,14 @@ def test_a_worker_hands_an_error_of_the_data_back(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cpus", "nodes", "workers", "each"),
+    [(2, 1, 1, 2), (2, 1, 2, 1), (8, 1, 3, 2), (12, 3, 2, 4), (12, 3, 4, 2), (1, 1, 4, 1)],
+)
+def test_a_worker_fits_on_a_node(cpus: float, nodes: int, workers: int, each: int) -> None:
+    assert train_on_ray.cpus_of_worker(cpus, nodes, workers) == each
+
+
+@pytest.mark.parametrize(
     ("there", "workers", "error"),
     [
         (Connection(Cluster(4.0, 0.0), 1), "5", "--workers 5, but Ray has 4 free CPUs"),
