@@ -71,6 +71,10 @@ DATA_CARD = [
      "licence": "photos of third parties; free for research, not for commercial use"},
     {"name": "UTKFace, without labels", "licence": "free for research, not for commercial use"},
 ]
+FOUND_DATA_CARD = {
+    "name": "faces found in WIDER FACE (part of its validation set), Helen, AFW and LFPW",
+    "licence": "photos of third parties; free for research, not for commercial use",
+}
 FPRS = (0.2, 0.1, 0.05, 0.01, 0.001)
 
 Teacher = Callable[[np.ndarray], np.ndarray]
@@ -479,7 +483,7 @@ def train(args: argparse.Namespace) -> None:
             },
             "licence": args.licence, "commercial_use": False,
             "started_from": f"{args.start.name if args.start else 'random weights'}{learnt_from}",
-            "data": DATA_CARD,
+            "data": [*DATA_CARD, FOUND_DATA_CARD] if args.finder else DATA_CARD,
             "metrics": {"identities_val_own_landmarks": dict(measured)},
             "command": args.command,
         },

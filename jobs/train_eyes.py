@@ -257,7 +257,7 @@ def training_view(
 class EyeLoss(nn.Module):
     """The error in pixels of the input, over the twelve points of whole labels, else over the eye centres.
 
-    kind: "wing", or "mse" as in the reference. On eyes/val the former gave an NME of ??? and the latter ???.
+    kind: "wing", or "mse" as in the reference; models/README.md compares them.
     """
 
     def __init__(self, input_px: int, kind: str) -> None:
