@@ -6,7 +6,6 @@ Batches are pure functions of their number, so a run that was stopped and goes o
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -161,21 +160,30 @@ def process_rank() -> tuple[int, int]:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let process 0 through alone, then the others: what it writes into a cache they find there."""
+    """Let process 0 through alone, then the others: what it writes into a cache they find there.
+
+    Where it raises the others go on to raise the same, instead of waiting for it.
+    """
     rank, ranks = process_rank()
     if rank > 0:
         distributed.barrier()
-    yield
-    if rank == 0 and ranks > 1:
-        distributed.barrier()
+    try:
+        yield
+    finally:
+        if rank == 0 and ranks > 1:
+            distributed.barrier()
 
 
 def load_start(network: nn.Module, path: Path) -> dict[str, Tensor]:
     """Fill a network from a safetensors file, which may be in half precision; its tensors as float32.
 
-    The counters of batch norms may be missing: nothing here reads them. Raises TrainingError for another network's.
+    The counters of batch norms may be missing: nothing here reads them. Raises TrainingError for another network's,
+    OSError for a file that is not there.
     """
-    start = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
+    try:
+        start = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
+    except safetensors.SafetensorError as error:
+        raise TrainingError(f"{path} is not a safetensors file: {error}") from None
     expected = network.state_dict()
     wrong = sorted(
         name for name in expected.keys() | start.keys()
@@ -234,14 +242,15 @@ def train_step(
 ) -> Tensor:
     """One step of the optimiser on one batch; the detached loss.
 
-    Gradients are cut at norm 5, which only a broken batch reaches.
+    Gradients are cut at norm 5, which only a broken batch reaches. Where they are no numbers, neither is what is
+    returned, and that in all processes that train together.
     """
     value = objective(inputs, *wanted)
     optimizer.zero_grad(set_to_none=True)
     value.backward()
-    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 5.0)
+    norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 5.0)
     optimizer.step()
-    return value.detach()
+    return value.detach() + 0.0 * norm
 
 
 def fit(
@@ -275,18 +284,23 @@ def fit(
     optimizer = torch.optim.AdamW(
         [*network.parameters(), *loss.parameters()], lr=schedule.lr, weight_decay=schedule.weight_decay
     )
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=steps, pct_start=0.1)
+    warm_up = 0.1 if steps != 10 else 0.2         # torch divides by its steps less one
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=steps, pct_start=warm_up)
     done, best, without_gain = 0, {}, 0
     last = folder / "last.pt"
     if last.exists():
         state = torch.load(last, map_location=device, weights_only=True)
         if state["settings"] != settings:
-            raise TrainingError(f"{folder} holds a run with {state['settings']}, not {settings}: take another name")
+            before, now = ({k: v for k, v in these.items() if k not in those or those[k] != v}
+                           for these, those in ((state["settings"], settings), (settings, state["settings"])))
+            raise TrainingError(f"{folder} holds a run with {before}, not {now}: take another --name")
         done, best, without_gain = state["done"], state["best"], state["without_gain"]
         for part, name in ((network, "network"), (loss, "loss"), (optimizer, "optimizer"), (cycle, "cycle")):
             part.load_state_dict(state[name])
         if rank == 0:
             print(f"goes on after step {done}", flush=True)
+    if rank == 0:
+        _forget_rows(folder / "log.csv", done)
     objective: nn.Module = Objective(
         torch.compile(network) if schedule.compiled else network, loss, schedule.precision
     )
@@ -349,9 +363,23 @@ def _measured_by_first(
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:
     """Whole or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary = path.with_suffix(".part")
     torch.save(state, temporary)
     temporary.replace(path)
+
+
+def _forget_rows(log: Path, done: int) -> None:
+    """Take out of a log what comes after a step: rows of a run that was killed before it saved what they tell of."""
+    if not log.exists():
+        return
+    lines = log.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",")[0]) <= done]
+    if not kept:
+        log.unlink()
+    elif len(kept) < len(lines) - 1:
+        temporary = log.with_suffix(".part")
+        temporary.write_bytes(b"".join([lines[0], *kept]))
+        temporary.replace(log)
 
 
 def _append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models import training
 from models.training import (
     EmbedderLoss,
     Objective,
@@ -22,6 +23,7 @@ from models.training import (
     box_of_crop,
     check_precision,
     degrade,
+    first_process_first,
     fit,
     load_start,
     occlude,
@@ -155,6 +157,15 @@ def test_a_step_goes_downhill_no_gradient_beyond_five(weight, wanted, loss, move
     assert float(network.weight.detach()) == pytest.approx(moved, rel=1e-3)
 
 
+def test_gradients_that_are_no_numbers_show_in_the_loss() -> None:
+    """A process whose own loss is fine learns from the shared gradients that another's was not."""
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.register_hook(lambda gradient: gradient * math.nan)
+    objective = Objective(network, NoLossParameters(), "float32")
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    assert math.isnan(float(train_step(objective, optimizer, torch.ones(1, 1), (torch.ones(1, 1),))))
+
+
 def test_the_loss_sees_float32_of_a_bfloat16_network() -> None:
     seen = []
 
@@ -189,12 +200,34 @@ def test_a_start_without_counters_in_half_precision(tmp_path: Path) -> None:
         load_start(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "start.safetensors")
 
 
+def test_a_start_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "start.safetensors").write_bytes(b"something else")
+    with pytest.raises(TrainingError, match=r"start\.safetensors is not a safetensors file"):
+        load_start(nn.Linear(1, 1), tmp_path / "start.safetensors")
+
+
+@pytest.mark.parametrize(("rank", "order"), [(0, ["body", "barrier"]), (1, ["barrier", "body"])])
+@pytest.mark.parametrize("fails", [False, True])
+def test_other_processes_do_not_wait_for_a_first_one_that_fails(
+    rank: int, order: list[str], fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = []
+    monkeypatch.setattr(training, "process_rank", lambda: (rank, 2))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: happened.append("barrier"))
+    with pytest.raises(TrainingError) if fails else nullcontext(), first_process_first():
+        happened.append("body")
+        if fails:
+            raise TrainingError("bad data")
+    assert happened == order
+
+
 class StoppedError(Exception):
     pass
 
 
 def run(
-    folder: Path, *, stop_at: int | None = None, lr: float = 0.1, patience: int | None = None, spoil: float = 0.0
+    folder: Path, *, steps: int = 8, stop_at: int | None = None, lr: float = 0.1, patience: int | None = None,
+    spoil: float = 0.0,
 ) -> tuple[dict, nn.Module, list[int]]:
     """Fit y = 3 x by one weight; every second step is evaluated."""
     torch.manual_seed(0)
@@ -212,7 +245,7 @@ def run(
         network, NoLossParameters(), make_batch,
         evaluate=lambda net: {"off": abs(float(net.weight.detach()) - 3), "training": float(net.training)},
         better=lambda measured: -measured["off"],
-        schedule=Schedule(steps=8, lr=lr, weight_decay=0.0, evaluate_every=2, patience=patience),
+        schedule=Schedule(steps=steps, lr=lr, weight_decay=0.0, evaluate_every=2, patience=patience),
         settings={"lr": lr}, folder=folder, device=torch.device("cpu"),
     )
     return dict(best), network, asked
@@ -228,6 +261,33 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert again_best == best
     assert torch.equal(again.weight, network.weight)
     assert (tmp_path / "stopped/log.csv").read_text() == (tmp_path / "whole/log.csv").read_text()
+
+
+@pytest.mark.parametrize("torn", ["6,0.1,0.2,0.0\r\n", "6,0.1,0.2,0.0\r\n8,0.1,0.2,0.0\r\n", "6,0.", "6"])
+def test_a_row_of_what_was_not_saved_is_written_once(torn: str, tmp_path: Path) -> None:
+    """A run killed after it wrote a row of its log and before its checkpoint."""
+    run(tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        run(tmp_path / "killed", stop_at=5)
+    log = tmp_path / "killed/log.csv"
+    with log.open("a", newline="") as file:
+        file.write(torn)
+    run(tmp_path / "killed")
+    assert log.read_bytes() == (tmp_path / "whole/log.csv").read_bytes()
+
+
+@pytest.mark.parametrize("torn", ["", "step,lo", "step,loss,off,training\r\n2,0.1,0.2,0.0\r\n"])
+def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(torn: str, tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/log.csv").write_bytes(torn.encode())
+    run(tmp_path / "killed")
+    assert (tmp_path / "killed/log.csv").read_bytes() == (tmp_path / "whole/log.csv").read_bytes()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_short_runs_have_a_schedule_too(steps: int, tmp_path: Path) -> None:
+    assert run(tmp_path, steps=steps)[2] == list(range(steps))
 
 
 def test_the_best_evaluation_is_kept_and_logged(tmp_path: Path) -> None:
@@ -256,5 +316,6 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
+    assert not list(tmp_path.glob("*.part"))
     with pytest.raises(TrainingError, match=r"holds a run with \{'lr': 0.1\}, not \{'lr': 0.2\}"):
         run(tmp_path, lr=0.2)
