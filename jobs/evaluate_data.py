@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,23 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     if not len(joined):
         raise DataError(f"{path} has no row")
     return joined
+
+
+def read_batches(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file too large to hold, 64 at a time; columns, optional and errors as `read_table`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not file.is_file():
+        raise DataError(f"{file} {'is not a file' if file.exists() else 'does not exist'}")
+    try:
+        parquet = pq.ParquetFile(file)
+        known = parquet.schema_arrow.names
+        if missing := [column for column in columns if column not in known]:
+            raise DataError(f"{file} has no column {', '.join(missing)}; needed: {', '.join(columns)}")
+        yield from parquet.iter_batches(64, columns=[*columns, *(name for name in optional if name in known)])
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file} cannot be read, Parquet is expected: {str(error).splitlines()[0]}") from None
 
 
 def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:

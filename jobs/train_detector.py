@@ -1,8 +1,9 @@
 """Train the face detector: `python -m jobs.train_detector DATA… --start yolov8n_face.pt --out models/weights`.
 
-DATA are Parquet files of `name, image, boxes, ignored_boxes` (encoded images; boxes x1, y1, x2, y2 in pixels), or one
-folder in YOLO's layout (`images/train`, `images/val`, `labels/train`, `labels/val`). Of Parquet data every fiftieth
-image is held out. Ignored boxes are painted grey, so that a face nobody labelled is neither learnt nor punished.
+DATA are Parquet files of `image, boxes` and perhaps `ignored_boxes` (encoded images; lists of x1, y1, x2, y2 in
+pixels), or one folder in YOLO's layout (`images/train`, `images/val`, `labels/train`, `labels/val`). Of Parquet data
+every fiftieth image is held out. Ignored boxes are painted grey, so that a face nobody labelled is neither learnt nor
+punished.
 
 The loop is ultralytics' own. The same command goes on where it was stopped, from `--checkpoints`.
 """
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +25,9 @@ import cv2
 import numpy as np
 
 from jobs.convert_weights import box_tensors, check_trusted, detector_fields, unpickle
-from jobs.train_options import add_shared_filesystem, run_training
+from jobs.evaluate_data import DataError, read_batches
+from jobs.extract_options import positive, share
+from jobs.train_options import add_place_options, check_paths, model_name, rate, run_training
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, load_tensors, read_card, save_model
 from models.training import TrainingError
 
@@ -49,24 +53,25 @@ GREY = 114                # what YOLO pads with
 def unpack(parquet_files: Sequence[Path], folder: Path) -> None:
     """Write Parquet data as a folder in YOLO's layout; nothing is done where a whole one is already.
 
-    Images that cannot be read are left out, and counted in one line. Raises TrainingError where no face is left.
+    Images that cannot be read are left out, and counted in one line. Raises DataError for a file that is not there or
+    lacks a column, TrainingError where no face is left.
     """
     complete = folder / "complete"
     if complete.exists():
         return
+    shutil.rmtree(folder, ignore_errors=True)          # half of it, by a run that was killed
     for part in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / kind / part).mkdir(parents=True, exist_ok=True)
     unreadable = faces = 0
     for i, row in enumerate(_rows(parquet_files)):
-        part = "val" if i % HELD_OUT_EVERY == 0 else "train"
-        boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
+        boxes, ignored = (as_boxes(row.get(column), column) for column in ("boxes", "ignored_boxes"))
         pixels = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR) if row["image"] else None
         if pixels is None:
             unreadable += 1
             continue
-        faces += len(boxes)
-        ignored = np.array(row["ignored_boxes"], np.float64).reshape(-1, 4)
+        part = "val" if (i - unreadable) % HELD_OUT_EVERY == 0 else "train"
+        faces += len(boxes) * (part == "train")
         if len(ignored):
             cv2.imwrite(str(folder / f"images/{part}/{i:06d}.png"), paint_ignored(pixels, ignored, boxes))
         else:
@@ -76,7 +81,7 @@ def unpack(parquet_files: Sequence[Path], folder: Path) -> None:
     if unreadable:
         print(f"left out: {unreadable} images that cannot be read", flush=True)
     if not faces:
-        raise TrainingError("DATA has no readable image with a face: nothing to train on")
+        raise TrainingError(f"DATA has no readable image with a face beside each {HELD_OUT_EVERY}th, which is held out")
     complete.touch()
 
 
@@ -98,12 +103,31 @@ def label_lines(boxes_xyxy: np.ndarray, width: int, height: int) -> str:
     return "".join("0 " + " ".join(f"{value:.6f}" for value in row) + "\n" for row in rows)
 
 
-def _rows(parquet_files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
+def as_boxes(value: list[list[float]] | None, column: str) -> np.ndarray:
+    """A row's boxes, (n, 4) float64; none where the row has nothing. Raises DataError for another shape."""
+    try:
+        return np.array(value or [], np.float64).reshape(-1, 4)
+    except (ValueError, TypeError):
+        raise DataError(f"{column} must be lists of x1, y1, x2, y2 in pixels, got {value}") from None
 
+
+def _rows(parquet_files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for file in parquet_files:
-        for batch in pq.ParquetFile(file).iter_batches(64, columns=["image", "boxes", "ignored_boxes"]):
+        for batch in read_batches(file, ["image", "boxes"], ["ignored_boxes"]):
             yield from batch.to_pylist()
+
+
+def yolo_folder(data: Sequence[Path], made: Path) -> Path:
+    """The folder in YOLO's layout: the one that was given, or the one made of Parquet data. Raises DataError."""
+    if not any(path.is_dir() for path in data):
+        unpack(data, made)
+        return made
+    if len(data) > 1:
+        raise DataError("DATA must be Parquet files or one folder in YOLO's layout, not several folders or both")
+    for part in ("images/train", "images/val", "labels/train", "labels/val"):
+        if not (data[0] / part).is_dir():
+            raise DataError(f"{data[0]} lacks {part} of YOLO's layout; Parquet files are named one by one")
+    return data[0]
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -237,16 +261,14 @@ def _print_losses(trainer: DetectionTrainer) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or finish what was begun, and write the weights. Raises WeightsError, TrainingError."""
+    """Train, or finish what was begun, and write the weights. Raises WeightsError, TrainingError, DataError."""
+    check_paths([], args.out)
     tensors, started_from, network = None, "random weights", args.network
     if args.start:
         network, tensors, started_from = start_tensors(args.start, args.weights)
     settings = {key: str(value) for key, value in vars(args).items() if key not in NOT_TRAINING}
     _claim(args.checkpoints, settings)
-    data_dir = args.data[0]
-    if not data_dir.is_dir():
-        data_dir = args.checkpoints / "data"
-        unpack(args.data, data_dir)
+    data_dir = yolo_folder(args.data, args.checkpoints / "data")
 
     finished = args.checkpoints / "finished"
     if not finished.exists() and not args.finish:
@@ -262,7 +284,7 @@ def train(args: argparse.Namespace) -> None:
     fields = detector_fields(
         args.name or network, network, INPUT_PX,
         commercial_use=False, started_from=started_from,
-        data=[{"name": name, "licence": licence} for name, licence in (entry.split("=", 1) for entry in args.source)],
+        data=[{"name": name, "licence": licence} for name, licence in args.source],
         metrics={"training": {"epochs_done": _epochs_done(args.checkpoints / "run" / "results.csv")}},
         command=args.command,
     )
@@ -288,10 +310,13 @@ def _epochs_done(results_csv: Path) -> int:
 
 
 def _claim(checkpoints: Path, settings: dict[str, str]) -> None:
-    """Write down what is trained in this folder, or check that it is the same as before."""
+    """Write down what is trained in this folder, or check that it is the same as before.
+
+    A run that did not finish an epoch gives way to another.
+    """
     file = checkpoints / "settings.json"
-    if file.exists():
-        before = json.loads(file.read_text())
+    before = json.loads(file.read_text()) if file.exists() else None
+    if before is not None and (checkpoints / "run" / "weights" / "last.pt").exists():
         if before != settings:
             changed = sorted(key for key in before.keys() | settings if before.get(key) != settings.get(key))
             raise WeightsError(
@@ -299,8 +324,12 @@ def _claim(checkpoints: Path, settings: dict[str, str]) -> None:
                 "or give --checkpoints another folder"
             )
         return
+    if before is not None and before["data"] != settings["data"]:
+        shutil.rmtree(checkpoints / "data", ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2))
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(settings, indent=2))
+    temporary.replace(file)
 
 
 def _start_argument(text: str) -> str:
@@ -308,37 +337,56 @@ def _start_argument(text: str) -> str:
     return str(Path(text).resolve()) if text.endswith(".pt") else text
 
 
+def _source_argument(text: str) -> tuple[str, str]:
+    name, equals, licence = text.partition("=")
+    if not (name and equals and licence):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=LICENCE")
+    return name, licence
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train_detector", description="Train the face detector.")
-    parser.add_argument("data", type=Path, nargs="+", metavar="DATA", help="Parquet files or a YOLO folder")
-    parser.add_argument("--start", type=_start_argument,
-                        help="a known FILE.pt or a detector in --weights (default: random weights)")
-    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="folder of --start's detector")
-    parser.add_argument("--network", default="yolov8n", help="yolov8n, yolov8s or yolov8m, without --start")
-    parser.add_argument("--out", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder to write to")
-    parser.add_argument("--name", help="name of the result (default: the network's)")
-    parser.add_argument("--source", action="append", default=[], metavar="NAME=LICENCE", help="the data, for the card")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--imgsz", type=int, default=640, help="side of the square the images are fitted into")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr0", type=float, default=1e-4, help="highest learning rate of AdamW")
-    parser.add_argument("--freeze", type=int, default=0, help="how many of the first layers stay as they are")
-    parser.add_argument("--mosaic", type=float, default=0.0, help="share of the images made of four")
-    parser.add_argument("--scale", type=float, default=0.5, help="images are scaled by up to ± this much")
-    parser.add_argument("--keep-start", type=float, default=0.0, help="share of the start in the result, 0 to 1")
-    parser.add_argument("--keep-start-boxes", type=float, help="the same for the head's box branch (default: as well)")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.train_detector", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, nargs="+", metavar="DATA",
+                        help="Parquet files, or one folder in YOLO's layout")
+    parser.add_argument("--start", type=_start_argument, metavar="FILE.pt|NAME",
+                        help="a known checkpoint or a detector in --weights (default: random weights)")
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, metavar="DIR",
+                        help="folder of --start's detector (default: models/weights)")
+    parser.add_argument("--network", default="yolov8n", metavar="NAME", help="yolov8n, yolov8s or yolov8m; with "
+                        "--start it is the start's (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=DEFAULT_WEIGHTS_DIR, metavar="DIR",
+                        help="weights folder that gets the trained model (default: models/weights)")
+    parser.add_argument("--name", type=model_name, help="of the result (default: the network's)")
+    parser.add_argument("--source", action="append", default=[], type=_source_argument, metavar="NAME=LICENCE",
+                        help="of the data, for the card; repeatable")
+    parser.add_argument("--epochs", type=positive, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--imgsz", type=positive, default=640, metavar="PX",
+                        help="side of the square the images are fitted into (default: %(default)s)")
+    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="images a batch (default: %(default)s)")
+    parser.add_argument("--lr0", type=rate, default=1e-4, metavar="RATE",
+                        help="highest learning rate of AdamW (default: %(default)s)")
+    parser.add_argument("--freeze", type=int, default=0, metavar="N",
+                        help="how many of the first layers stay as they are (default: %(default)s)")
+    parser.add_argument("--mosaic", type=share, default=0.0, metavar="SHARE",
+                        help="of the images, those made of four (default: %(default)s)")
+    parser.add_argument("--scale", type=share, default=0.5, metavar="SHARE",
+                        help="images are scaled by up to ± this much (default: %(default)s)")
+    parser.add_argument("--keep-start", type=share, default=0.0, metavar="SHARE",
+                        help="of the start in the result, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--keep-start-boxes", type=share, metavar="SHARE",
+                        help="the same for the head's box branch (default: as --keep-start)")
     parser.add_argument("--finish", action="store_true", help="do not go on: make weights of the last finished epoch")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32",
-                        help="bfloat16 is faster on GPUs and on CPUs with avx512_bf16 or AMX only")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints/detector"),
-                        help="where a stopped run goes on")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), metavar="N",
+                        help="CPU threads (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints/detector"), metavar="DIR",
+                        help="where a stopped run goes on by the same command (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, choices=(0, 1), help="1: in a worker on Ray, with a GPU of "
                         "its cluster unless --device cpu (default: in this process)")
-    add_shared_filesystem(parser)
+    add_place_options(parser)
     return parser
 
 

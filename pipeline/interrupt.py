@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
@@ -15,9 +16,15 @@ class Interrupted(BaseException):
 
 
 def catch_signals() -> None:
-    """Make SIGINT and SIGTERM raise Interrupted, once; a second one while ending is ignored."""
+    """Make SIGINT and SIGTERM raise Interrupted, once; a second one while ending is ignored.
+
+    A process forked from this one, as torch's loaders are, ends without a word.
+    """
+    owner = os.getpid()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            os._exit(128 + number)
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)

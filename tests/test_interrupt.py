@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 
@@ -16,3 +17,13 @@ def test_both_signals_raise_once(number, exit_code):
             os.kill(os.getpid(), signal.SIGINT)      # a second Ctrl-C while ending changes nothing
     assert interrupt.value.exit_code == exit_code
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_forked_process_ends_without_a_word(capfd):
+    context = multiprocessing.get_context("fork")
+    with interruptible():
+        forked = context.Process(target=signal.raise_signal, args=(signal.SIGINT,))
+        forked.start()
+        forked.join()
+    assert forked.exitcode == 130
+    assert capfd.readouterr().err == ""

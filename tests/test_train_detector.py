@@ -98,8 +98,12 @@ def test_parquet_becomes_a_yolo_folder(tmp_path: Path) -> None:
         ([{"image": b"torn", "boxes": [[1.0, 1, 9, 9]], "ignored_boxes": []}], "no readable image with a face"),
         ([{"image": cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes(), "boxes": [],
            "ignored_boxes": []}], "no readable image with a face"),
+        ([{"image": cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes(), "boxes": [[1.0, 1, 9, 9]],
+           "ignored_boxes": []}], "beside each 50th, which is held out"),
+        ([{"image": cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes(), "boxes": [[1.0, 1, 9]],
+           "ignored_boxes": []}], "boxes must be lists of x1, y1, x2, y2 in pixels, got [[1.0, 1.0, 9.0]]"),
     ],
-    ids=["empty", "unreadable", "no face"],
+    ids=["empty", "unreadable", "no face", "one image", "three numbers a box"],
 )
 def test_data_without_a_face_is_an_error(rows, error: str, tmp_path: Path, capsys) -> None:
     box = pa.list_(pa.list_(pa.float64()))
@@ -107,6 +111,57 @@ def test_data_without_a_face_is_an_error(rows, error: str, tmp_path: Path, capsy
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
     assert main([str(tmp_path / "a.parquet"), "--checkpoints", str(tmp_path / "c"), "--out", str(tmp_path)]) == 2
     assert error in capsys.readouterr().err
+
+
+def test_a_broken_first_image_leaves_one_to_hold_out(tmp_path: Path) -> None:
+    good = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+    rows = [{"image": image, "boxes": [[1.0, 1, 9, 9]]} for image in (b"torn", good, good)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")                      # without ignored_boxes
+    unpack([tmp_path / "a.parquet"], tmp_path / "data")
+    assert [p.name for p in (tmp_path / "data/images/val").iterdir()] == ["000001.png"]
+    assert [p.name for p in (tmp_path / "data/images/train").iterdir()] == ["000002.png"]
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (["none.parquet"], "none.parquet does not exist"),
+        (["text.parquet"], "text.parquet cannot be read, Parquet is expected"),
+        (["other.parquet"], "other.parquet has no column boxes; needed: image, boxes"),
+        (["folder"], "folder lacks images/train of YOLO's layout"),
+        (["folder", "a.parquet"], "Parquet files or one folder"),
+    ],
+)
+def test_data_that_is_none_is_named_and_can_be_corrected(data: list[str], error: str, tmp_path: Path, capsys) -> None:
+    parquet(tmp_path / "a.parquet", 3)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.parquet").write_text("nothing")
+    pq.write_table(pa.table({"image": [b""]}), tmp_path / "other.parquet")
+    options = ["--checkpoints", str(tmp_path / "c"), "--out", str(tmp_path)]
+    assert main([*(str(tmp_path / name) for name in data), *options]) == 2
+    assert error in capsys.readouterr().err
+    # the folder is not taken by what did not even start
+    assert main([str(tmp_path / "a.parquet"), *options, "--finish"]) == 2
+    assert "no finished epoch" in capsys.readouterr().err
+    assert len(list((tmp_path / "c/data/images/train").iterdir())) == 2
+
+
+def test_half_a_folder_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "data/images/train").mkdir(parents=True)
+    (tmp_path / "data/images/train/000009.jpg").write_bytes(b"of other data")
+    unpack([parquet(tmp_path / "a.parquet", 3)], tmp_path / "data")
+    assert sorted(p.name for p in (tmp_path / "data/images/train").iterdir()) == ["000001.jpg", "000002.png"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--source", "photos"], ["--name", "a b"], ["--epochs", "0"], ["--batch", "-1"], ["--keep-start", "2"],
+     ["--lr0", "0"], ["--threads", "0"]],
+)
+def test_wrong_options_are_refused_at_once(options: list[str], capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["a.parquet", *options])
+    assert options[0] in capsys.readouterr().err
 
 
 def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> None:
@@ -202,6 +257,6 @@ def test_half_of_the_start_can_stay(tmp_path: Path) -> None:
      (["--network", "resnet"], "must be one of yolov8n")],
 )
 def test_a_start_that_is_not_there_is_an_error(tmp_path: Path, capsys, options: list[str], message: str) -> None:
-    data = parquet(tmp_path / "a.parquet", 2)
+    data = parquet(tmp_path / "a.parquet", 3)
     assert main([str(data), "--checkpoints", str(tmp_path / "c"), "--weights", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
