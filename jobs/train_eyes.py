@@ -9,6 +9,7 @@ two eyes count) and detection/ (faces without points). The same command goes on 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.evaluate_data import point_column, read_table
-from jobs.train_options import add_training_options, run_training
+from jobs.evaluate_data import point_column, read_batches, read_table
+from jobs.extract_options import positive, share
+from jobs.train_options import add_training_options, check_paths, files_digest, rate, run_training
 from models.batches import torch_device
 from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
@@ -120,15 +121,22 @@ def read_points(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
         print(f"{path}: left out of {len(images)} faces: {(~readable).sum()} images that cannot be read, "
               f"{(readable & ~inside).sum()} with an eye outside", flush=True)
     if not inside.any():
-        raise TrainingError(f"{path} has no face to train on")
+        raise TrainingError(f"{path} has no face that can be used")
     return [image for image, kept in zip(images, inside, strict=True) if kept], points[inside]
+
+
+def unlabelled_files(data: Path) -> tuple[list[Path], list[Path]]:
+    """The files of DATA with faces that have landmarks, and those with photos that have boxes."""
+    crops = [*sorted((data / "identities").glob("train-*.parquet")), *sorted((data / "faces").glob("*.parquet"))]
+    return crops, sorted((data / "detection").glob("*.parquet"))
 
 
 def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Faces as they are kept, each with its eyes (2, 2) or None: each n-th of identities/ and faces/, which come with
     landmarks, and the large ones of detection/, which come without.
     """
-    for path in [*sorted((data / "identities").glob("train-*.parquet")), *sorted((data / "faces").glob("*.parquet"))]:
+    crops, photos = unlabelled_files(data)
+    for path in crops:
         table = read_table(path, ["image", "landmarks"])
         landmarks = point_column(table, "landmarks", 5, path)
         for value, eyes in zip(table["image"][::every], landmarks[::every, :2], strict=True):
@@ -136,25 +144,32 @@ def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.nd
             if image is not None:
                 box = box_of_crop(len(image))
                 yield keep_face(image, box), geometry.transform(face_matrix(box), eyes)
-    for path in sorted((data / "detection").glob("*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(64, columns=["image", "boxes"]):
+    for path in photos:
+        for batch in read_batches(path, ["image", "boxes"]):
             for value, boxes in zip(batch["image"], batch["boxes"].to_pylist(), strict=True):
-                large = [np.array(b) for b in boxes if max(b[2] - b[0], b[3] - b[1]) >= LEAST_BOX_PX]
+                large = [np.array(b) for b in boxes or () if max(b[2] - b[0], b[3] - b[1]) >= LEAST_BOX_PX]
                 image = decode(value.as_py()) if large else None
                 for box in large if image is not None else ():
                     yield keep_face(image, box), None
 
 
 class Landmarks:
-    """A 98-point network (WFLW) in ONNX, one 112×112 image a call, reduced to the twelve eye points."""
+    """A 98-point network (WFLW) in ONNX, one 112×112 image a call, reduced to the twelve eye points.
+
+    Raises TrainingError for a file that is no such network.
+    """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1          # several calls side by side are faster
-        self._session = onnxruntime.InferenceSession(path, options)
-        self._input = self._session.get_inputs()[0].name
+        try:
+            self._session = onnxruntime.InferenceSession(path, options)
+            self._input = self._session.get_inputs()[0].name
+            self(np.zeros((FACE_PX, FACE_PX, 3), np.uint8))
+        except Exception as error:                # onnxruntime's own, of no common class; numpy's for other shapes
+            raise TrainingError(f"{path} is no network of 98 points over 112×112: {error}") from error
 
     def __call__(self, face: np.ndarray) -> tuple[np.ndarray, float]:
         """A kept face's eye points (12, 2), averaged with its mirror image's, and how far the two are apart.
@@ -192,7 +207,7 @@ class LabelledFaces:
 
 
 def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledFaces:
-    """Faces labelled by the landmark network; cached in files named like `cache`.
+    """Faces labelled by the landmark network; cached in files named like `cache`. Raises TrainingError without any.
 
     Where the network contradicts itself on the mirrored face, or the data's own landmarks, as it does on profiles and
     sunglasses, only the landmarks count: all six points of an eye are then its centre, and the label is not whole.
@@ -219,9 +234,13 @@ def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledF
                     given.append(np.full((2, 2), np.nan) if eyes is None else eyes)
                     whole.append(certain)
                 print(f"labelled: {len(points)} faces, {sum(whole)} of them whole", flush=True)
+        if not any(whole):
+            raise TrainingError(f"{data} holds no face that --teacher can label: leave it out")
         is_whole, all_points, eyes = np.array(whole), np.stack(points), np.stack(given)
         # Landmarks mark another place of the eye than the middle of its six points: the mean difference is taken off.
-        eyes += np.nanmean((eye_centres(all_points) - eyes)[is_whole], axis=0)
+        compared = is_whole & ~np.isnan(eyes).any((1, 2))
+        if compared.any():
+            eyes += (eye_centres(all_points) - eyes)[compared].mean(0)
         all_points[~is_whole] = np.repeat(eyes[~is_whole], 6, axis=1)
         for path, values in zip(paths, (np.stack(images), all_points, is_whole), strict=True):
             np.save(path, values)
@@ -295,19 +314,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.train_eyes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with eyes/, identities/, faces/, detection/")
-    parser.add_argument("--teacher", type=Path, help="98-point landmark network, .onnx (default: annotated faces only)")
-    parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18")
-    parser.add_argument("--width", type=int, default=64, help="channels of the stem (default 64)")
-    parser.add_argument("--input-px", type=int, default=112)
-    parser.add_argument("--loss", choices=["wing", "mse"], default="wing", help="mse is the reference's (default wing)")
-    parser.add_argument("--labelled-share", type=float, default=0.7,
-                        help="of a batch, faces with the teacher's labels, at first (default 0.7)")
-    parser.add_argument("--labelled-share-end", type=float, default=0.1, help="the same at the end (default 0.1)")
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--every", type=int, default=2, help="take each n-th face of identities/ and faces/")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR",
+                        help="folder with eyes/ and, for --teacher, identities/, faces/, detection/")
+    parser.add_argument("--teacher", type=Path, metavar="FILE.onnx",
+                        help="98-point landmark network, which labels more faces (default: annotated faces only)")
+    parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18",
+                        help="default: %(default)s; the reference is resnet50")
+    parser.add_argument("--width", type=positive, default=64, metavar="N",
+                        help="channels of the stem (default: %(default)s)")
+    parser.add_argument("--input-px", type=positive, default=112, metavar="PX",
+                        help="side of what the network sees (default: %(default)s)")
+    parser.add_argument("--loss", choices=["wing", "mse"], default="wing",
+                        help="mse is the reference's (default: %(default)s)")
+    parser.add_argument("--labelled-share", type=share, default=0.7, metavar="SHARE",
+                        help="of a batch, faces with --teacher's labels, at first (default: %(default)s)")
+    parser.add_argument("--labelled-share-end", type=share, default=0.1, metavar="SHARE",
+                        help="the same at the end (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=2500, metavar="N", help="batches (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N",
+                        help="faces a batch (default: %(default)s)")
+    parser.add_argument("--lr", type=rate, default=2e-3, metavar="RATE",
+                        help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--every", type=positive, default=2, metavar="N",
+                        help="take each n-th face of identities/ and faces/ (default: %(default)s)")
     add_training_options(parser)
     return parser
 
@@ -335,7 +364,11 @@ def validation_chips(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, then write the best network and its card into the weight store. Raises TrainingError, OSError."""
+    """Train, then write the best network and its card into the weight store.
+
+    Raises TrainingError, DataError, WeightsError, OSError.
+    """
+    check_paths([args.teacher, args.start], args.weights)
     torch.manual_seed(args.seed)
     cv2.setNumThreads(1)
     device = torch_device(args.device)
@@ -346,7 +379,8 @@ def train(args: argparse.Namespace) -> None:
         cache_dir = args.checkpoints / "eyes-data"
         cache_dir.mkdir(parents=True, exist_ok=True)
         with first_process_first():
-            labelled = label_faces(args.data, args.every, args.teacher, cache_dir / f"labelled-{args.every}")
+            made_of = files_digest([args.teacher, *itertools.chain(*unlabelled_files(args.data))])
+            labelled = label_faces(args.data, args.every, args.teacher, cache_dir / f"labelled-{args.every}-{made_of}")
         print(f"{len(annotated)} annotated faces, {len(labelled)} labelled, {labelled.whole.sum()} of them whole",
               flush=True)
     chips, chip_points = validation_chips(args.data / "eyes" / "val.parquet")
@@ -364,9 +398,9 @@ def train(args: argparse.Namespace) -> None:
     def make_batch(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         rng = np.random.default_rng([args.seed, number])
         # The other network's labels teach where eyes are; towards the end the annotated points say it exactly.
-        share = args.labelled_share + (args.labelled_share_end - args.labelled_share) * number / args.steps
+        labelled_share = args.labelled_share + (args.labelled_share_end - args.labelled_share) * number / args.steps
         views, wanted, whole = [], [], []
-        for from_labelled in rng.random(args.batch_size) < share:
+        for from_labelled in rng.random(args.batch_size) < labelled_share:
             faces = labelled if from_labelled else annotated
             row = int(faces.drawn[rng.integers(len(faces.drawn))])
             view, moved = training_view(faces.images[row], faces.points[row], args.input_px, rng)

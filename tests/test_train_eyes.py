@@ -245,8 +245,49 @@ def test_bad_annotations_are_left_out_and_counted(tmp_path: Path, capsys: pytest
     assert len(images) == len(points) == 1
     assert "left out of 3 faces: 1 images that cannot be read, 1 with an eye outside" in capsys.readouterr().out
     pq.write_table(pa.table({"image": [b"torn"], "points": [good.tolist()]}), path)
-    with pytest.raises(TrainingError, match="has no face to train on"):
+    with pytest.raises(TrainingError, match="has no face that can be used"):
         read_points(path)
+
+
+def test_without_a_face_to_label_the_teacher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_eyes, "Landmarks", SureOfEverything)
+    with pytest.raises(TrainingError, match="holds no face that --teacher can label"):
+        label_faces(tmp_path, 1, Path("teacher.onnx"), tmp_path / "cache")
+
+
+def test_photos_alone_are_labelled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_eyes, "Landmarks", SureOfEverything)
+    (tmp_path / "detection").mkdir()
+    photo = encoded(np.full((144, 144, 3), 100, np.uint8))
+    pq.write_table(pa.table({"image": [photo, photo], "boxes": [[[50.0, 50, 100, 100]], None]}),
+                   tmp_path / "detection/train-0.parquet")
+    faces = label_faces(tmp_path, 1, Path("teacher.onnx"), tmp_path / "cache")
+    assert faces.whole.tolist() == [True]
+    assert np.allclose(faces.points, POINTS)
+
+
+def test_a_teacher_that_is_no_such_network_is_named(tmp_path: Path) -> None:
+    (tmp_path / "teacher.onnx").write_bytes(b"something else")
+    with pytest.raises(TrainingError, match=r"teacher\.onnx is no network of 98 points"):
+        Landmarks(tmp_path / "teacher.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--teacher", "none.onnx"], "none.onnx does not exist"),
+        (["--start", "none.safetensors"], "none.safetensors does not exist"),
+        (["--weights", "a-file"], "cannot make the weights folder"),
+        ([], "eyes/train.parquet does not exist"),
+    ],
+)
+def test_what_is_missing_is_named_at_once(
+    options: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("")
+    assert main(["--data", "data", "--name", "tiny", "--checkpoints", "c", "--weights", "w", *options]) == 2
+    assert error in capsys.readouterr().err
 
 
 def test_a_whole_run_writes_a_model_and_its_card(tmp_path: Path) -> None:
