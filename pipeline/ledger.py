@@ -66,12 +66,19 @@ def remove_halves(storage: Storage) -> int:
     return len(halves)
 
 
-def read_ledger(storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS) -> pa.Table:
-    """The committed rows of images/, only these columns, and `part`, the name of the part that each is in."""
+def read_ledger(
+    storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS, *, only: pa.Array | pa.ChunkedArray | None = None
+) -> pa.Table:
+    """The committed rows of images/, only these columns, and `part`, the name of the part that each is in.
+
+    only: uris whose rows are wanted; `columns` has `uri` then. What is held in memory is what is wanted.
+    """
 
     def read(name: str) -> pa.Table:
         with storage.open(_path(IMAGES, name)) as file:
             table = pq.read_table(file, columns=list(columns))
+        if only is not None:
+            table = table.filter(pc.is_in(table["uri"], value_set=only))
         names = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), pa.array([name]))
         return table.replace_schema_metadata(None).append_column("part", names.cast(pa.string()))
 
@@ -83,11 +90,28 @@ def read_ledger(storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS) -> 
     return pa.schema([*(schemas.IMAGES.field(name) for name in columns), ("part", pa.string())]).empty_table()
 
 
-def rewrite_parts(storage: Storage, run_id: str, drop: Mapping[str, pa.Array]) -> None:
+def count_rows(storage: Storage, uris: pa.Array) -> int:
+    """How many rows of these uris are in any file of faces/ and images/, halves and unfinished rewrites included."""
+
+    def count(path: str) -> int:
+        with storage.open(path) as file:
+            found = pc.is_in(pq.read_table(file, columns=["uri"])["uri"], value_set=uris)
+        return pc.sum(found).as_py() or 0
+
+    folders = (FACES, IMAGES, f"{REWRITE}/{FACES}", f"{REWRITE}/{IMAGES}")
+    paths = [file.path for folder in folders for file in storage.list(folder) if file.path.endswith(".parquet")]
+    with ThreadPoolExecutor(_READ_THREADS) as threads:
+        return sum(threads.map(count, paths))
+
+
+def rewrite_parts(
+    storage: Storage, run_id: str, drop: Mapping[str, pa.Array], before_commit: Callable[[], None] | None = None
+) -> None:
     """Take images and their faces out of the output: `drop` maps the names of parts to the uris to remove there.
 
     What stays of each part is written to one side, then the intent is recorded, then the change is carried out. After
     a crash at any moment `finish_rewrite` either has nothing to do or goes on from the intent.
+    before_commit: called just before the intent is recorded; raises to stop it.
     """
     add = []
     for name, uris in drop.items():
@@ -99,6 +123,8 @@ def rewrite_parts(storage: Storage, run_id: str, drop: Mapping[str, pa.Array]) -
             storage.write(_path(f"{REWRITE}/{IMAGES}", kept), to_parquet(images))
             add.append(kept)
     if drop:
+        if before_commit is not None:
+            before_commit()
         storage.write(_INTENT, json.dumps({"remove": sorted(drop), "add": add}).encode())
     finish_rewrite(storage)
 
@@ -121,11 +147,15 @@ def finish_rewrite(storage: Storage) -> bool:
     return True
 
 
-def drop_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
-    """Take these uris and their faces out of the output, wherever they are."""
+def drop_uris(
+    storage: Storage,
+    run_id: str,
+    uris: pa.Array | pa.ChunkedArray,
+    before_commit: Callable[[], None] | None = None,
+) -> None:
+    """Take these uris and their faces out of the output, wherever they are. before_commit: see `rewrite_parts`."""
     if len(uris):
-        ledger = read_ledger(storage, ("uri",))
-        rewrite_parts(storage, run_id, _by_part(ledger.filter(pc.is_in(ledger["uri"], value_set=uris))))
+        rewrite_parts(storage, run_id, _by_part(read_ledger(storage, ("uri",), only=uris)), before_commit)
 
 
 def repair_duplicates(storage: Storage, run_id: str) -> int:

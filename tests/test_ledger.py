@@ -85,6 +85,39 @@ def test_dropping_keeps_the_other_rows(storage):
     assert set(kept["run_id"].to_pylist()) == {"r1"} and kept.schema.metadata[b"facelake.fingerprint"] == b"f"
 
 
+@pytest.mark.parametrize(("only", "found"), [((), []), (("unknown",), []), (("c", "a", "unknown"), ["a", "c"])])
+def test_rows_of_some_uris_only(storage, only, found):
+    write(storage, "part", "a", "b")
+    write(storage, "part", "c")
+    table = ledger.read_ledger(storage, ("uri", "status"), only=pa.array(only, pa.string()))
+    assert table.column_names == ["uri", "status", "part"] and sorted(table["uri"].to_pylist()) == found
+
+
+def test_rows_are_counted_wherever_they_are(storage):
+    uris = pa.array(["a", "c"])
+    assert ledger.count_rows(storage, uris) == 0
+    name = write(storage, "part", "a", "b")                       # two faces each
+    assert ledger.count_rows(storage, uris) == 3
+    assert ledger.count_rows(storage, pa.array([], pa.string())) == 0
+    storage.write("_rewrite/faces/part-x.parquet", ledger.to_parquet(faces("c")))
+    storage.write("_rewrite/images/part-x.parquet", ledger.to_parquet(images("c")))
+    assert ledger.count_rows(storage, uris) == 5
+    storage.delete(f"images/{name}.parquet")                      # the half that is left counts
+    assert ledger.count_rows(storage, uris) == 4
+
+
+def test_a_rewrite_that_may_not_commit_leaves_all_as_it_was(storage):
+    def taken_over():
+        assert storage.list("_rewrite/images") and uris_in(storage, "images") == ["a", "b"]
+        raise RuntimeError("taken over")
+
+    write(storage, "part", "a", "b")
+    with pytest.raises(RuntimeError, match="taken over"):
+        ledger.drop_uris(storage, "r2", pa.array(["a"]), taken_over)
+    assert not ledger.finish_rewrite(storage)
+    assert uris_in(storage, "images") == ["a", "b"] and storage.list("_rewrite/images") == []
+
+
 class Crash(BaseException):
     """The process dies here."""
 
