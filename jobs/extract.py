@@ -17,6 +17,7 @@ from jobs.extract_options import ArgumentError, parse_arguments, row_settings
 from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
+from pipeline.erased import read_erased
 from pipeline.interrupt import Interrupted, catch_signals, interruptible
 from pipeline.lease import Lease, LeaseHeld, LeaseLost
 from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
@@ -74,11 +75,14 @@ def extract(arguments: argparse.Namespace, command: str) -> int:
             output.clear(storage)
         fingerprint = output.claim(storage, covered)
         output.recover(storage)
-        todo = plan_todo(listing.rows, ledger.read_ledger(storage), redo_changed=arguments.redo_changed)
+        todo = plan_todo(
+            listing.rows, ledger.read_ledger(storage), redo_changed=arguments.redo_changed,
+            erased=read_erased(storage),
+        )
         say(report.todo_line(todo, listing))
         progress, planned = Progress(len(todo.rows)), None
         if len(todo.rows):
-            storage.delete(output.RUN_JSON)          # until it is written again, faces/ may hold halves of pairs
+            output.unfinish(storage)
             ledger.drop_uris(storage, run_id, todo.drop)
             names = ModelNames(**{role: card.identity for role, card in cards.items()})
             sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)

@@ -12,6 +12,8 @@ from pipeline.settings import differences, fingerprint
 from pipeline.storage import Storage
 
 OUTPUT_JSON, RUN_JSON = "output.json", "run.json"
+AUDIT_PATH = "_audit.jsonl"
+_RUN_ASIDE = "_run.json"     # where run.json waits while an erasure is under way
 
 
 class OutputError(Exception):
@@ -61,9 +63,12 @@ def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
 
 
 def clear(storage: Storage) -> None:
-    """Delete what runs have written there; nothing else, and not the lease. What makes it exact goes first."""
-    for path in (RUN_JSON, OUTPUT_JSON):
-        storage.delete(path)
+    """Delete what runs have written there; nothing else, and not the lease. What makes it exact goes first.
+
+    What was erased stays so: the list of it and the audit are kept.
+    """
+    unfinish(storage)
+    storage.delete(OUTPUT_JSON)
     for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE):
         storage.delete_tree(folder)
 
@@ -75,6 +80,44 @@ def is_finished(storage: Storage) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def unfinish(storage: Storage) -> None:
+    """Take run.json away for good: until it is written again, faces/ may hold halves of pairs."""
+    storage.delete(_RUN_ASIDE)     # first: alone it would be taken for the run.json of a killed erasure
+    storage.delete(RUN_JSON)
+
+
+def set_run_aside(storage: Storage) -> dict[str, Any] | None:
+    """Take run.json away while rows are erased; its content, or that which a killed erasure had set aside.
+
+    None if the last run has not come to its end.
+    """
+    try:
+        content = storage.read(RUN_JSON)
+    except FileNotFoundError:
+        try:
+            return json.loads(storage.read(_RUN_ASIDE))
+        except FileNotFoundError:
+            return None
+    storage.write(_RUN_ASIDE, content)
+    storage.delete(RUN_JSON)
+    return json.loads(content)
+
+
+def put_run_back(storage: Storage, run: Mapping[str, Any]) -> None:
+    """Write run.json again, the last step of an erasure."""
+    storage.write(RUN_JSON, json.dumps(run, indent=1).encode())
+    storage.delete(_RUN_ASIDE)
+
+
+def append_audit(storage: Storage, entry: Mapping[str, Any]) -> None:
+    """Add a line to `_audit.jsonl`. Called under the lease."""
+    try:
+        before = storage.read(AUDIT_PATH)
+    except FileNotFoundError:
+        before = b""
+    storage.write(AUDIT_PATH, before + json.dumps(entry).encode() + b"\n")
 
 
 def recover(storage: Storage) -> None:

@@ -48,6 +48,8 @@ def todo_line(todo: Todo, listing: Listing) -> str:
     parts = [f"{todo.listed:,} images listed", f"{todo.done:,} done before", f"{len(todo.rows):,} to do"]
     if todo.retried:
         parts.append(f"{todo.retried:,} of them tried again")
+    if todo.erased:
+        parts.append(f"{todo.erased:,} left out that were erased (jobs.erase)")
     if todo.duplicates:
         parts.append(f"{todo.duplicates:,} duplicates dropped")
     if todo.changed:

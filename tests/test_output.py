@@ -56,9 +56,13 @@ def test_clear_removes_what_runs_wrote_and_nothing_else(storage, tmp_path):
     output.claim(storage, COVERED)
     write_part(storage, "a")
     storage.write("run.json", b"{}")
+    output.set_run_aside(storage)
+    storage.write("run.json", b"{}")
     storage.write("notes.txt", b"mine")
+    storage.write("_erased.parquet", b"stays")
+    output.append_audit(storage, {"event": "erased"})
     output.clear(storage)
-    assert [file.path for file in storage.list("")] == ["notes.txt"]
+    assert [file.path for file in storage.list("")] == ["_audit.jsonl", "_erased.parquet", "notes.txt"]
     assert ledger.committed_parts(storage) == []
     assert output.claim(storage, OTHER) == fingerprint(OTHER)
 
@@ -74,3 +78,28 @@ def test_finished(storage):
     assert not output.is_finished(storage)
     storage.write("run.json", b"{}")
     assert output.is_finished(storage)
+
+
+def test_run_json_is_set_aside_and_put_back(storage):
+    assert output.set_run_aside(storage) is None                  # an unfinished output stays one
+    storage.write("run.json", b'{"run_id": "r1"}')
+    for _ in range(2):                                            # the second time after a crash
+        assert output.set_run_aside(storage) == {"run_id": "r1"}
+        assert not output.is_finished(storage)
+    output.put_run_back(storage, {"run_id": "r1", "output": {}})
+    assert [file.path for file in storage.list("")] == ["run.json"]
+    assert json.loads(storage.read("run.json")) == {"run_id": "r1", "output": {}}
+
+
+def test_what_a_run_took_away_is_not_put_back(storage):
+    storage.write("run.json", b"{}")
+    output.set_run_aside(storage)                                 # killed here, then a run with work to do
+    output.unfinish(storage)
+    assert output.set_run_aside(storage) is None
+
+
+def test_the_audit_grows_by_lines(storage):
+    for number in range(3):
+        output.append_audit(storage, {"number": number})
+    lines = storage.read("_audit.jsonl").decode().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1, 2]

@@ -40,9 +40,10 @@ def test_errors_by_kind_most_frequent_first():
 class Todo:
     """What the report needs of one."""
 
-    def __init__(self, rows=3, listed=10, duplicates=0, done=7, changed=0, retried=0):
+    def __init__(self, rows=3, listed=10, duplicates=0, done=7, changed=0, retried=0, erased=0):
         self.rows = pa.table({"uri": [str(i) for i in range(rows)]})
         self.listed, self.duplicates, self.done, self.changed, self.retried = listed, duplicates, done, changed, retried
+        self.erased = erased
 
 
 class Listing:
@@ -57,8 +58,9 @@ class Listing:
 
 def test_todo_line_names_only_what_there_is():
     assert report.todo_line(Todo(), Listing()) == "10 images listed; 7 done before; 3 to do"
-    line = report.todo_line(Todo(duplicates=2, changed=1, retried=3), Listing(hidden=4))
-    for part in ("3 of them tried again", "2 duplicates dropped", "1 changed", "--redo-changed", "skipped 4 hidden"):
+    line = report.todo_line(Todo(duplicates=2, changed=1, retried=3, erased=5), Listing(hidden=4))
+    for part in ("3 of them tried again", "5 left out that were erased",
+                 "2 duplicates dropped", "1 changed", "--redo-changed", "skipped 4 hidden"):
         assert part in line
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
+from pipeline.erased import Erased
 from pipeline.schemas import TODO
 from pipeline.todo import plan_todo
 
@@ -111,3 +112,23 @@ def test_wide_and_chunked_tables_are_taken():
     wanted = pa.concat_tables([listing("a"), listing("b"), listing()]).append_column("more", pa.array([1, 2]))
     known = ledger(("a", "ok")).append_column("n_faces", pa.array([3]))
     assert plan_todo(wanted, known, redo_changed=False).rows["uri"].to_pylist() == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("uris", "rows", "drop", "counts"),   # counts: done, erased, retried
+    [
+        ((), ["changed", "failed", "new", "ä'\n"], ["changed", "failed"], (1, 0, 1)),
+        (("elsewhere",), ["changed", "failed", "new", "ä'\n"], ["changed", "failed"], (1, 0, 1)),
+        (("new",), ["changed", "failed", "ä'\n"], ["changed", "failed"], (1, 1, 1)),
+        # an erasure that was killed may leave rows of what is on the list: they are not done again
+        (("new", "failed", "changed", "done", "ä'\n"), [], [], (1, 4, 0)),
+    ],
+)
+def test_what_was_erased_is_left_out(uris, rows, drop, counts):
+    erased = Erased("5a17", pa.array([], pa.string())).adding(pa.array(uris, pa.string()))
+    wanted = listing("new", "failed", {"uri": "changed", "etag": "f"}, "done", "ä'\n", "new")
+    known = ledger(("failed", "failed"), ("changed", "ok", "e"), ("done", "ok"))
+    todo = plan_todo(wanted, known, redo_changed=True, erased=erased)
+    assert todo.rows["uri"].to_pylist() == rows and todo.drop.to_pylist() == drop
+    assert (todo.done, todo.erased, todo.retried) == counts
+    assert todo.listed == 5 == todo.done + todo.erased + len(todo.rows)
