@@ -1,9 +1,11 @@
-"""Train an embedder on faces cut as our align stage cuts them: by teachers' vectors, by ArcFace over people, or both.
+r"""Train an embedder on faces cut as our align stage cuts them: by teachers' vectors, by ArcFace over people, or both.
 
     python -m jobs.train_embedder --data DATA --arch edgenext_x_small --start edgeface_xs.safetensors \
-        --teacher edgeface_xs.safetensors --teacher mobilefacenet.onnx --name edgenext --epochs 2 --lr 2e-4
+        --teacher edgeface_xs.safetensors --teacher mobilefacenet.onnx --name edgenext --licence "CC BY-NC-SA 4.0"
     python -m jobs.train_embedder --data DATA --arch resnet101 --identities 500 --augment colour --arcface-weight 1 \
-        --margin 0.5 --scale 64 --name reference --epochs 30 --lr 1e-3             (the recipe of the project's origin)
+        --margin 0.5 --scale 64 --name reference --epochs 30 --lr 1e-3 --licence "yours"
+
+The second is the recipe of the project's origin.
 
 DATA holds identities/train-*.parquet, identities/val.parquet and faces/*.parquet: crops whose side is 1.55 × the face
 box, with five landmarks. With `--finder` faces are also taken out of the photos in eyes/ and detection/. The first
@@ -27,13 +29,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.evaluate_data import read_table
-from jobs.train_options import add_training_options, run_training
+from jobs.evaluate_data import read_batches, read_table
+from jobs.extract_options import positive, share
+from jobs.train_options import add_training_options, check_paths, files_digest, rate, run_training, weight
 from models.batches import torch_device
 from models.embedder import build_embedder, faces_to_input
 from models.metrics import pair_cosines, tpr_at_fpr
@@ -128,15 +130,21 @@ def student_crop(
 def find_faces(photos: Sequence[Path], finder: Path) -> pa.Table:
     """Faces in photos that have no landmarks: a table of `image` (a crop like those of DATA, WebP) and `landmarks`.
 
-    photos: Parquet files with an `image` column. finder: YuNet in ONNX; its faces of `LEAST_FOUND_PX` and more are
-    taken, at a score of at least 0.8.
+    photos: Parquet files with an `image` column; those that cannot be read are left out. finder: YuNet in ONNX; its
+    faces of `LEAST_FOUND_PX` and more are taken, at a score of at least 0.8. Raises TrainingError for another file,
+    and where no face is found.
     """
-    yunet = cv2.FaceDetectorYN.create(str(finder), "", (320, 320), score_threshold=0.8)
+    try:
+        yunet = cv2.FaceDetectorYN.create(str(finder), "", (320, 320), score_threshold=0.8)
+    except cv2.error as error:
+        raise TrainingError(f"{finder} is no YuNet in ONNX: {error.err}") from None
     found: dict[str, list[Any]] = {"image": [], "landmarks": []}
     for path in photos:
-        for batch in pq.ParquetFile(path).iter_batches(64, columns=["image"]):
-            for value in batch["image"]:
-                photo = cv2.imdecode(np.frombuffer(value.as_py(), np.uint8), cv2.IMREAD_COLOR)
+        for batch in read_batches(path, ["image"]):
+            for value in batch["image"].to_pylist():
+                photo = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR) if value else None
+                if photo is None:
+                    continue
                 yunet.setInputSize(photo.shape[1::-1])
                 faces = yunet.detect(photo)[1]
                 for face in faces if faces is not None else ():
@@ -150,6 +158,8 @@ def find_faces(photos: Sequence[Path], finder: Path) -> pa.Table:
                                           flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
                     found["image"].append(cv2.imencode(".webp", crop, [cv2.IMWRITE_WEBP_QUALITY, 95])[1].tobytes())
                     found["landmarks"].append(geometry.transform(matrix, face[4:14].reshape(5, 2)).tolist())
+    if not found["image"]:
+        raise TrainingError(f"{finder} finds no face in DATA's eyes/ and detection/: leave --finder out")
     return pa.table(found)
 
 
@@ -219,11 +229,11 @@ def load_teacher(path: Path, device: torch.device) -> Teacher:
     """A teacher from EdgeFace's safetensors or from an ONNX file with one image input.
 
     An ONNX network gets pixels / 255, with ImageNet's mean and deviation, as MobileFaceNet wants them. Raises
-    ValueError for other files.
+    TrainingError for other files.
     """
     if path.suffix == ".safetensors":
         network = build_embedder({"network": "edgenext_x_small"})
-        network.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(path).items()})
+        load_start(network, path)
         network.eval().to(device, memory_format=torch.channels_last)
 
         @torch.inference_mode()
@@ -236,19 +246,24 @@ def load_teacher(path: Path, device: torch.device) -> Teacher:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1          # one image a call: two calls side by side are faster
-        session = onnxruntime.InferenceSession(path, options)
-        name = session.get_inputs()[0].name
         mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 
         def embed_one(crop: np.ndarray) -> np.ndarray:
             return session.run(None, {name: ((crop - mean) / std).transpose(2, 0, 1)[None]})[0][0]
+
+        try:
+            session = onnxruntime.InferenceSession(path, options)
+            name = session.get_inputs()[0].name
+            embed_one(np.zeros((CROP_PX, CROP_PX, 3), np.uint8))
+        except Exception as error:                # onnxruntime's own have no class in common
+            raise TrainingError(f"{path} is no network over {CROP_PX}×{CROP_PX} images: {error}") from error
 
         def embed_all(crops: np.ndarray) -> np.ndarray:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 return np.stack(list(pool.map(embed_one, crops)))
 
         return embed_all
-    raise ValueError(f"a teacher is a .safetensors or .onnx file, got {path}")
+    raise TrainingError(f"a teacher is a .safetensors or .onnx file, got {path}")
 
 
 def teacher_vectors(faces: Faces, path: Path, device: torch.device, cache_dir: Path) -> np.ndarray:
@@ -300,26 +315,37 @@ def validation_tpr(network: nn.Module, faces: Faces, device: torch.device) -> di
     return {f"tpr_{fpr:g}": round(tpr, 4) for fpr, (tpr, _) in tpr_at_fpr(cosines, same, FPRS).items()}
 
 
-def training_tables(args: argparse.Namespace, cache_dir: Path) -> list[pa.Table]:
-    """Each n-th of the crops of DATA, and the faces found in its photos; with --identities only those people's."""
+def training_files(args: argparse.Namespace, cache_dir: Path) -> tuple[list[Path], list[Path]]:
+    """The files of DATA with crops of known people, and those without names, faces found in its photos among them.
+
+    With --identities the latter are left out. Raises TrainingError where nothing is left.
+    """
+    people, faces = (sorted(args.data.glob(files)) for files in ("identities/train-*.parquet", "faces/*.parquet"))
+    if args.identities:
+        faces = []
+    elif args.finder:
+        photos = [*sorted(args.data.glob("detection/*.parquet")), *args.data.glob("eyes/train.parquet")]
+        found = cache_dir / f"found-{files_digest([args.finder, *photos])}.parquet"
+        if not found.exists():
+            temporary = found.with_suffix(".part")
+            pq.write_table(find_faces(photos, args.finder), temporary)
+            temporary.replace(found)
+        faces.append(found)
+    if not people and not faces:
+        raise TrainingError(f"{args.data} holds neither identities/train-*.parquet nor faces/*.parquet to train on")
+    return people, faces
+
+
+def training_tables(people: Sequence[Path], faces: Sequence[Path], args: argparse.Namespace) -> list[pa.Table]:
+    """Each n-th crop of these files; with --identities only those people's."""
     columns = ["image", "landmarks"]
-    people = [
-        read_table(path, ["identity", *columns]) for path in sorted((args.data / "identities").glob("train-*.parquet"))
-    ]
-    if args.identities and people:
-        everyone = pa.concat_tables(people)
+    tables = [read_table(path, ["identity", *columns]) for path in people]
+    if args.identities:
+        everyone = pa.concat_tables(tables)
         counts = everyone["identity"].value_counts()
         order = np.argsort(-counts.field("counts").to_numpy(), kind="stable")[: args.identities]
-        return [everyone.filter(pc.is_in(everyone["identity"], value_set=counts.field("values").take(order)))]
-    tables = people + [read_table(path, columns) for path in sorted((args.data / "faces").glob("*.parquet"))]
-    if args.finder:
-        found = cache_dir / "found.parquet"
-        if not found.exists():
-            photos = [*sorted((args.data / "detection").glob("*.parquet")), args.data / "eyes" / "train.parquet"]
-            pq.write_table(find_faces(photos, args.finder), found)
-        tables.append(read_table(found, columns))
-    if not tables:
-        raise TrainingError(f"{args.data} holds neither identities/train-*.parquet nor faces/*.parquet")
+        tables = [everyone.filter(pc.is_in(everyone["identity"], value_set=counts.field("values").take(order)))]
+    tables += [read_table(path, columns) for path in faces]
     return [table.take(np.arange(0, len(table), args.every)) for table in tables]
 
 
@@ -340,26 +366,36 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.train_embedder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with identities/ and faces/")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR",
+                        help="folder with identities/, faces/ and, for --finder, eyes/, detection/")
     parser.add_argument("--arch", required=True, choices=["edgenext_x_small", *RESNETS])
-    parser.add_argument("--width", type=int, default=64, help="channels of a ResNet's stem (default 64)")
-    parser.add_argument("--teacher", type=Path, action="append", default=[],
+    parser.add_argument("--width", type=positive, default=64, metavar="N",
+                        help="channels of a ResNet's stem (default: %(default)s)")
+    parser.add_argument("--teacher", type=Path, action="append", default=[], metavar="FILE",
                         help=".safetensors of EdgeFace-XS or .onnx file; repeatable (default: ArcFace alone)")
-    parser.add_argument("--epochs", type=float, default=2.0)
-    parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--arcface-weight", type=float, default=0.02)
-    parser.add_argument("--margin", type=float, default=0.3, help="of ArcFace, radians (default 0.3)")
-    parser.add_argument("--scale", type=float, default=32.0, help="of ArcFace's cosines (default 32)")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--blend", type=float, default=0.0, metavar="SHARE",
+    parser.add_argument("--epochs", type=rate, default=2.0, metavar="N",
+                        help="how often every face is seen, parts of one too (default: %(default)s)")
+    parser.add_argument("--lr", type=rate, default=2e-4, metavar="RATE",
+                        help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--arcface-weight", type=weight, default=0.02, metavar="W",
+                        help="of ArcFace beside the teachers' losses (default: %(default)s)")
+    parser.add_argument("--margin", type=weight, default=0.3, metavar="RAD", help="of ArcFace (default: %(default)s)")
+    parser.add_argument("--scale", type=rate, default=32.0, metavar="S",
+                        help="of ArcFace's cosines (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=128, metavar="N",
+                        help="faces a batch (default: %(default)s)")
+    parser.add_argument("--blend", type=share, default=0.0, metavar="SHARE",
                         help="of the batches, those whose faces are laid over each other in pairs, for the student and "
-                             "for the first teacher alike (Beyer et al., 2022); for long runs (default 0)")
+                             "for the first teacher alike (Beyer et al., 2022); for long runs (default: %(default)s)")
     parser.add_argument("--augment", choices=["full", "colour"], default="full",
-                        help="colour: colour jitter and flip only, as the reference (default full)")
+                        help="colour: colour jitter and flip only, as the reference (default: %(default)s)")
     parser.add_argument("--balanced", action="store_true", help="draw every person equally often")
-    parser.add_argument("--identities", type=int, metavar="N", help="only the N people with the most images")
-    parser.add_argument("--finder", type=Path, help="YuNet .onnx; take faces out of DATA's eyes/ and detection/ too")
-    parser.add_argument("--every", type=int, default=1, help="take each n-th face; teachers cost time")
+    parser.add_argument("--identities", type=positive, metavar="N",
+                        help="only the N people with the most images, and no faces without a name (default: all faces)")
+    parser.add_argument("--finder", type=Path, metavar="FILE.onnx",
+                        help="YuNet; take faces out of DATA's eyes/ and detection/ too")
+    parser.add_argument("--every", type=positive, default=1, metavar="N",
+                        help="take each n-th face; teachers cost time (default: %(default)s)")
     parser.add_argument("--flip-average", action="store_true", help="the card says: add the mirrored face's vector")
     parser.add_argument("--licence", required=True, help="of the result, for its card; commercial use stays excluded")
     add_training_options(parser)
@@ -398,10 +434,15 @@ def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Les
     """The training data and the validation faces, decoded and embedded by the teachers once, under --checkpoints."""
     cache_dir = args.checkpoints / "embedder-data"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    chosen = f"{args.every}{'-found' * bool(args.finder)}{f'-people{args.identities}' if args.identities else ''}"
-    train = Faces(training_tables(args, cache_dir), cache_dir / f"train-{chosen}.npy")
-    val_table = read_table(args.data / "identities" / "val.parquet", ["identity", "image", "landmarks"])
-    validation = Faces([val_table], cache_dir / "val.npy")
+    val_file = args.data / "identities" / "val.parquet"
+    val_table = read_table(val_file, ["identity", "image", "landmarks"])
+    validation = Faces([val_table], cache_dir / f"val-{files_digest([val_file])}.npy")
+    images = np.bincount(validation.people)
+    if len(images) < 2 or images.max() < 2:
+        raise TrainingError(f"{val_file} must have two images of one person and one of another, to measure by")
+    people, faces = training_files(args, cache_dir)
+    chosen = f"{args.every}{f'-people{args.identities}' if args.identities else ''}-{files_digest([*people, *faces])}"
+    train = Faces(training_tables(people, faces, args), cache_dir / f"train-{chosen}.npy")
     images = np.bincount(train.people[train.people >= 0])
     print(f"{len(train)} faces, {(train.people >= 0).sum()} of them of {len(images)} known people, "
           f"{(images == 1).sum()} of whom have one image", flush=True)
@@ -410,6 +451,8 @@ def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Les
     if not args.teacher:
         if len(images) < 2:
             raise TrainingError("without --teacher at least two people are needed to tell apart")
+        if args.blend:
+            raise TrainingError("--blend needs --teacher, which says what blended faces are")
         nothing = np.zeros((len(train), 1), np.float32)
         return Lessons(train, nothing, nothing, None), validation
     vectors = [teacher_vectors(train, path, device, cache_dir) for path in args.teacher]
@@ -420,7 +463,11 @@ def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Les
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, then write the best network and its card into the weight store. Raises TrainingError, OSError."""
+    """Train, then write the best network and its card into the weight store.
+
+    Raises TrainingError, DataError, WeightsError, OSError.
+    """
+    check_paths([*args.teacher, args.start, args.finder], args.weights)
     torch.manual_seed(args.seed)
     device = torch_device(args.device)
     check_precision(args.precision, device)

@@ -154,6 +154,25 @@ def test_faces_found_in_photos_are_cut_like_the_rest(tmp_path: Path, monkeypatch
     assert found["landmarks"][0].as_py()[0] == pytest.approx([72 - 9 * scale, 72 - 10 * scale], rel=1e-4)
 
 
+def test_photos_that_cannot_be_read_are_left_out_and_no_face_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_args, **_options: FakeFinder())
+    photo, empty = (cv2.imencode(".png", np.full((s, s, 3), 90, np.uint8))[1].tobytes() for s in (200, 50))
+    pq.write_table(pa.table({"image": [b"", b"torn", photo]}), tmp_path / "photos.parquet")
+    assert len(find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"))) == 1
+    pq.write_table(pa.table({"image": [empty]}), tmp_path / "photos.parquet")
+    for photos in ([], [tmp_path / "photos.parquet"]):
+        with pytest.raises(TrainingError, match="finds no face in DATA"):
+            find_faces(photos, Path("finder.onnx"))
+
+
+def test_a_finder_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "finder.onnx").write_bytes(b"something else")
+    with pytest.raises(TrainingError, match=r"finder\.onnx is no YuNet"):
+        find_faces([], tmp_path / "finder.onnx")
+
+
 @pytest.mark.parametrize(
     ("teachers", "expected"),
     [
@@ -170,9 +189,18 @@ def test_class_means() -> None:
     assert np.array_equal(class_means(vectors, np.array([1, 0, -1, 0])), [[0, 4], [1, 0]])
 
 
-def test_other_teachers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"a \.safetensors or \.onnx file, got x\.pt"):
-        load_teacher(Path("x.pt"), torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("x.pt", r"a \.safetensors or \.onnx file, got .*x\.pt"),
+        ("x.onnx", r"x\.onnx is no network over 112×112 images"),
+        ("x.safetensors", r"x\.safetensors is not a safetensors file"),
+    ],
+)
+def test_other_teachers_are_refused(name: str, error: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"something else")
+    with pytest.raises(TrainingError, match=error):
+        load_teacher(tmp_path / name, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -232,6 +260,10 @@ def test_a_start_that_does_not_fit_is_an_error(
     ("options", "error"),
     [
         (["--batch-size", "64"], "6 faces do not fill a batch of 64"),
+        (["--every", "9", "--batch-size", "3"], "2 faces do not fill a batch of 3"),
+        (["--identities", "2", "--every", "3"], None),
+        (["--epochs", "0.1"], "0 batches are too few"),
+        (["--teacher", "none.onnx"], "none.onnx does not exist"),
         (["--every", "1", "--teacher", "narrow.safetensors"], None),
     ],
 )
@@ -241,7 +273,34 @@ def test_errors_name_the_fix(data: Path, options, error, monkeypatch: pytest.Mon
     Path("narrow.safetensors").write_bytes(b"a second one may be of any width")
     monkeypatch.setattr(train_embedder, "load_teacher", fake_teacher)
     assert train_embedder.main(arguments(data, *options)) == (2 if error else 0)
-    assert error is None or f"error: {error}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert error is None or (said.startswith("error: ") and error in said)
+
+
+@pytest.mark.parametrize("people", [["c", "c", "c", "c"], ["c", "d", "e", "f"]], ids=["one", "no pair"])
+def test_validation_people_must_make_pairs_of_both_kinds(
+    data: Path, people: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(data / "identities/val.parquet", [10, 20, 200, 240], people)
+    command = arguments(data)
+    del command[command.index("--teacher") : command.index("--teacher") + 2]
+    assert train_embedder.main(command) == 2
+    assert "val.parquet must have two images of one person and one of another" in capsys.readouterr().err
+
+
+def test_nothing_is_blended_without_a_teacher(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = arguments(data, "--blend", "0.5")
+    del command[command.index("--teacher") : command.index("--teacher") + 2]
+    assert train_embedder.main(command) == 2
+    assert "--blend needs --teacher" in capsys.readouterr().err
+
+
+def test_other_data_is_decoded_anew(data: Path) -> None:
+    args = train_embedder.build_parser().parse_args(arguments(data))
+    args.teacher = []
+    assert len(train_embedder.prepare_lessons(args, torch.device("cpu"))[0].faces) == 6
+    table(data / "faces/unlabelled-0.parquet", [90, 200, 210])
+    assert len(train_embedder.prepare_lessons(args, torch.device("cpu"))[0].faces) == 7
 
 
 def test_the_recipe_of_the_origin_needs_no_teacher(data: Path) -> None:
