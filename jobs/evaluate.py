@@ -15,6 +15,7 @@ from jobs.evaluate_data import DataError
 from jobs.evaluate_detection import detection
 from jobs.evaluate_eyes import eyes
 from jobs.evaluate_identity import identification, verification
+from jobs.extract_options import positive, share
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
 from pipeline.settings import RowSettings
 
@@ -32,11 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name, boxes, perhaps ignored_boxes: "
                          "lists of x1, y1, x2, y2 in pixels (default: PHOTOS/boxes.parquet)")
     command.add_argument("--detector", default="yolov8n", help="name in the weights folder (default: %(default)s)")
-    command.add_argument("--input-px", type=int, default=RowSettings().detect_px,
+    command.add_argument("--input-px", type=canvas_px, default=RowSettings().detect_px,
                          help="side of the square the photo is fitted into (default: %(default)s)")
-    command.add_argument("--min-score", type=float, default=0.35, help="threshold of recall and precision "
+    command.add_argument("--min-score", type=share, default=0.35, help="threshold of recall and precision "
                          "(default: %(default)s)")
-    command.add_argument("--nms-iou", type=float, default=0.5, help="two finds that overlap more are one "
+    command.add_argument("--nms-iou", type=share, default=0.5, help="two finds that overlap more are one "
                          "(default: %(default)s)")
     add_precision(command)
     add_common(command, "detector", "figures")
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
                          "face, in pixels")
     command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
     command.add_argument("--detector", default="yolov8n", help="whose boxes cut the chips (default: %(default)s)")
-    command.add_argument("--input-px", type=int, default=320, help="side of the square the detector sees "
+    command.add_argument("--input-px", type=canvas_px, default=320, help="side of the square the detector sees "
                          "(default: %(default)s)")
     add_common(command, "keypointer", "figures")
     command.set_defaults(evaluate=eyes)
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--flip", action="store_true", help="average each vector with its mirror image's, whatever "
                          "the card says")
     command.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors; float16 "
-                         "shows what jobs.extract --embedding-dtype float16 costs")
+                         "shows what jobs.extract --embedding-dtype float16 costs (default: %(default)s)")
     add_precision(command)
     add_common(command, "embedder", "rates and thresholds")
     command.set_defaults(evaluate=identification)
@@ -87,15 +88,24 @@ def add_report(parser: argparse.ArgumentParser, role: str, recorded: str) -> Non
 
 def add_common(parser: argparse.ArgumentParser, role: str, recorded: str) -> None:
     """The options of every subcommand that runs a network."""
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto takes a GPU where "
+                        "there is one (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images a batch of every network "
+                        "(default: %(default)s)")
     add_report(parser, role, recorded)
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """What the network computes in."""
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network, to "
-                        "see what bfloat16 costs; slow on CPUs without avx512_bf16")
+                        "see what bfloat16 costs; slow on CPUs without avx512_bf16 (default: %(default)s)")
+
+
+def canvas_px(text: str) -> int:
+    """A side that the detector can see."""
+    if positive(text) % 32:
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 32")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

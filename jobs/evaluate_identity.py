@@ -91,10 +91,12 @@ def read_people(path: Path, columns: Sequence[str], no_distractors: bool) -> tup
         if no_distractors:
             raise DataError(f"{path} has no column role that says who is a distractor: leave --no-distractors out")
         return table, 0
-    is_distractor = pc.equal(table["role"], "distractor")
-    if no_distractors:
-        return table.filter(pc.invert(is_distractor)), 0
-    return table, pc.sum(is_distractor).as_py() or 0
+    is_distractor = pc.fill_null(pc.equal(table["role"].cast("string"), "distractor"), False)
+    if not no_distractors:
+        return table, pc.sum(is_distractor).as_py()
+    if pc.all(is_distractor).as_py():
+        raise DataError(f"{path} holds distractors alone: leave --no-distractors out")
+    return table.filter(pc.invert(is_distractor)), 0
 
 
 def special_settings(args: argparse.Namespace) -> list[str]:

@@ -26,6 +26,17 @@ def test_an_unknown_device_is_refused() -> None:
         build_parser().parse_args(["eyes", "x", "--device", "gpu"])
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [("detection", "--input-px", "100"), ("detection", "--input-px", "0"), ("detection", "--min-score", "35"),
+     ("detection", "--nms-iou", "-1"), ("eyes", "--batch-size", "0"), ("eyes", "--input-px", "321")],
+)
+def test_wrong_options_are_refused(command: str, option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "x", option, value])
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["detection", "eyes", "identification"])
 def test_an_output_needs_the_truth(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("images", "faces"):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluate_data import DataError, card_of, decode, made_by, read_output, read_table
+from jobs.evaluate_data import DataError, card_of, decode, made_by, read_batches, read_output, read_table
 from models.store import WeightsError, read_card
 from tests.evaluation import encoded, face, tiny_weights, write_output
 
@@ -138,3 +138,25 @@ def test_the_card_of_an_output(tmp_path: Path) -> None:
         card_of(weights, "embedder", "tiny-arcface@0123456789ab")
     with pytest.raises(WeightsError, match="there is no embedder 'other'"):
         card_of(weights, "embedder", "other-arcface@0123456789ab")
+
+
+@pytest.mark.parametrize(
+    ("optional", "columns"), [([], ["image"]), (["boxes"], ["image", "boxes"]), (["other"], ["image"])]
+)
+def test_large_tables_are_read_in_batches(optional: list[str], columns: list[str], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"boxes": list(range(130)), "image": list(range(130))}), tmp_path / "a.parquet")
+    batches = list(read_batches(tmp_path / "a.parquet", ["image"], optional))
+    assert [len(batch) for batch in batches] == [64, 64, 2]
+    assert sorted(batches[0].schema.names) == sorted(columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("none.parquet", "does not exist"), (".", "is not a file"), ("text.parquet", "cannot be read, Parquet"),
+     ("a.parquet", "has no column image; needed: image")],
+)
+def test_what_is_no_large_table_is_named(name: str, error: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"other": [1]}), tmp_path / "a.parquet")
+    (tmp_path / "text.parquet").write_text("nothing")
+    with pytest.raises(DataError, match=error):
+        list(read_batches(tmp_path / name, ["image"]))

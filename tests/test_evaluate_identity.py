@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate import main
-from jobs.evaluate_identity import extracted_vectors, face_pairs
+from jobs.evaluate_identity import extracted_vectors, face_pairs, read_people
 from models.store import read_card
 from tests.evaluation import encoded, face, tiny_weights, write_output
 
@@ -125,6 +125,7 @@ def test_vectors_are_rounded_before_the_cosine() -> None:
         ({"identity": ["a", "b", "c", "d", "e"]}, [], "0 same and 10 different: at least two photos"),
         ({"identity": ["a"] * 5}, [], "10 same and 0 different: at least two photos"),
         ({"role": None}, ["--no-distractors"], "no column role"),
+        ({"role": ["distractor"] * 5}, ["--no-distractors"], "holds distractors alone"),
         ({"landmarks": None}, [], "no column landmarks"),
         ({"landmarks": [[[1.0, 2.0]]] * 5}, [], "every row of landmarks must be 5 pairs"),
         ({"image": [b"broken"] * 5}, [], "image 0 of"),
@@ -140,6 +141,17 @@ def test_what_identification_refuses(
                  *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("roles", "rows_without"), [([None, "query", "distractor"], 2), ([None] * 3, 3), ([0, 1, 2], 3)]
+)
+def test_who_has_no_role_is_no_distractor(roles: list, rows_without: int, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"identity": ["a", "a", "b"], "role": roles}), tmp_path / "people.parquet")
+    assert [read_people(tmp_path / "people.parquet", ["identity"], without)[1] for without in (False, True)] == [
+        3 - rows_without, 0
+    ]
+    assert len(read_people(tmp_path / "people.parquet", ["identity"], True)[0]) == rows_without
 
 
 # ---- verification ----------------------------------------------------------------------------------------------------
