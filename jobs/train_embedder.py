@@ -245,6 +245,7 @@ def load_teacher(path: Path, device: torch.device) -> Teacher:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4            # what goes wrong is raised
         options.intra_op_num_threads = 1          # one image a call: two calls side by side are faster
         mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 
@@ -256,7 +257,8 @@ def load_teacher(path: Path, device: torch.device) -> Teacher:
             name = session.get_inputs()[0].name
             embed_one(np.zeros((CROP_PX, CROP_PX, 3), np.uint8))
         except Exception as error:                # onnxruntime's own have no class in common
-            raise TrainingError(f"{path} is no network over {CROP_PX}×{CROP_PX} images: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(f"{path} is no network over {CROP_PX}×{CROP_PX} images: {reason}") from error
 
         def embed_all(crops: np.ndarray) -> np.ndarray:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:

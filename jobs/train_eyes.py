@@ -163,13 +163,15 @@ class Landmarks:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4            # what goes wrong is raised
         options.intra_op_num_threads = 1          # several calls side by side are faster
         try:
             self._session = onnxruntime.InferenceSession(path, options)
             self._input = self._session.get_inputs()[0].name
             self(np.zeros((FACE_PX, FACE_PX, 3), np.uint8))
         except Exception as error:                # onnxruntime's own, of no common class; numpy's for other shapes
-            raise TrainingError(f"{path} is no network of 98 points over 112×112: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(f"{path} is no network of 98 points over 112×112: {reason}") from error
 
     def __call__(self, face: np.ndarray) -> tuple[np.ndarray, float]:
         """A kept face's eye points (12, 2), averaged with its mirror image's, and how far the two are apart.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jobs.evaluate_data import DataError
 from models.store import WeightsError
 from models.training import TrainingError
 from pipeline.cluster import connect, refuse_local_paths
+from pipeline.interrupt import Interrupted
 from pipeline.plan import PlanError
 
 RESTARTS = 3    # after a worker was lost; the run goes on from its last evaluation
@@ -75,6 +77,8 @@ def _fit(config: dict[str, Any], resources: dict[str, float], use_gpu: bool) -> 
     )
     try:
         return trainer.fit().return_value
+    except SystemExit:                                       # Ray Train's answer to Ctrl-C, with exit code 0
+        raise Interrupted(signal.SIGINT) from None
     except TrainingFailedError as error:
         raise TrainingError(str(error)) from error
 

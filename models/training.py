@@ -273,7 +273,7 @@ def fit(
     A run that was stopped goes on from `folder/last.pt`. Inside a torch process group every process takes its share of
     the batches, one evaluates and writes, and all must see the same folder.
     Returns the best evaluation; the network then holds the best weights. Raises TrainingError when the folder holds a
-    run with other settings, or when the loss is no longer a number.
+    run with other settings, or when the loss or an evaluation is no longer a number.
     """
     rank, ranks = process_rank()
     steps, evaluate_every = schedule.steps // ranks, max(1, schedule.evaluate_every // ranks)
@@ -326,6 +326,8 @@ def fit(
         if done % evaluate_every and done != steps:
             continue
         measured = _measured_by_first(network, evaluate)
+        if not np.isfinite(better(measured)):
+            raise TrainingError(f"the evaluation at step {done} is no number, {measured}: train with a lower --lr")
         without_gain += 1
         if not best or better(measured) > better(best):
             best, without_gain = measured, 0

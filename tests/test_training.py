@@ -227,7 +227,7 @@ class StoppedError(Exception):
 
 def run(
     folder: Path, *, steps: int = 8, stop_at: int | None = None, lr: float = 0.1, patience: int | None = None,
-    spoil: float = 0.0,
+    spoil: float = 0.0, spoil_measure: float = 0.0,
 ) -> tuple[dict, nn.Module, list[int]]:
     """Fit y = 3 x by one weight; every second step is evaluated."""
     torch.manual_seed(0)
@@ -243,7 +243,9 @@ def run(
 
     best = fit(
         network, NoLossParameters(), make_batch,
-        evaluate=lambda net: {"off": abs(float(net.weight.detach()) - 3), "training": float(net.training)},
+        evaluate=lambda net: {
+            "off": abs(float(net.weight.detach()) - 3) + spoil_measure, "training": float(net.training),
+        },
         better=lambda measured: -measured["off"],
         schedule=Schedule(steps=steps, lr=lr, weight_decay=0.0, evaluate_every=2, patience=patience),
         settings={"lr": lr}, folder=folder, device=torch.device("cpu"),
@@ -312,6 +314,12 @@ def test_a_run_without_gain_ends_early(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss is nan at step 1"):
         run(tmp_path, spoil=math.nan)
+
+
+def test_an_evaluation_that_is_no_number_is_neither_kept_nor_gone_on_from(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the evaluation at step 2 is no number"):
+        run(tmp_path, spoil_measure=math.nan)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
