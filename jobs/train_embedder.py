@@ -514,6 +514,7 @@ def train(args: argparse.Namespace) -> None:
             "arcface": [args.arcface_weight, args.margin, args.scale], **asdict(schedule),
         },
         folder=args.checkpoints / f"embedder-{args.name}", device=device,
+        threads=max(1, torch.get_num_threads() // 2),     # a GPU waits for its batches otherwise
     )
     if process_rank()[0]:
         return

@@ -427,6 +427,7 @@ def train(args: argparse.Namespace) -> None:
                   "loss": args.loss, "labelled_share": [args.labelled_share, args.labelled_share_end],
                   **asdict(schedule)},
         folder=args.checkpoints / f"keypointer-{args.name}", device=device,
+        threads=max(1, torch.get_num_threads() // 2),     # a GPU waits for its batches otherwise
     )
     if process_rank()[0]:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def _fit(config: dict[str, Any], resources: dict[str, float], use_gpu: bool) -> 
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")       # with it every line is printed twice
     args = config["args"]
     trainer = TorchTrainer(
         train_worker,

@@ -268,7 +268,8 @@ def fit(
 ) -> Mapping[str, float]:
     """Train; leave the best network in `folder/best.pt` (a state dict) and every evaluation in `folder/log.csv`.
 
-    make_batch(number): the inputs and what the loss gets besides the output, on the CPU; a pure function of the number.
+    make_batch(number): the inputs and what the loss gets besides the output, on the CPU; a pure function of the number,
+    called ahead in so many threads.
     better: an evaluation's merit, higher is better. settings: what makes this run itself.
     A run that was stopped goes on from `folder/last.pt`. Inside a torch process group every process takes its share of
     the batches, one evaluates and writes, and all must see the same folder.

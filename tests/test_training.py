@@ -227,7 +227,7 @@ class StoppedError(Exception):
 
 def run(
     folder: Path, *, steps: int = 8, stop_at: int | None = None, lr: float = 0.1, patience: int | None = None,
-    spoil: float = 0.0, spoil_measure: float = 0.0,
+    spoil: float = 0.0, spoil_measure: float = 0.0, threads: int = 1,
 ) -> tuple[dict, nn.Module, list[int]]:
     """Fit y = 3 x by one weight; every second step is evaluated."""
     torch.manual_seed(0)
@@ -248,7 +248,7 @@ def run(
         },
         better=lambda measured: -measured["off"],
         schedule=Schedule(steps=steps, lr=lr, weight_decay=0.0, evaluate_every=2, patience=patience),
-        settings={"lr": lr}, folder=folder, device=torch.device("cpu"),
+        settings={"lr": lr}, folder=folder, device=torch.device("cpu"), threads=threads,
     )
     return dict(best), network, asked
 
@@ -290,6 +290,12 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(torn: str,
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
 def test_short_runs_have_a_schedule_too(steps: int, tmp_path: Path) -> None:
     assert run(tmp_path, steps=steps)[2] == list(range(steps))
+
+
+def test_more_threads_change_nothing(tmp_path: Path) -> None:
+    _, one, _ = run(tmp_path / "one")
+    _, three, asked = run(tmp_path / "three", threads=3)
+    assert torch.equal(one.weight, three.weight) and sorted(asked) == list(range(8))
 
 
 def test_the_best_evaluation_is_kept_and_logged(tmp_path: Path) -> None:
