@@ -83,7 +83,7 @@ def photos(tmp_path_factory):
     (folder / "more").mkdir()
     for name in ("bus.jpg", "zidane.jpg"):
         image = cv2.imread(str(ASSETS / name))
-        for i, scale in enumerate((1.0, 0.8, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 2.5)):
+        for i, scale in enumerate((1.0, 0.8, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 3.2)):
             small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             cv2.imwrite(str(folder / ("more" if i % 2 else "") / f"{name[:-4]} {i}.jpg"), small)
         cv2.imwrite(str(folder / f"{name[:-4]}.png"), image)
