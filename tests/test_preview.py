@@ -151,7 +151,7 @@ def write_photo(folder, name, pixels, **options):
     [
         ((900, 700), 1, 1, fake_eyes, "900 × 700"),
         ((900, 700), 6, 1, fake_eyes, "EXIF orientation 6"),
-        ((2800, 2000), 1, 1, fake_eyes, "decoded at 1/2"),
+        ((3400, 2400), 1, 1, fake_eyes, "decoded at 1/2"),
         ((900, 700), 1, 2, fake_eyes, "found in the second pass"),
         ((900, 700), 1, 3, fake_eyes, "found when turned by 90°"),
         ((900, 700), 1, 5, fake_eyes, "found when turned by 180°"),

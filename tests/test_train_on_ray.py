@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,8 @@ from jobs import train_on_ray
 from jobs.train_eyes import build_parser, main
 from pipeline.cluster import Connection
 from pipeline.plan import Cluster
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -38,9 +43,14 @@ def arguments(data: Path, *more: str) -> list[str]:
             "--weights", str(data.parent / "weights"), *more]
 
 
-def test_two_processes_share_the_batches_and_one_writes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert main(arguments(data, "--workers", "2")) == 0
+def test_two_processes_share_the_batches_and_one_writes(data: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    run = subprocess.run(
+        [sys.executable, "-m", "jobs.train_eyes", *arguments(data, "--workers", "2")], cwd=ROOT, env=environment,
+        capture_output=True, text=True, check=False, timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("step 4: ") == 1
     with (data.parent / "checkpoints/keypointer-tiny/log.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]      # 8 batches, two at a time
     assert json.loads((data.parent / "weights/keypointer-tiny.json").read_text())["role"] == "keypointer"
