@@ -278,7 +278,7 @@ def training_view(
 class EyeLoss(nn.Module):
     """The error in pixels of the input, over the twelve points of whole labels, else over the eye centres.
 
-    kind: "wing", or "mse" as in the reference; models/README.md compares them.
+    kind: "wing" (Feng et al., 2018), or "mse" as in the reference.
     """
 
     def __init__(self, input_px: int, kind: str) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.names import InputError, absolute, extension, local_path, local_uri
 from pipeline.objectstore import REMOTE_SCHEMES, StoreOptions, open_bucket, split_uri, uri_scheme
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 
 MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
 
@@ -25,15 +25,15 @@ def is_manifest(path: str) -> bool:
 
 
 def read_manifest(path: str, options: StoreOptions) -> tuple[pa.Table, int]:
-    """A manifest's rows as a table of `schemas.TODO`, and how many more had no uri.
+    """A manifest's rows as a table of `schemas.LISTING`, and how many more had no uri.
 
-    `.parquet` and `.csv` have a column `uri` and may have the others of `TODO`; `.csv` and `.txt` may as well have one
-    URI a line. Relative paths start at the manifest's own folder. Entries get the names that a listing gives.
+    `.parquet` and `.csv` have a column `uri` and may have the others of `LISTING`; `.csv` and `.txt` may as well have
+    one URI a line. Relative paths start at the manifest's own folder. Entries get the names that a listing gives.
     Raises InputError for a file that is not such a thing, and for the first entry that can never be read.
     """
     try:
         table = _parse(path, _read_bytes(path, options))
-        columns = {name: _column(table, name) for name in TODO.names}
+        columns = {name: _column(table, name) for name in LISTING.names}
     except (pa.ArrowException, OSError, ValueError, obstore.exceptions.BaseError) as error:
         raise InputError(f"cannot read the manifest {path}: {str(error).splitlines()[0]}") from error
     folder = path.rpartition("/")[0]
@@ -51,7 +51,7 @@ def read_manifest(path: str, options: StoreOptions) -> tuple[pa.Table, int]:
             raise InputError(f"row {i + 1} of the manifest {path}: {error}") from None
     columns["uri"], columns["container"] = pa.array(uris, pa.string()), pa.array(containers, pa.string())
     named = pa.table(columns).filter(columns["uri"].is_valid())
-    return named.cast(TODO), columns["uri"].null_count
+    return named.cast(LISTING), columns["uri"].null_count
 
 
 def _read_bytes(path: str, options: StoreOptions) -> bytes:
@@ -62,7 +62,7 @@ def _read_bytes(path: str, options: StoreOptions) -> bytes:
 
 
 def _parse(path: str, content: bytes) -> pa.Table:
-    """A table that has a column `uri`, and of the other columns those of `TODO` only."""
+    """A table that has a column `uri`, and of the other columns those of `LISTING` only."""
     kind = extension(path.split("?")[0])
     if kind == "parquet":
         table = _parse_parquet(content)
@@ -80,7 +80,7 @@ def _parse(path: str, content: bytes) -> pa.Table:
 def _parse_parquet(content: bytes) -> pa.Table:
     file = pq.ParquetFile(pa.BufferReader(content))
     present = file.schema_arrow.names
-    return file.read(columns=[name for name in TODO.names if name in present] if "uri" in present else None)
+    return file.read(columns=[name for name in LISTING.names if name in present] if "uri" in present else None)
 
 
 def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
@@ -90,7 +90,7 @@ def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
             read_options=pa.csv.ReadOptions(**read),
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
-                column_types={name: pa.string() for name in TODO.names}, null_values=[""],
+                column_types={name: pa.string() for name in LISTING.names}, null_values=[""],
                 strings_can_be_null=True, quoted_strings_can_be_null=True,
             ),
         )
@@ -111,7 +111,7 @@ def _parse_txt(content: bytes) -> pa.Table:
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
-    wanted = TODO.field(name).type
+    wanted = LISTING.field(name).type
     if name not in table.column_names:
         return pa.nulls(len(table), wanted)
     column = table[name]

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 1
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
-TODO = pa.schema(
+LISTING = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
         pa.field("container", pa.string()),

@@ -33,7 +33,7 @@ from pipeline.objectstore import (
     split_uri,
     uri_scheme,
 )
-from pipeline.schemas import TIMESTAMP, TODO
+from pipeline.schemas import LISTING, TIMESTAMP
 
 OTHER_EXTENSION = "with another extension"
 HIDDEN = "hidden"
@@ -61,7 +61,7 @@ class InputKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What INPUT holds: `rows` is a table of `schemas.TODO`, in the order of listing, duplicates and all."""
+    """What INPUT holds: `rows` is a table of `schemas.LISTING`, in the order of listing, duplicates and all."""
 
     kind: InputKind
     rows: pa.Table
@@ -107,7 +107,7 @@ class _Rows:
 
     skipped: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
-    _tables: list[pa.Table] = field(default_factory=lambda: [TODO.empty_table()])
+    _tables: list[pa.Table] = field(default_factory=lambda: [LISTING.empty_table()])
     _uris: list[str] = field(default_factory=list)
     _sizes: list[int | None] = field(default_factory=list)
     _etags: list[str | None] = field(default_factory=list)
@@ -149,7 +149,7 @@ class _Rows:
             "etag": pa.array(self._etags, pa.string()),
             "mtime": pa.array(self._mtimes, TIMESTAMP),
         }
-        self._tables.append(pa.table(columns, schema=TODO))
+        self._tables.append(pa.table(columns, schema=LISTING))
         for column in (self._uris, self._sizes, self._etags, self._mtimes):
             column.clear()
 

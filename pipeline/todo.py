@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.batch import RETRIED
 from pipeline.erased import Erased
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 
 MEMORY_LIMIT = "2GB"
 
@@ -46,7 +46,7 @@ _LEAVE_OUT_ERASED = """
 class Todo:
     """The work of a run, and how it came about; `listed` = `done` + `erased` + rows to do."""
 
-    rows: pa.Table            # of `schemas.TODO`, each uri once, in the order to read them
+    rows: pa.Table            # of `schemas.LISTING`, each uri once, in the order to read them
     drop: pa.ChunkedArray     # string: the uris among them that have rows in the output already
     listed: int               # different uris
     duplicates: int           # further rows of the same uris
@@ -57,7 +57,7 @@ class Todo:
 
 
 def plan_todo(listing: pa.Table, ledger: pa.Table, *, redo_changed: bool, erased: Erased | None = None) -> Todo:
-    """The rows of `listing` (`schemas.TODO`) that `ledger` (uri, status, etag, mtime, file_bytes) does not have.
+    """The rows of `listing` (`schemas.LISTING`) that `ledger` (uri, status, etag, mtime, file_bytes) does not have.
 
     Those whose fetch or processing failed are done again, and with `redo_changed` those whose object has changed.
     What is on the list of `erased` is not done.
@@ -70,7 +70,7 @@ def plan_todo(listing: pa.Table, ledger: pa.Table, *, redo_changed: bool, erased
         duckdb.connect(Path(folder, "todo.duckdb"), config={"memory_limit": MEMORY_LIMIT}) as database,
     ):
         database.execute("SET enable_progress_bar = false")
-        database.register("listing", listing.select(TODO.names))
+        database.register("listing", listing.select(LISTING.names))
         database.register("ledger", ledger.select(["uri", "status", "etag", "mtime", "file_bytes"]))
         database.execute(_PLAN, {"retried": [str(status) for status in RETRIED]})
         if erased is not None and len(erased.hashes):
@@ -82,7 +82,7 @@ def plan_todo(listing: pa.Table, ledger: pa.Table, *, redo_changed: bool, erased
         ).to_arrow_table()
     listed = sum(counts.values())
     return Todo(
-        rows=rows.select(TODO.names).cast(TODO),
+        rows=rows.select(LISTING.names).cast(LISTING),
         drop=rows.filter(pc.not_equal(rows["state"], "new"))["uri"].cast(pa.string()),
         listed=listed,
         duplicates=listing.num_rows - listed,

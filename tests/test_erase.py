@@ -20,7 +20,7 @@ from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline import erased, ledger, output, sink
 from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.lease import Lease
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage
 from pipeline.todo import plan_todo
@@ -140,7 +140,7 @@ def test_everything_can_go(root):
 
 
 def to_do(storage):
-    listing = pa.Table.from_pylist([{"uri": uri} for uri in ALL], schema=TODO)
+    listing = pa.Table.from_pylist([{"uri": uri} for uri in ALL], schema=LISTING)
     todo = plan_todo(listing, ledger.read_ledger(storage), redo_changed=True, erased=erased.read_erased(storage))
     return set(todo.rows["uri"].to_pylist())
 

@@ -9,14 +9,14 @@ import pytest
 from pipeline.manifest import is_manifest, read_manifest
 from pipeline.names import InputError
 from pipeline.objectstore import StoreOptions
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
 
 
 def read(path) -> tuple[pa.Table, int]:
     table, nameless = read_manifest(str(path), StoreOptions())
-    assert table.schema == TODO
+    assert table.schema == LISTING
     return table, nameless
 
 

@@ -15,7 +15,7 @@ from pipeline.embed import Embed
 from pipeline.geometry import AlignmentTemplate
 from pipeline.lease import Lease
 from pipeline.plan import Cluster, PlanError, make_plan, parse_pools, run
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 from pipeline.sink import ModelNames, Sink
 from pipeline.storage import open_storage
 
@@ -149,7 +149,7 @@ BUILDERS = {
 @pytest.fixture(scope="module")
 def rows_by_layout(ray_session, tmp_path_factory):
     """Everything that 100 images give, in every layout."""
-    todo = pa.Table.from_pylist([{"uri": str(i)} for i in range(100)], schema=TODO)
+    todo = pa.Table.from_pylist([{"uri": str(i)} for i in range(100)], schema=LISTING)
     results = {}
     for layout in (ONE_POOL, TWO_POOLS, FIVE_POOLS):
         folder = tmp_path_factory.mktemp("out")
@@ -185,7 +185,7 @@ def test_one_cpu_is_enough(tmp_path):
 from pipeline.cluster import connect
 from tests.test_plan import *
 storage = open_storage({str(tmp_path)!r})
-todo = pa.Table.from_pylist([{{"uri": str(i)}} for i in range(20)], schema=TODO)
+todo = pa.Table.from_pylist([{{"uri": str(i)}} for i in range(20)], schema=LISTING)
 with connect(num_cpus=1) as ray, Lease.acquire(storage, "run"):
     sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
     plan = make_plan(FIVE_POOLS, ray.free, "cpu")

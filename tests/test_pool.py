@@ -5,7 +5,7 @@ import pytest
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
 from pipeline.boundary import images_to_table, table_to_faces
 from pipeline.pool import Pool, run_isolated
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 
 
 def image(name, value):
@@ -34,7 +34,7 @@ def fails_on(*values):
 
 
 def todo(*names):
-    return pa.Table.from_pylist([{"uri": name} for name in names], schema=TODO)
+    return pa.Table.from_pylist([{"uri": name} for name in names], schema=LISTING)
 
 
 def build(**stages):

@@ -13,13 +13,13 @@ import pytest
 from pipeline import source
 from pipeline.names import InputError
 from pipeline.objectstore import StoreOptions
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 from pipeline.source import InputKind, Listing, list_input
 
 
 def listing(inputs, output="/nowhere", all_files=False, options=StoreOptions()) -> Listing:  # noqa: B008
     found = list_input(str(inputs), output=str(output), all_files=all_files, options=options)
-    assert found.rows.schema == TODO
+    assert found.rows.schema == LISTING
     return found
 
 
@@ -398,8 +398,8 @@ def test_google_storage_is_listed(bucket, s3_endpoint):
 def test_an_http_object():
     found = listing("https://h/a.jpg?sig=1")
     assert found.kind is InputKind.OBJECT
-    assert found.rows == pa.table({name: [None] if name != "uri" else ["https://h/a.jpg?sig=1"] for name in TODO.names},
-                                  schema=TODO)
+    row = {name: [None] if name != "uri" else ["https://h/a.jpg?sig=1"] for name in LISTING.names}
+    assert found.rows == pa.table(row, schema=LISTING)
 
 
 def test_the_table_of_a_listing_is_written_as_it_is(tmp_path):

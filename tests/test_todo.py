@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.erased import Erased
-from pipeline.schemas import TODO
+from pipeline.schemas import LISTING
 from pipeline.todo import plan_todo
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
@@ -19,7 +19,7 @@ LEDGER = pa.schema([
 
 
 def listing(*rows: dict | str) -> pa.Table:
-    return pa.Table.from_pylist([row if isinstance(row, dict) else {"uri": row} for row in rows], schema=TODO)
+    return pa.Table.from_pylist([row if isinstance(row, dict) else {"uri": row} for row in rows], schema=LISTING)
 
 
 def ledger(*rows: tuple) -> pa.Table:
@@ -51,7 +51,7 @@ def ledger(*rows: tuple) -> pa.Table:
 @pytest.mark.parametrize("redo_changed", [False, True])
 def test_what_is_left_to_do(wanted, known, rows, drop, counts, redo_changed):
     todo = plan_todo(wanted, known, redo_changed=redo_changed)
-    assert todo.rows.schema == TODO
+    assert todo.rows.schema == LISTING
     assert todo.rows["uri"].to_pylist() == rows
     assert todo.drop.type == pa.string() and todo.drop.to_pylist() == drop
     assert (todo.listed, todo.duplicates, todo.done, todo.changed, todo.retried) == counts
