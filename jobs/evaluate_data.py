@@ -78,11 +78,16 @@ def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
         raise DataError(f"{file} cannot be read, Parquet or .csv is expected: {str(error).splitlines()[0]}") from None
 
 
-def decode(content: bytes, name: str) -> np.ndarray:
-    """The pixels (h, w, 3) uint8 RGB of an encoded image, upright. Raises DataError, which names it."""
+def decode_image(content: bytes) -> np.ndarray | None:
+    """The pixels (h, w, 3) uint8 RGB of an encoded image, upright; None where it cannot be read."""
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
+
+
+def decode(content: bytes, name: str) -> np.ndarray:
+    """As `decode_image`, but raises DataError, which names the image."""
+    pixels = decode_image(content)
     if pixels is None:
         raise DataError(f"{name} cannot be read as an image; mend or remove it")
     return pixels
@@ -99,6 +104,14 @@ def point_column(table: pa.Table, column: str, count: int, path: Path) -> np.nda
         return np.array(table[column].to_pylist(), np.float64).reshape(len(table), count, 2)
     except (ValueError, TypeError):
         raise DataError(f"{path}: every row of {column} must be {count} pairs x, y in pixels") from None
+
+
+def as_boxes(value: list[list[float]] | None, column: str) -> np.ndarray:
+    """A row's boxes, (n, 4) float64; none where the row has nothing. Raises DataError for another shape."""
+    try:
+        return np.array(value or [], np.float64).reshape(-1, 4)
+    except (ValueError, TypeError):
+        raise DataError(f"{column} must be lists of x1, y1, x2, y2 in pixels, got {value}") from None
 
 
 # ---- outputs of jobs.extract -----------------------------------------------------------------------------------------

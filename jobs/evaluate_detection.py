@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.evaluate_data import DataError, card_of, decode, is_output, made_by, read_output, read_table
+from jobs.evaluate_data import DataError, as_boxes, card_of, decode, is_output, made_by, read_output, read_table
 from jobs.evaluate_report import Plot, Report
 from models import metrics
 from models.store import read_card
@@ -131,12 +131,7 @@ def read_photo(photos: Path, row: dict[str, Any], number: int) -> np.ndarray:
 
 def annotated_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The boxes (m, 4) and the ignored boxes (k, 4) of a row of annotations. Raises DataError."""
-    try:
-        faces, ignored = (
-            np.array(row.get(name) or [], np.float32).reshape(-1, 4) for name in ("boxes", "ignored_boxes")
-        )
-    except (ValueError, TypeError):
-        raise DataError("boxes and ignored_boxes must be lists of x1, y1, x2, y2 in pixels") from None
+    faces, ignored = (as_boxes(row.get(name), name).astype(np.float32) for name in ("boxes", "ignored_boxes"))
     return faces, ignored
 
 

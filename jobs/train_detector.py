@@ -25,11 +25,11 @@ import cv2
 import numpy as np
 
 from jobs.convert_weights import box_tensors, check_trusted, detector_fields, unpickle
-from jobs.evaluate_data import DataError, read_batches
+from jobs.evaluate_data import DataError, as_boxes, read_batches
 from jobs.extract_options import positive, share
 from jobs.train_options import add_place_options, check_paths, model_name, rate, run_training
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, load_tensors, read_card, save_model
-from models.training import TrainingError
+from models.training import TrainingError, average_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -101,14 +101,6 @@ def label_lines(boxes_xyxy: np.ndarray, width: int, height: int) -> str:
     sizes = corners[:, 2:] - corners[:, :2]
     rows = np.column_stack([corners[:, :2] + sizes / 2, sizes])[(sizes > 0).all(axis=1)]
     return "".join("0 " + " ".join(f"{value:.6f}" for value in row) + "\n" for row in rows)
-
-
-def as_boxes(value: list[list[float]] | None, column: str) -> np.ndarray:
-    """A row's boxes, (n, 4) float64; none where the row has nothing. Raises DataError for another shape."""
-    try:
-        return np.array(value or [], np.float64).reshape(-1, 4)
-    except (ValueError, TypeError):
-        raise DataError(f"{column} must be lists of x1, y1, x2, y2 in pixels, got {value}") from None
 
 
 def _rows(parquet_files: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -300,8 +292,8 @@ def average(
     keep_boxes: the same for the branch of the head that places the boxes. A short training places boxes better at once,
     while its scores drift towards small faces.
     """
-    shares = {name: keep_boxes if name.startswith(BOX_BRANCH) else keep for name in trained}
-    return {name: shares[name] * start[name] + (1 - shares[name]) * trained[name] for name in trained}
+    boxes = {name: tensor for name, tensor in trained.items() if name.startswith(BOX_BRANCH)}
+    return average_tensors(start, trained, keep) | average_tensors(start, boxes, keep_boxes)
 
 
 def _epochs_done(results_csv: Path) -> int:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.evaluate_data import read_batches, read_table
+from jobs.evaluate_data import decode_image, read_batches, read_table
 from jobs.extract_options import positive, share
 from jobs.train_options import add_training_options, check_paths, files_digest, rate, run_training, weight
 from models.batches import torch_device
@@ -191,7 +191,7 @@ class Faces:
             pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
 
             def decode(i: int, image: bytes) -> bool:
-                crop = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) if image else None
+                crop = decode_image(image)
                 if crop is None or crop.shape != shape[1:]:
                     return False
                 pixels[i] = crop

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.evaluate_data import point_column, read_batches, read_table
+from jobs.evaluate_data import decode_image, point_column, read_batches, read_table
 from jobs.extract_options import positive, share
 from jobs.train_options import add_training_options, check_paths, files_digest, rate, run_training
 from models.batches import torch_device
@@ -98,11 +98,6 @@ def keep_face(image: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
                           borderMode=cv2.BORDER_REPLICATE)
 
 
-def decode(encoded: bytes) -> np.ndarray | None:
-    """An image of DATA as RGB pixels, None where it cannot be read."""
-    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB) if encoded else None
-
-
 def read_points(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """Images and their points, (n, 68, 2), of eyes/*.parquet.
 
@@ -110,7 +105,7 @@ def read_points(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     DataError without the columns, TrainingError when nothing is left.
     """
     table = read_table(path, ["image", "points"])
-    images = [decode(value.as_py()) for value in table["image"]]
+    images = [decode_image(value.as_py()) for value in table["image"]]
     points = point_column(table, "points", 68, path)
     readable = np.array([image is not None for image in images])
     inside = np.array([
@@ -140,7 +135,7 @@ def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.nd
         table = read_table(path, ["image", "landmarks"])
         landmarks = point_column(table, "landmarks", 5, path)
         for value, eyes in zip(table["image"][::every], landmarks[::every, :2], strict=True):
-            image = decode(value.as_py())
+            image = decode_image(value.as_py())
             if image is not None:
                 box = box_of_crop(len(image))
                 yield keep_face(image, box), geometry.transform(face_matrix(box), eyes)
@@ -148,7 +143,7 @@ def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.nd
         for batch in read_batches(path, ["image", "boxes"]):
             for value, boxes in zip(batch["image"], batch["boxes"].to_pylist(), strict=True):
                 large = [np.array(b) for b in boxes or () if max(b[2] - b[0], b[3] - b[1]) >= LEAST_BOX_PX]
-                image = decode(value.as_py()) if large else None
+                image = decode_image(value.as_py()) if large else None
                 for box in large if image is not None else ():
                     yield keep_face(image, box), None
 
@@ -227,7 +222,7 @@ def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledF
                 for (face, eyes), (found, apart) in zip(group, found_points, strict=True):
                     certain = apart <= LABEL_DISAGREEMENT
                     if eyes is not None:
-                        off = np.linalg.norm(eye_centres(found) - eyes, axis=1).max() / FACE_BOX_PX
+                        off = np.linalg.norm(np.stack(geometry.eye_centres(found)) - eyes, axis=1).max() / FACE_BOX_PX
                         certain = certain and off <= EYE_DISAGREEMENT
                     elif not certain:
                         continue
@@ -242,16 +237,11 @@ def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledF
         # Landmarks mark another place of the eye than the middle of its six points: the mean difference is taken off.
         compared = is_whole & ~np.isnan(eyes).any((1, 2))
         if compared.any():
-            eyes += (eye_centres(all_points) - eyes)[compared].mean(0)
+            eyes += (np.stack(geometry.eye_centres(all_points), 1) - eyes)[compared].mean(0)
         all_points[~is_whole] = np.repeat(eyes[~is_whole], 6, axis=1)
         for path, values in zip(paths, (np.stack(images), all_points, is_whole), strict=True):
             np.save(path, values)
     return LabelledFaces(*(np.load(path, mmap_mode="r") for path in paths))
-
-
-def eye_centres(points: np.ndarray) -> np.ndarray:
-    """Eye points (…, 12, 2) to the centres of both eyes, (…, 2, 2)."""
-    return points.reshape(*points.shape[:-2], 2, 6, 2).mean(-2)
 
 
 def training_view(

@@ -20,7 +20,6 @@ from jobs.train_eyes import (
     Landmarks,
     box_of_points,
     centre,
-    eye_centres,
     face_matrix,
     keep_face,
     label_faces,
@@ -216,7 +215,8 @@ def test_labels_are_whole_where_network_and_landmarks_agree(tmp_path: Path, monk
     for folder in ("identities", "detection"):
         (tmp_path / folder).mkdir()
     to_crop = geometry.invert(face_matrix(box_of_crop(144)))
-    agreeing = geometry.transform(to_crop, eye_centres(POINTS) + np.array([1, 0]))   # a pixel beside the network's
+    beside = np.stack(geometry.eye_centres(POINTS)) + np.array([1, 0])          # a pixel beside the network's
+    agreeing = geometry.transform(to_crop, beside)
     elsewhere = agreeing + np.array([0, 20])
     images = [encoded(np.full((144, 144, 3), value, np.uint8)) for value in (100, 100, 0)]
     landmarks = [[*eyes.tolist(), [0.0, 0], [0.0, 0], [0.0, 0]] for eyes in (agreeing, elsewhere, agreeing)]
