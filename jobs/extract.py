@@ -7,7 +7,7 @@ import json
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -23,6 +23,7 @@ from pipeline.lease import Lease, LeaseHeld, LeaseLost
 from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
 from pipeline.output import OutputError
 from pipeline.plan import Plan, PlanError
+from pipeline.pool import StageBuilders
 from pipeline.progress import Progress
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.sink import ModelNames, Sink
@@ -34,15 +35,15 @@ DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
 ROLES = ("detector", "keypointer", "embedder")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], StageBuilders] = stage_builders) -> int:
+    """Run the command; returns the exit code. build_stages: what the actors are given to build their stages."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
     command = f"python -m jobs.extract {shlex.join(argv)}"
     again = f"What was committed stays, and the same command goes on from there: {command}"
     try:
         with interruptible():
-            return extract(arguments, command)
+            return extract(arguments, command, build_stages)
     except (ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError) as error:
         say(f"facelake: {error}")
         return REFUSED
@@ -54,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         return BROKEN
 
 
-def extract(arguments: argparse.Namespace, command: str) -> int:
+def extract(
+    arguments: argparse.Namespace, command: str, build_stages: Callable[[StageConfig], StageBuilders]
+) -> int:
     """List, resume, run, report. Returns 0 or 3; everything else is raised."""
     settings = row_settings(arguments)
     input_uri, input_options = parse_input_uri(arguments.input)
@@ -86,7 +89,9 @@ def extract(arguments: argparse.Namespace, command: str) -> int:
             ledger.drop_uris(storage, run_id, todo.drop)
             names = ModelNames(**{role: card.identity for role, card in cards.items()})
             sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
-            planned = run_on_ray(arguments, settings, cards, input_options, todo, sink, progress, lease)
+            planned = run_on_ray(
+                arguments, settings, cards, input_options, todo, sink, progress, lease, build_stages
+            )
             output.recover(storage)
             ledger.repair_duplicates(storage, run_id)
         rows = ledger.read_ledger(storage, ("uri", "status", "error"))
@@ -126,6 +131,7 @@ def run_on_ray(
     sink: Sink,
     progress: Progress,
     lease: Lease,
+    build_stages: Callable[[StageConfig], StageBuilders],
 ) -> Plan:
     """Start or join Ray, make the plan, run it and count receipts; returns the plan."""
     paths = {"INPUT": arguments.input, "OUTPUT": arguments.output}
@@ -151,7 +157,7 @@ def run_on_ray(
             batch_bytes=arguments.batch_mb << 20,
         )
         rows_per_file = arguments.rows_per_file or default_rows_per_file(len(todo.rows))
-        for receipts in plan.run(planned, todo.rows, stage_builders(config), sink, rows_per_file, config.batch_images):
+        for receipts in plan.run(planned, todo.rows, build_stages(config), sink, rows_per_file, config.batch_images):
             for receipt in receipts.to_pylist():
                 progress.add(receipt)
             if lease.lost:
