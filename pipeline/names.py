@@ -13,6 +13,10 @@ IMAGE_EXTENSIONS = frozenset({
     "heic", "heif", "hif", "avif", "avifs",
 })  # fmt: skip
 
+OTHER_EXTENSION = "with another extension"
+HIDDEN = "hidden"
+MARKER = "directory markers"
+
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -56,6 +60,15 @@ def may_be_image(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether a part of a path is hidden. "." and ".." are not: they stand in keys of object stores as they are."""
     return name.startswith(".") and name not in (".", "..")
+
+
+def skip_reason(relative: str, all_files: bool) -> str | None:
+    """Why a name found in a folder or under a prefix is left out, by its path in there; None if it is not."""
+    if all_files:
+        return None
+    if any(map(is_hidden, relative.split("/"))):
+        return HIDDEN
+    return None if may_be_image(relative) else OTHER_EXTENSION
 
 
 class Glob:
