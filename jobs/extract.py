@@ -140,10 +140,10 @@ def run_on_ray(
     with cluster.connect(arguments.num_cpus) as connection:
         catch_signals()                              # Ray sets handlers of its own when it starts
         cluster.refuse_local_paths(connection, paths, arguments.shared_filesystem)
-        free = plan.Cluster(connection.free.cpus, arguments.gpus or connection.free.gpus)
+        free = plan.Cluster(arguments.num_cpus or connection.free.cpus, arguments.gpus or connection.free.gpus)
         device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
         planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
-        say(f"Ray has {free.cpus:g} CPUs and {free.gpus:g} GPUs free. {planned}")
+        say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
         config = StageConfig(
             settings=settings,
             store_options=store_options,

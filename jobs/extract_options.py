@@ -163,7 +163,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "threads of each process, for decoding above all; default: its share of the CPUs there are now, so name it "
         "with --gpus"))
     running.add_argument("--num-cpus", type=positive, metavar="N",
-                         help="CPUs of the Ray started here; default: all of the machine")
+                         help="CPUs of the Ray started here; on a cluster, plan for N though fewer are there yet; "
+                              "default: all of the machine, or all that are free")
     running.add_argument("--detect-batch", type=positive, metavar="N", help="images a detector batch; default: 4, on a "
                          "GPU 32")
     running.add_argument("--face-batch", type=positive, metavar="N", help="faces a batch of the eye and embedding "

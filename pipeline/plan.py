@@ -99,7 +99,10 @@ def make_plan(layout: str, cluster: Cluster, device: str, threads: int | None = 
             "starts its GPU nodes on demand"
         )
     if cluster.cpus < 0.01:
-        raise PlanError(f"no CPU is free: Ray has {cluster.cpus:g}; wait for other jobs to end, or add a node")
+        raise PlanError(
+            f"no CPU is free: Ray has {cluster.cpus:g}; wait for other jobs to end, add a node, or say --num-cpus N "
+            "when the cluster starts its nodes on demand"
+        )
     budget = cluster.cpus - 1 if cluster.cpus >= 2 else cluster.cpus * 0.9
     slots = max(len(pools), int(cluster.cpus) // THREADS_PER_CPU_ACTOR)
     actors = []
@@ -134,14 +137,15 @@ def make_plan(layout: str, cluster: Cluster, device: str, threads: int | None = 
             gpus = min(1.0, math.floor(per_pool / count * 1000) / 1000)
             if gpus <= 0:
                 raise PlanError(f"{count} actors of {'+'.join(stages)} cannot share {cluster.gpus:g} GPUs")
-        planned.append(PoolPlan(stages, count, cpus, gpus, threads or max(1, _threads(cluster, gpu, count))))
+        own_threads = max(1, _threads(cluster, gpu and "decode" in stages, count))
+        planned.append(PoolPlan(stages, count, cpus, gpus, threads or own_threads))
     return Plan(tuple(planned), sink_workers=max(1, min(8, sum(pool.actors for pool in planned) // 4)))
 
 
-def _threads(cluster: Cluster, gpu: bool, actors: int) -> int:
-    """How many threads an actor of a pool uses: a GPU actor decodes with its share of all CPUs."""
+def _threads(cluster: Cluster, decodes_for_gpu: bool, actors: int) -> int:
+    """How many threads an actor of a pool uses: one that decodes for its GPU takes its share of all CPUs."""
     share = int(cluster.cpus) // actors
-    return share if gpu else min(THREADS_PER_CPU_ACTOR, share)
+    return share if decodes_for_gpu else min(THREADS_PER_CPU_ACTOR, share)
 
 
 def run(
