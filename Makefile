@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | lock | help
+# make setup | demo | test | test-faults | lint | lock | help
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 PHOTOS ?=
 DEMO := demo-output
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test test-faults lint lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## make .venv and install what requirements.lock pins
 
@@ -37,6 +37,9 @@ demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
 
 test: setup ## run the tests, CPU only
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -m 'not gpu' --durations=10
+
+test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; 20 minutes
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q tests/faults --durations=10
 
 lint: setup ## check style and imports
 	@$(BIN)/ruff check .

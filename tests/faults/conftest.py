@@ -1,0 +1,130 @@
+"""The places that jobs are tried on, an S3 server in a process of its own, and the table of figures at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError
+
+from tests.faults.harness import SMALL, Place, Starter, Tables, photo, read_tables, wait_until
+
+FIGURES: list[tuple[str, dict[str, object]]] = []
+IMAGES = 48
+
+
+@pytest.fixture
+def figures(request) -> Callable[..., None]:
+    """Call it with a name and figures: they are printed, and again in the table at the end."""
+
+    def record(name: str, **values: object) -> None:
+        FIGURES.append((name, values))
+        print(f"faults: {name}: {as_text(values)}")
+
+    return record
+
+
+def as_text(values: dict[str, object]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The figures of all tests."""
+    if FIGURES:
+        terminalreporter.section("faults")
+        for name, values in FIGURES:
+            terminalreporter.write_line(f"faults: {name}: {as_text(values)}")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """moto's HTTP server in a process of its own; the environment points AWS clients at it."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        wait_until(lambda: answers(endpoint), seconds=60)
+        yield endpoint
+    server.kill()
+    server.wait()
+
+
+def answers(endpoint: str) -> bool:
+    try:
+        boto3.client("s3", endpoint_url=endpoint).list_buckets()
+    except (BotoCoreError, OSError):
+        return False
+    return True
+
+
+@pytest.fixture
+def starter(tmp_path_factory) -> Iterator[Starter]:
+    """Starts jobs; those that still run when the test ends are killed."""
+    starter = Starter(tmp_path_factory.mktemp("logs"))
+    yield starter
+    starter.close()
+
+
+def disk_place(folder: Path) -> Place:
+    """A folder of photos, two of them links that lead nowhere: rows that every run tries again."""
+    (folder / "in").mkdir()
+    for number in range(IMAGES):
+        (folder / "in" / f"{number:02}.png").write_bytes(photo(number))
+    for name in ("13 gone.png", "gone.png"):
+        (folder / "in" / name).symlink_to(folder / "nowhere")
+    return Place(str(folder / "in"), "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
+
+
+def s3_place(s3_endpoint: str) -> Place:
+    """The same in a bucket; objects in an archive, which cannot be read, stand for the links."""
+    client, name = boto3.client("s3", endpoint_url=s3_endpoint), f"test{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    for number in range(IMAGES):
+        client.put_object(Bucket=name, Key=f"in/{number:02}.png", Body=photo(number))
+    for key in ("in/13 gone.png", "in/gone.png"):
+        client.put_object(Bucket=name, Key=key, Body=photo(0), StorageClass="GLACIER")
+    return Place(f"s3://{name}/in/", "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
+
+
+@pytest.fixture(scope="session", params=["disk", "S3"])
+def tried(request, tmp_path_factory) -> Iterator[tuple[str, Place, Tables]]:
+    """Disk or S3 by name, the place without an output, and the tables of a run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp(request.param)
+    place = disk_place(folder) if request.param == "disk" else s3_place(request.getfixturevalue("s3_endpoint"))
+    starter = Starter(folder)
+    undisturbed = place.at(output_of(place, "undisturbed", folder))
+    starter.run(undisturbed)
+    tables = read_tables(undisturbed.storage)
+    assert len(tables.images) == IMAGES + 2 and len(tables.faces) > IMAGES
+    assert sorted(set(tables.images["status"].to_pylist())) == ["fetch_failed", "no_face", "ok", "unreadable"]
+    yield request.param, place, tables
+    starter.close()
+
+
+def output_of(place: Place, name: str, folder: Path) -> str:
+    """An output of that name beside the place's input."""
+    return place.input.replace("/in/", f"/{name}") if place.input.startswith("s3://") else os.fspath(folder / name)
+
+
+@pytest.fixture
+def output(tried, tmp_path) -> Callable[[str], Place]:
+    """The place with a new output of a name."""
+    return lambda name: tried[1].at(output_of(tried[1], f"{tmp_path.name} {name}", tmp_path))

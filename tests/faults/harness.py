@@ -1,0 +1,183 @@
+"""Runs the stub job in processes of its own, and tells whether an output is exactly what it should be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import ledger
+from pipeline.storage import Storage, open_storage
+from tests.faults.stub_job import Faults
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ("--detect-px", 160, "--second-pass-px", 0, "--batch-images", 4, "--detect-batch", 4)   # a part every 4 images
+
+
+def photo(number: int) -> bytes:
+    """A small picture; every 24th is broken."""
+    pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+    content = cv2.imencode(".png", pixels)[1].tobytes()
+    return content[:700] if number % 24 == 7 else content
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job reads and writes, and what it is told besides. `images` are listed there, all of them."""
+
+    input: str
+    output: str
+    images: int
+    arguments: tuple[object, ...] = ()
+
+    @property
+    def storage(self) -> Storage:
+        return open_storage(self.output)
+
+    def at(self, output: str) -> Place:
+        """The same with another output."""
+        return Place(self.input, output, self.images, self.arguments)
+
+
+@dataclass
+class Job:
+    """A stub job that runs."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def said(self) -> str:
+        """All that it has written by now."""
+        return self.log.read_text()
+
+    def wait(self, timeout_s: float = 240) -> int:
+        """Its exit code."""
+        return self.process.wait(timeout_s)
+
+    def kill_driver(self) -> None:
+        """kill -9 of the driver alone: Ray's processes are left to find out."""
+        self.process.kill()
+        self.process.wait()
+
+    def kill_group(self) -> None:
+        """kill -9 of the driver, Ray's services and all workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Starter:
+    """Starts jobs, and sees to it that none outlives the test."""
+
+    folder: Path
+    module: str = "tests.faults.stub_job"
+    jobs: list[Job] = field(default_factory=list)
+
+    def start(self, place: Place, *arguments: object, faults: Faults | None = None, **environment: str) -> Job:
+        """Begin; the job leads a process group of its own."""
+        log = self.folder / f"job {len(self.jobs)}.log"
+        command = [sys.executable, "-m", self.module, place.input, place.output, *place.arguments, *arguments]
+        with log.open("w") as said:
+            process = subprocess.Popen(
+                [str(each) for each in command], cwd=ROOT, stdout=said, stderr=said, start_new_session=True,
+                env=os.environ | {"STUB_FAULTS": json.dumps(asdict(faults or Faults()))} | environment,
+            )
+        self.jobs.append(Job(process, log))
+        return self.jobs[-1]
+
+    def run(
+        self, place: Place, *arguments: object, faults: Faults | None = None, expect: int = 0, **environment: str
+    ) -> str:
+        """From the beginning to the end; what it said."""
+        job = self.start(place, *arguments, faults=faults, **environment)
+        code = job.wait()
+        assert code == expect, f"exit code {code}, not {expect}:\n{job.said()}"
+        assert "Traceback" not in job.said(), job.said()
+        return job.said()
+
+    def close(self) -> None:
+        """End what is left, with Ray's processes."""
+        for job in self.jobs:
+            left = [process for process in psutil.process_iter() if _group(process.pid) == job.process.pid]
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            job.process.wait(30)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def wait_until(condition: Callable[[], bool], job: Job | None = None, seconds: float = 120) -> bool:
+    """Until it is so; False when the job has ended before that."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if job is not None and job.process.poll() is not None:
+            return False
+        assert time.monotonic() < end, f"waited {seconds} s in vain{': ' + job.said() if job else ''}"
+        time.sleep(0.01)
+    return True
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Both tables of an output, sorted, without the column that differs between runs."""
+
+    images: pa.Table
+    faces: pa.Table
+
+
+def read_tables(storage: Storage) -> Tables:
+    """All files of both folders, whether committed or not."""
+    def read(folder: str, keys: Sequence[str]) -> pa.Table:
+        tables = [pq.read_table(pa.BufferReader(storage.read(file.path))) for file in storage.list(folder)]
+        table = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
+        return table.sort_by([(key, "ascending") for key in keys])
+
+    return Tables(read("images", ["uri"]).drop_columns(["run_id"]), read("faces", ["uri", "face_index"]))
+
+
+def assert_exact(place: Place, expected: Tables) -> None:
+    """Every image once, the faces of an undisturbed run, no half of a pair, nothing half-written."""
+    storage = place.storage
+    parts = [{file.path.split("/")[1] for file in storage.list(folder)} for folder in ("faces", "images")]
+    assert parts[0] == parts[1], f"halves: {parts[0] ^ parts[1]}"
+    found = read_tables(storage)
+    assert len(found.images) == place.images
+    assert found.images.equals(expected.images), differing(found.images, expected.images)
+    assert found.faces.equals(expected.faces), differing(found.faces, expected.faces)
+    assert storage.list("_rewrite") == [] and storage.list("_rewrite/images") == []
+    if Path(place.output).is_dir():
+        assert [path.name for path in Path(place.output).rglob("*facelake-tmp")] == []
+    assert json.loads(storage.read("run.json"))["output"]["images"] == place.images
+
+
+def differing(found: pa.Table, expected: pa.Table) -> str:
+    """Which columns, and which uris are more or fewer."""
+    columns = [name for name in expected.column_names if not found[name].equals(expected[name])]
+    more, fewer = (set(a["uri"].to_pylist()) - set(b["uri"].to_pylist()) for a, b in
+                   ((found, expected), (expected, found)))
+    return f"{len(found)} rows, not {len(expected)}; columns {columns}; more {more}; fewer {fewer}"
+
+
+def committed(storage: Storage) -> set[str]:
+    """The uris that are done for good."""
+    rows = ledger.read_ledger(storage, ("uri", "status")).to_pylist()
+    return {row["uri"] for row in rows if row["status"] not in ("fetch_failed", "failed")}

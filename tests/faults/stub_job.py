@@ -1,0 +1,181 @@
+"""`python -m tests.faults.stub_job …`: the main job with models that start at once, and with faults on demand.
+
+Source, fetch, decode, align, sink, lease and Ray are the real ones; the detector, the eye points and the vectors are
+plain functions of the pixels. STUB_FAULTS in the environment holds the fields of `Faults` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from jobs import extract
+from jobs.extract_stages import StageConfig, build_align, build_decode
+from pipeline.batch import FaceBatch, ImageBatch
+from pipeline.detect import Detect
+from pipeline.embed import Embed
+from pipeline.keypoint import Keypoint
+from pipeline.pool import StageBuilders
+from pipeline.sink import Sink
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong, and where.
+
+    image_s: seconds that the detector takes for each image. block: it never comes back from the image whose name is
+    that. kill: its process kills itself at that image, kill_times times over. memory: the n-th call of the detector
+    in each process runs out of memory. load_s: seconds that each model takes to load. between_s: seconds between the
+    halves of a pair. marks: a folder where every process that holds a stage leaves a file `<what>-<pid>-<when>`,
+    and every one that writes a part.
+    """
+
+    image_s: float = 0.0
+    block: str | None = None
+    kill: str | None = None
+    kill_times: int = 1
+    memory: int | None = None
+    load_s: float = 0.0
+    between_s: float = 0.0
+    cuda_memory: int | None = None
+    marks: str | None = None
+
+    def mark(self, name: str) -> None:
+        """Leave a file of that name, of this process, of now."""
+        if self.marks:
+            Path(self.marks, f"{name}-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+    def count(self, name: str) -> int:
+        """How often a mark of that name was left."""
+        return len(list(Path(self.marks).glob(f"{name}-*")))
+
+
+def detect_faces(canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Nought to three boxes on each canvas, by a checksum of its pixels."""
+    found = []
+    for canvas in canvases:
+        n, side = zlib.crc32(canvas) % 4, canvas.shape[0]
+        left = side / 4 + np.arange(n, dtype=np.float32) * 8
+        boxes = np.stack([left, left + 8, left + side / 3, left + side / 3 + 8], axis=1).astype(np.float32)
+        found.append((boxes, (0.9 - np.arange(n) / 10).astype(np.float32)))
+    return found
+
+
+def locate_eyes(chips: Sequence[np.ndarray]) -> np.ndarray:
+    """Level eyes at the same place of every chip."""
+    at = np.concatenate([np.full((6, 2), (0.4, 0.45)), np.full((6, 2), (0.6, 0.45))])
+    sides = np.array([chip.shape[0] for chip in chips]).reshape(-1, 1, 1)
+    return (sides * at).astype(np.float32)
+
+
+def embed_crops(crops: np.ndarray) -> np.ndarray:
+    """The crop in 512 pixels."""
+    return np.array([cv2.resize(crop, (16, 32))[..., 0].reshape(512) + 1.0 for crop in crops], np.float32).reshape(
+        len(crops), 512)
+
+
+class FaultyDetect:
+    """The detector, with its faults."""
+
+    def __init__(self, detect: Detect, faults: Faults) -> None:
+        self._detect, self._faults, self._calls = detect, faults, 0
+
+    def __call__(self, batch: ImageBatch) -> FaceBatch:
+        self._calls += 1
+        if self._calls == self._faults.memory:
+            raise MemoryError("on demand")
+        for record in batch.records:
+            name = record.uri.rsplit("/", 1)[-1]
+            time.sleep(self._faults.image_s)
+            while name == self._faults.block:
+                time.sleep(1)
+            if name == self._faults.kill and self._faults.count("killed") < self._faults.kill_times:
+                self._faults.mark("killed")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._detect(batch)
+
+
+def build_detect(config: StageConfig, faults: Faults, threads: int) -> FaultyDetect:
+    """The real stage with the stub model."""
+    time.sleep(faults.load_s)
+    faults.mark("detect")
+    settings = config.settings
+    model = detect_faces if faults.cuda_memory is None else on_small_gpu(faults.cuda_memory, config.detect_batch)
+    detect = Detect(
+        model, input_px=settings.detect_px, second_pass_px=settings.second_pass_px, min_face_px=settings.min_face_px,
+        max_faces=settings.max_faces, rotate_retry=settings.rotate_retry, batch_size=config.detect_batch,
+    )
+    return FaultyDetect(detect, faults)
+
+
+def on_small_gpu(fits: int, batch_size: int) -> Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+    """The stub detector on a device whose memory takes batches of `fits` canvases: the real batches, the real error."""
+    import torch
+
+    from models.batches import PaddedBatches
+
+    def checksums(canvases: torch.Tensor) -> torch.Tensor:
+        if len(canvases) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB, on demand")
+        return torch.tensor([zlib.crc32(canvas.numpy()) % 4 for canvas in canvases])
+
+    batches = PaddedBatches(checksums, batch_size)
+
+    def detect(canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = detect_faces(canvases)
+        assert [len(scores) for _, scores in found] == batches(canvases).int().tolist()
+        assert batches.batch_size <= fits
+        return found
+
+    return detect
+
+
+@dataclass(frozen=True)
+class MarkingSink(Sink):
+    """The real sink; leaves a mark and takes its time between the halves."""
+
+    faults: Faults = Faults()
+
+    def __call__(self, table: Any) -> Any:
+        self.faults.mark("sink")
+        return super().__call__(table)
+
+    def _check_lease(self) -> None:
+        self.faults.mark("between")
+        time.sleep(self.faults.between_s)
+        super()._check_lease()
+
+
+def stub_builders(faults: Faults, config: StageConfig) -> StageBuilders:
+    """As `jobs.extract_stages.stage_builders`, without torch."""
+    return {
+        "decode": partial(build_decode, config),
+        "detect": partial(build_detect, config, faults),
+        "keypoint": lambda threads: Keypoint(locate_eyes),
+        "align": partial(build_align, config),
+        "embed": lambda threads: Embed(embed_crops),
+    }
+
+
+def main(argv: list[str]) -> int:
+    """The main job with the stubs and the faults of the environment."""
+    faults = Faults(**json.loads(os.environ.get("STUB_FAULTS", "{}")))
+    return extract.main(argv, build_stages=partial(stub_builders, faults))
+
+
+if __name__ == "__main__":
+    from tests.faults.stub_job import main as imported_main  # so that Ray's workers find what they need by module name
+
+    sys.exit(imported_main(sys.argv[1:]))

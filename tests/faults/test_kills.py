@@ -1,0 +1,92 @@
+"""kill -9 of the driver at random moments: the same command goes on, and at the end nothing tells of it."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from pipeline import lease, ledger
+from pipeline.storage import Storage
+from tests.faults.harness import Job, assert_exact, committed, wait_until
+from tests.faults.stub_job import Faults
+
+SLOW = {"image_s": 0.03, "between_s": 0.05}
+CHAIN = 5       # kills within one output, one after the other
+
+
+def holder(storage: Storage) -> str | None:
+    """The run that holds the output's lease."""
+    try:
+        found = lease.Holder.from_json(storage.read(lease.LEASE_PATH))
+    except FileNotFoundError:
+        return None
+    return found.run_id if found and not found.released else None
+
+
+class Moments:
+    """When to kill: phases of a run, each with a random moment in it."""
+
+    PHASES = ("start", "lease", "Ray", "first part", "parts", "parts", "halves", "last part", "end")
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._left: list[str] = []
+
+    def next(self) -> str:
+        """The next phase: all of them in random order, then again."""
+        if not self._left:
+            self._left = self._random.sample(self.PHASES, len(self.PHASES))
+        return self._left.pop()
+
+    def wait(self, phase: str, job: Job, storage: Storage, faults: Faults, images: int) -> bool:
+        """Until a random moment in that phase of the job; False if the job has ended before."""
+        before, done_before = holder(storage), len(committed(storage))
+        wanted = min(done_before + self._random.randint(2, 24), images - 6)
+        parts_before = len(ledger.committed_parts(storage))
+        marks_before = faults.count("between")
+        after_s = {"start": 2.0, "lease": 0.3, "Ray": 5.0, "halves": 0.05, "end": 0.6}.get(phase, 0.15)
+        reached = {
+            "start": lambda: True,
+            "lease": lambda: holder(storage) not in (None, before),
+            "Ray": lambda: "to do" in job.said(),
+            "first part": lambda: len(ledger.committed_parts(storage)) > parts_before,
+            "parts": lambda: len(committed(storage)) >= wanted,
+            "halves": lambda: faults.count("between") > marks_before,
+            "last part": lambda: len(committed(storage)) >= images - 6,
+            "end": lambda: len(committed(storage)) == images - 2,
+        }[phase]
+        if not wait_until(reached, job):
+            return False
+        time.sleep(self._random.uniform(0, after_s))
+        return True
+
+
+@pytest.mark.parametrize("chain", range(4))
+def test_the_driver_is_killed_again_and_again(tried, output, starter, tmp_path, figures, chain):
+    where, _, expected = tried
+    place, seed = output(f"chain {chain}"), random.randrange(10**6)
+    moments = Moments(seed)
+    faults = Faults(**SLOW, marks=str(tmp_path))
+    phases, kept = [], set()
+    while len(phases) < CHAIN:
+        job = starter.start(place, faults=faults)
+        phase = moments.next()
+        if not moments.wait(phase, job, place.storage, faults, place.images):
+            assert job.process.returncode == 0, f"seed {seed}, {phase}: {job.said()}"
+            assert_exact(place, expected)            # it was quicker than the killer: on with a new output
+            place, kept = output(f"chain {chain} after {len(phases)}"), set()
+            continue
+        if chain % 2:
+            job.kill_group()
+        else:
+            job.kill_driver()
+        phases.append(phase)
+        now = committed(place.storage)
+        assert kept <= now, f"seed {seed}, {phases}: {kept - now} were done and are not any more"
+        kept = now
+    starter.run(place)
+    assert_exact(place, expected)
+    figures(f"driver killed ({where}, {'all processes' if chain % 2 else 'driver alone'})", kills=len(phases),
+            survived=len(phases), phases="/".join(phases), rows_lost=0, seed=seed)
