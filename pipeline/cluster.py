@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # glibc keeps an arena for every thread that ever decoded; memory then grows with the number of images.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "2"}
+
+# Ray sends code as a zip without compression: two headers with its name for every file, and one at the end.
+ZIP_ENTRY_BYTES, EMPTY_ZIP_BYTES = 30 + 46, 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ def _join(address: str, worker_output: bool) -> None:
 
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not in_submitted_job():
+        check_working_dir(REPOSITORY, submitted=False)
         runtime_env["working_dir"] = str(REPOSITORY)     # .gitignore and .rayignore say what stays behind
     host, _, port = address.rpartition(":")
     try:
@@ -114,6 +119,56 @@ def _start(num_cpus: int | None, worker_output: bool) -> None:
         address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
         logging_level=logging.ERROR,
     )
+
+
+def check_working_dir(folder: Path, *, submitted: bool) -> str:
+    """A line on how large the code is that travels to a cluster, and what of it is largest.
+
+    submitted: by `ray job submit`, whose dashboard takes 100 MiB and says little about more; else by joining the
+    cluster, which takes 512 MiB. Raises PlanError when it is too large.
+    """
+    from ray._private import ray_constants
+    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+
+    limit = ray_constants.DASHBOARD_CLIENT_MAX_SIZE if submitted else GCS_STORAGE_MAX_SIZE
+    files = working_dir_files(folder)
+    size = EMPTY_ZIP_BYTES + sum(files.values())
+    by_place: Counter[str] = Counter()
+    for name, number in files.items():
+        first, *below = name.split("/")
+        by_place[f"{first}/{below[0]}{'/' * (len(below) > 1)}" if below else first] += number
+    largest = ", ".join(f"{place} {number / 2**20:.1f} MiB" for place, number in by_place.most_common(3))
+    taken = f"of {limit / 2**20:.0f} MiB that {'ray job submit' if submitted else 'a cluster'} takes"
+    line = f"the code that travels, {folder}, has {size / 2**20:.1f} MiB {taken}; largest: {largest}"
+    if size >= limit:
+        raise PlanError(
+            f"{line}. Name in .rayignore what the job does not need; weights of your own may lie in a bucket, "
+            "--weights s3://…"
+        )
+    return line
+
+
+def working_dir_files(folder: Path) -> dict[str, int]:
+    """What Ray packs of a folder, by its own rules (.gitignore, .rayignore, its defaults): bytes in the zip by name."""
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    files: dict[str, int] = {}
+
+    def add(path: Path) -> None:
+        empty_folder = path.is_dir() and next(path.iterdir(), None) is None
+        if empty_folder or path.is_file():
+            name = path.relative_to(folder).as_posix() + "/" * empty_folder
+            content = 0 if empty_folder else path.stat().st_size
+            files[name] = ZIP_ENTRY_BYTES + 2 * len(name.encode()) + content
+
+    folder = folder.absolute()
+    _dir_travel(
+        folder, [_get_excludes(folder, get_runtime_env_default_excludes())], add,
+        include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
+        logger=logging.getLogger(__name__),
+    )
+    return files
 
 
 def in_submitted_job() -> bool:

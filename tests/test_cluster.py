@@ -4,7 +4,16 @@ import socket
 import pytest
 import yaml
 
-from pipeline.cluster import REPOSITORY, Connection, connect, quiet_stderr, refuse_local_paths
+from pipeline.cluster import (
+    EMPTY_ZIP_BYTES,
+    REPOSITORY,
+    Connection,
+    check_working_dir,
+    connect,
+    quiet_stderr,
+    refuse_local_paths,
+    working_dir_files,
+)
 from pipeline.plan import Cluster, PlanError
 
 
@@ -60,6 +69,85 @@ def test_cluster_yaml_with_an_unknown_key_is_refused():
     config = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text()))
     with pytest.raises(ValidationError):
         validate_config(config | {"workers": 3})
+
+
+def fill(folder, files):
+    """Sparse files of the given sizes; a name that ends in / is an empty folder, text is written as it is."""
+    for name, content in files.items():
+        path = folder / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            with path.open("wb") as file:
+                file.truncate(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "ignore_gitignore", "travel"),
+    [
+        ({}, False, {"./"}),
+        ({"a.py": 10}, False, {"a.py"}),
+        ({"a.py": 10, "b/c/d.py": 7, "empty/": None, "grüße/ß.txt": 3}, False,
+         {"a.py", "b/c/d.py", "empty/", "grüße/ß.txt"}),
+        ({".git/objects/x": 99, ".venv/lib/y": 99, "a.py": 1}, False, {"a.py"}),
+        ({".gitignore": "out/\n*.log", ".rayignore": "tests/", "out/x": 9, "a.log": 9, "tests/t.py": 9, "a.py": 1,
+          "sub/.rayignore": "big", "sub/big": 9, "sub/small": 9}, False,
+         {".gitignore", ".rayignore", "a.py", "sub/.rayignore", "sub/small"}),
+        ({".gitignore": "out/", "out/x": 9}, True, {".gitignore", "out/x"}),
+    ],
+)
+def test_what_travels_is_what_ray_packs(tmp_path, monkeypatch, files, ignore_gitignore, travel):
+    """Names and, to the byte, the size of the zip that Ray's own function makes of the folder."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1" if ignore_gitignore else "0")
+    (folder := tmp_path / "code").mkdir()
+    found = working_dir_files(fill(folder, files))
+    assert set(found) == travel
+    package = tmp_path / "package.zip"
+    create_package(str(folder), package, include_gitignore=not ignore_gitignore,
+                   excludes=get_runtime_env_default_excludes())
+    assert package.stat().st_size == EMPTY_ZIP_BYTES + sum(found.values())
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("mib", "submitted", "refused"),
+    [(0, True, False), (99, True, False), (100, True, True), (300, False, False), (512, False, True)],
+)
+def test_code_too_large_to_travel(tmp_path, mib, submitted, refused):
+    fill(tmp_path, {"data/photos/a.jpg": mib * MIB // 2, "data/photos/b.jpg": mib * MIB // 2, "notes/n": MIB // 2})
+    if not refused:
+        assert f" has {mib + 0.5:.1f} MiB of " in check_working_dir(tmp_path, submitted=submitted)
+        return
+    with pytest.raises(PlanError) as error:
+        check_working_dir(tmp_path, submitted=submitted)
+    assert f"{mib}.5 MiB of {100 if submitted else 512} MiB" in str(error.value)
+    assert f"largest: data/photos/ {mib}.0 MiB, notes/n 0.5 MiB" in str(error.value)
+    assert ".rayignore" in str(error.value)
+
+
+def test_joining_with_too_much_code_is_refused_before_it_is_sent(tmp_path, monkeypatch):
+    """Nobody listens at the address: were it tried, that would be the error."""
+    fill(tmp_path, {"checkpoints/last": 600 * MIB})
+    monkeypatch.setattr("pipeline.cluster.REPOSITORY", tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(PlanError, match=r"largest: checkpoints/last 600\.0 MiB"), connect():
+        pass
+
+
+def test_this_repository_can_be_submitted():
+    line = check_working_dir(REPOSITORY, submitted=True)
+    assert "of 100 MiB that ray job submit takes; largest: models/weights/ " in line
+    assert not {name for name in working_dir_files(REPOSITORY) if name.startswith((".git/", "tests/", "checkpoints/"))}
 
 
 def test_quiet_stderr_shows_what_was_said_only_when_it_breaks(capfd):
