@@ -6,10 +6,12 @@ names a bucket. The driver reads cards to build the fingerprint, so torch is imp
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +179,8 @@ def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:
 
     A local folder is returned as it is. A folder on an object store (`s3://…`, `gs://…`, `az://…`; credentials, region
     and endpoint from the environment) is copied into a folder of its own under cache_dir; weights that are there
-    already and match their card are not copied again. Raises WeightsError.
+    already and match their card are not copied again. Of several processes that ask at once, one copies and the others
+    wait for it. Raises WeightsError.
     """
     if "://" not in str(uri_or_dir):
         if not Path(uri_or_dir).is_dir():
@@ -194,15 +197,16 @@ def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:
     plain_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")     # a server of one's own
     try:
         store = from_url(uri, client_options={"allow_http": plain_http})
-        objects = obstore.list_with_delimiter(store)["objects"]
-        names = sorted(name for entry in objects if (name := entry["path"].rpartition("/")[2]).endswith(".json"))
-        for name in names:
-            content = bytes(obstore.get(store, name).bytes())
-            card = _parse_card(f"{uri}/{name}", json.loads(content))
-            local = target / card.file_name
-            if not local.exists() or hashlib.sha256(local.read_bytes()).hexdigest() != card.sha256:
-                _write(local, bytes(obstore.get(store, card.file_name).bytes()))
-            _write(target / name, content)
+        with _alone(target):
+            objects = obstore.list_with_delimiter(store)["objects"]
+            names = sorted(name for entry in objects if (name := entry["path"].rpartition("/")[2]).endswith(".json"))
+            for name in names:
+                content = bytes(obstore.get(store, name).bytes())
+                card = _parse_card(f"{uri}/{name}", json.loads(content))
+                local = target / card.file_name
+                if not local.exists() or hashlib.sha256(local.read_bytes()).hexdigest() != card.sha256:
+                    _write(local, bytes(obstore.get(store, card.file_name).bytes()))
+                _write(target / name, content)
     except (BaseError, OSError, ValueError) as error:
         raise WeightsError(f"weights: cannot copy {uri}: {str(error).splitlines()[0]}") from error
     if not names:
@@ -256,6 +260,14 @@ def _checked_bytes(weights_dir: Path, card: WeightCard) -> bytes:
     if digest != card.sha256:
         raise WeightsError(f"{path} is damaged or not its card's: sha256 {digest}, the card says {card.sha256}")
     return content
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system lets go of it when a process dies."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _require_keys(what: str, mapping: Mapping[str, Any], *keys: str) -> None:

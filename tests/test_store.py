@@ -213,3 +213,24 @@ def test_a_bucket_folder_is_copied_once_and_mended(tmp_path: Path, bucket) -> No
     fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")    # they are here already: not asked for again
     with pytest.raises(WeightsError, match="cannot copy"):
         fetch_weights(f"{bucket.uri}/weights", tmp_path / "new cache")
+
+
+def test_processes_of_one_machine_copy_weights_once(tmp_path: Path, bucket) -> None:
+    """Four at the same moment: all find the very file that the first one wrote."""
+    save(tmp_path / "made")
+    for path in (tmp_path / "made").iterdir():
+        bucket.put(f"weights/{path.name}", path.read_bytes())
+    code = (
+        "import sys; from pathlib import Path; import obstore; from models.store import fetch_weights, read_card\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "folder = fetch_weights(sys.argv[1], Path(sys.argv[2]))\n"
+        "print((folder / read_card(folder, 'detector', 'tiny').file_name).stat().st_ino)"
+    )
+    command = [sys.executable, "-c", code, f"{bucket.uri}/weights", str(tmp_path / "cache")]
+    fetching = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.stdout.readline() for process in fetching] == ["ready\n"] * 4
+    for process in fetching:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    found = {process.communicate(timeout=60)[0] for process in fetching}
+    assert len(found) == 1 and [process.returncode for process in fetching] == [0] * 4
