@@ -16,6 +16,7 @@ IMAGE_EXTENSIONS = frozenset({
 OTHER_EXTENSION = "with another extension"
 HIDDEN = "hidden"
 MARKER = "directory markers"
+OUTPUT = "of the output itself"
 
 _WILDCARD = re.compile(r"[*?\[]")
 
