@@ -28,6 +28,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pipeline import headers
 from pipeline.batch import NO_PIXELS, Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
 
 FetchRows = Callable[[Sequence[TodoRow]], Generator[Fetched | FetchFailure, None, None]]
@@ -54,18 +55,24 @@ _PILLOW_CLASSES: dict[str, type[ImageFile.ImageFile]] = {
     "avif": AvifImagePlugin.AvifImageFile,
 }
 
-_UNSUPPORTED_VARIANT = re.compile(r"unknown pixel mode|cannot handle|unsupported|not supported", re.I)
+_UNSUPPORTED_VARIANT = re.compile(r"unknown pixel mode|cannot handle|unsupported (?!marker)|not supported", re.I)
 
 # What `_strip_to_rgb` can turn into RGB.
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I", "F",
           "I;16", "I;16B", "I;16L", "I;16N"}
 
-_BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+# Of the frame header's marker, what none of our decoders or only some builds of them can do.
+_JPEG_PROCESSES = {
+    0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xC9: "arithmetic coding",
+    0xCA: "arithmetic coding", 0xCB: "lossless", 0xCD: "hierarchical", 0xCE: "hierarchical", 0xCF: "hierarchical",
+}
 
 
 class DecodeError(Exception):
-    """An image that cannot be decoded: its status, the reason, and what was known of it by then."""
+    """An image that cannot be decoded: its status, the reason, and what was known of it by then.
+
+    Reasons are few and ours, the same whatever a library says this year: they are counted by kind.
+    """
 
     def __init__(
         self, status: Status, reason: str, *, format: str | None = None, size_wh: tuple[int, int] | None = None
@@ -133,58 +140,98 @@ def prepare_pillow() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def sniff_format(content: bytes) -> str | None:
-    """The format told by the first bytes, as in the column `format`; None for what we do not decode."""
-    if content.startswith(b"\xff\xd8"):
-        return "jpeg"
-    if content.startswith(b"\x89PNG"):
-        return "png"
-    if content.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if content.startswith(b"BM") and int.from_bytes(content[14:18], "little") in _BMP_HEADER_BYTES:
-        return "bmp"
-    if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "tiff"
-    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        return "webp"
-    if content[4:8] == b"ftyp":
-        box_end = min(int.from_bytes(content[:4], "big"), 256)
-        brands = {content[8:12], *(content[i : i + 4] for i in range(16, box_end, 4))}
-        if brands & {b"avif", b"avis"}:
-            return "avif"
-        if brands & _HEIC_BRANDS:
-            return "heic"
-    return None
-
-
 def read_header(content: bytes, *, max_pixels: int, min_side_px: int | None) -> Header:
     """Format, size and orientation without decoding a pixel. Raises `DecodeError`."""
     if not content:
         raise DecodeError(Status.UNREADABLE, "empty file")
-    format = sniff_format(content)
+    format = headers.sniff_format(content)
     if format is None:
         raise DecodeError(Status.UNSUPPORTED, "not an image, or not a format we decode")
-    image = _open_with_pillow(content, format)
-    if image.mode not in _MODES or (format == "tiff" and _is_camera_raw(image)):
-        reason = "a camera's raw file" if image.mode in _MODES else f"colours given as {image.mode}"
-        raise DecodeError(Status.UNSUPPORTED, reason, format=format)
-    width, height = image.size
-    decode_scale, work_bytes = 1.0, _PILLOW_BYTES[format] * width * height
-    if format == "jpeg" and (jpeg_wh := _jpeg_size(content)):
-        width, height = jpeg_wh       # libjpeg's word, since it does the decoding
-        decode_scale = jpeg_scale(width, height, min_side_px)
-        # libjpeg keeps all coefficients of a progressive file, 2 bytes each, whatever the scale.
-        work_bytes = 2 * len(image.getbands()) * width * height if "progressive" in image.info else 0
-    if width * height > max_pixels:
-        reason = f"{width} × {height} pixels, the limit is {max_pixels}"
-        raise DecodeError(Status.TOO_LARGE, reason, format=format, size_wh=(width, height))
-    if format == "png":
-        image.info.setdefault("exif", _png_exif(content))
-    orientation = _exif_orientation(image)
+    try:
+        facts = (_jpeg_facts(content, min_side_px) if format == "jpeg" else None) or _pillow_facts(content, format)
+    except headers.Overload as error:
+        raise DecodeError(Status.TOO_LARGE, f"{format.upper()}: {error}", format=format) from None
+    width, height = facts.size_wh
+    for what, n_pixels in (("", width * height), ("TIFF: tiles ", facts.tile_pixels)):
+        if n_pixels > max_pixels:
+            reason = f"{what}over the limit of {max_pixels} pixels"
+            raise DecodeError(Status.TOO_LARGE, reason, format=format, size_wh=(width, height))
     turned = format != "tiff"         # Pillow turns TIFFs itself, and their size is the upright one from the start
-    if turned and orientation is not None and orientation >= 5:
+    if turned and facts.exif_orientation is not None and facts.exif_orientation >= 5:
         width, height = height, width
-    return Header(format, width, height, orientation, decode_scale, work_bytes, turned)
+    return Header(format, width, height, facts.exif_orientation, facts.decode_scale, facts.work_bytes, turned)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a decoder's header says: size as stored, the EXIF orientation, and what decoding takes.
+
+    tile_pixels: of one tile of a TIFF, which is decoded at once and may be larger than the picture.
+    """
+
+    size_wh: tuple[int, int]
+    exif_orientation: int | None
+    work_bytes: int
+    decode_scale: float = 1.0
+    tile_pixels: int = 0
+
+
+def _jpeg_facts(content: bytes, min_side_px: int | None) -> _Facts | None:
+    """What libjpeg, which does the decoding, makes of the header; None for the few kinds that it does not take."""
+    header = headers.read_jpeg(content)
+    if header is None:
+        raise _bad_data("no scan", "jpeg", content, "header")
+    if header.scans > headers.MAX_SCANS:
+        raise headers.Overload(f"more than {headers.MAX_SCANS} scans")
+    size_wh = _jpeg_size(content)
+    if size_wh is None:
+        return None
+    # Of a file with several scans libjpeg keeps all coefficients, 2 bytes each, whatever the scale.
+    work_bytes = 2 * header.components * size_wh[0] * size_wh[1] if header.scans > 1 else 0
+    return _Facts(size_wh, _orientation(header.exif), work_bytes, jpeg_scale(*size_wh, min_side_px))
+
+
+def _pillow_facts(content: bytes, format: str) -> _Facts:
+    """What Pillow makes of the header."""
+    exif, tile_pixels = None, 0
+    match format:
+        case "png":
+            exif = headers.read_png(content).exif
+        case "tiff":
+            tile_pixels = headers.read_tiff(content).tile_pixels
+        case "bmp":
+            headers.check_bmp(content)
+    image = _open_with_pillow(content, format)
+    if image.mode not in _MODES:
+        raise DecodeError(Status.UNSUPPORTED, f"{format.upper()}: colours given as {image.mode}", format=format)
+    width, height = image.size
+    if not width * height:
+        raise _bad_data("no pixels", format, content, "header")
+    if format == "tiff":
+        if _is_camera_raw(image):
+            raise DecodeError(Status.UNSUPPORTED, "TIFF: a camera's raw file", format=format)
+        orientation = _valid_orientation(_tag(image, _ORIENTATION_TAG))
+    else:
+        orientation = _orientation(exif or image.info.get("exif"))
+    work_bytes = _PILLOW_BYTES[format] * max(width * height, tile_pixels)
+    if format == "png":
+        work_bytes += len(content)    # a copy of the chunks that make pixels
+    return _Facts((width, height), orientation, work_bytes, tile_pixels=tile_pixels)
+
+
+def _orientation(exif: bytes | None) -> int | None:
+    if not exif:
+        return None
+    try:
+        parsed = Image.Exif()
+        parsed.load(exif)
+        return _valid_orientation(parsed.get(_ORIENTATION_TAG))
+    except Exception:                 # EXIF is often broken, in every way; the picture is no worse for it
+        return None
+
+
+def _valid_orientation(value: object) -> int | None:
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
 def jpeg_scale(width: int, height: int, min_side_px: int | None) -> float:
@@ -239,35 +286,15 @@ def _decode_jpeg(content: bytes, size_wh: tuple[int, int], scale: float) -> np.n
     try:
         return _libjpeg(content, size_wh, scale, strict=True)
     except ValueError:
-        tidied = _tidy_jpeg_header(content)
+        tidied = _tidied(content, "jpeg")
     # libjpeg tells its first warning only, and a harmless one in the header would hide that pixels are missing.
     try:
         return _libjpeg(tidied, size_wh, scale, strict=True)
     except ValueError as error:
         # Stray bytes before the end marker: all blocks were there. Before any other marker they are lost blocks.
         if "extraneous bytes before marker 0xd9" not in str(error):
-            raise _bad_data(error, "jpeg") from error
+            raise _bad_data(str(error), "jpeg", content, "pixels") from error
         return _libjpeg(tidied, size_wh, scale, strict=False)
-
-
-def _tidy_jpeg_header(content: bytes) -> bytes:
-    """The same file without stray bytes between the segments of its header, and of a JFIF version that is known."""
-    parts = [content[:2]]
-    position = 2
-    while (start := content.find(b"\xff", position)) >= 0 and start + 4 <= len(content):
-        marker = content[start + 1]
-        if marker == _START_OF_SCAN:
-            return b"".join([*parts, content[start:]])
-        if marker in (0x00, 0xFF):    # no marker
-            position = start + 1
-            continue
-        end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
-        segment = content[start:end]
-        if segment[4:9] == b"JFIF\0":
-            segment = segment[:9] + b"\1\1" + segment[11:]
-        parts.append(segment)
-        position = end
-    return content
 
 
 def _libjpeg(content: bytes, size_wh: tuple[int, int], scale: float, *, strict: bool) -> np.ndarray:
@@ -293,62 +320,62 @@ def _open_with_pillow(content: bytes, format: str) -> ImageFile.ImageFile:
     else:
         image_class = _PILLOW_CLASSES[format]
     try:
-        return image_class(io.BytesIO(content))
+        return image_class(io.BytesIO(_tidied(content, format)))
     except MemoryError:
         raise
     except Exception as error:        # broken headers make Pillow raise nearly everything
-        raise _bad_data(error, format) from error
+        raise _bad_data(str(error), format, content, "header") from error
+
+
+def _tidied(content: bytes, format: str) -> bytes:
+    """The file without what a decoder would stumble over, unpack or walk through though it makes no pixel."""
+    if format == "png":
+        return headers.read_png(content).tidied
+    if format == "jpeg" and (header := headers.read_jpeg(content)):
+        return header.tidied + content[header.data_start :]
+    return content
 
 
 def _decode_with_pillow(content: bytes, format: str) -> np.ndarray:
     image = _open_with_pillow(content, format)
     try:
         image.load()
+        return _to_rgb(image)
     except MemoryError:
         raise
-    except Exception as error:        # and broken pixels too
-        raise _bad_data(error, format) from error
-    return _to_rgb(image)
+    except Exception as error:        # and broken pixels or palettes too
+        raise _bad_data(str(error), format, content, "pixels") from error
 
 
-def _bad_data(error: Exception, format: str) -> DecodeError:
-    """Unsupported where the decoder says that it lacks this variant, else unreadable."""
-    reason = _one_line(str(error)) or type(error).__name__
-    if _UNSUPPORTED_VARIANT.search(reason):
-        return DecodeError(Status.UNSUPPORTED, f"a variant of {format.upper()}: {reason}", format=format)
-    return DecodeError(Status.UNREADABLE, f"broken {format.upper()}: {reason}", format=format)
+def _bad_data(told: str, format: str, content: bytes, where: str) -> DecodeError:
+    """What a decoder's message means: cut off, a variant that it lacks, or damaged in the header or the pixels."""
+    name = format.upper()
+    if headers.is_cut_off(content, format):
+        return DecodeError(Status.UNREADABLE, f"{name}: cut off before the picture ends", format=format)
+    jpeg = headers.read_jpeg(content) if format == "jpeg" else None
+    if jpeg and jpeg.precision_bits in (12, 16):
+        reason = f"{name}: {jpeg.precision_bits} bits a sample"
+        return DecodeError(Status.UNSUPPORTED, reason, format=format)
+    if jpeg and jpeg.process in _JPEG_PROCESSES:
+        return DecodeError(Status.UNSUPPORTED, f"{name}: {_JPEG_PROCESSES[jpeg.process]}", format=format)
+    if _UNSUPPORTED_VARIANT.search(told):
+        return DecodeError(Status.UNSUPPORTED, f"{name}: a variant we do not decode", format=format)
+    return DecodeError(Status.UNREADABLE, f"{name}: damaged {where}", format=format)
 
 
-def _one_line(text: str) -> str:
-    """Short, and without the counts that would make every cut-off file a kind of error of its own."""
-    return " ".join(re.sub(r"\(\d+ bytes not processed\)", "", text).split())[:300]
-
-
-def _exif_orientation(image: ImageFile.ImageFile) -> int | None:
-    try:
-        # Not image.getexif(): that of a PNG decodes all pixels to look for EXIF behind them.
-        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
-    except Exception:                 # EXIF is often broken, in every way; the picture is no worse for it
-        return None
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else None
-
-
-def _png_exif(content: bytes) -> bytes | None:
-    """The EXIF of a PNG, which may stand before or behind the pixels."""
-    start = 8
-    while start + 8 <= len(content):
-        length = int.from_bytes(content[start : start + 4], "big")
-        if content[start + 4 : start + 8] == b"eXIf":
-            return b"Exif\0\0" + content[start + 8 : start + 8 + length]
-        start += 12 + length
-    return None
-
-
-def _is_camera_raw(image: ImageFile.ImageFile) -> bool:
+def _is_camera_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
     """Whether a TIFF is a camera's raw file (DNG, CR2, NEF, ARW), whose first picture is a small preview."""
-    tags = image.tag_v2
-    reduced_preview = bool(int(tags.get(254, 0)) & 1) and 330 in tags
-    return 50706 in tags or reduced_preview or image.fp.getvalue()[8:10] == b"CR"
+    subfile_type = _tag(image, 254)
+    reduced_preview = isinstance(subfile_type, int) and bool(subfile_type & 1) and 330 in image.tag_v2
+    return 50706 in image.tag_v2 or reduced_preview or image.fp.getvalue()[8:10] == b"CR"
+
+
+def _tag(image: TiffImagePlugin.TiffImageFile, number: int) -> object:
+    """The value of a tag; None where it is missing or makes no sense."""
+    try:
+        return image.tag_v2.get(number)
+    except Exception:                 # values are read when they are asked for, and broken in as many ways as EXIF
+        return None
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -522,7 +549,8 @@ _Waiting = tuple[ImageRecord, bytes | None, Header | None]
 def _failed(record: ImageRecord, error: Exception) -> ImageRecord:
     """The record of an image that could not be decoded; what is not the image's fault is `failed`."""
     if not isinstance(error, DecodeError):
-        return replace(record, status=Status.FAILED, error=f"decode: {type(error).__name__}: {_one_line(str(error))}")
+        reason = " ".join(str(error).split())[:300]
+        return replace(record, status=Status.FAILED, error=f"decode: {type(error).__name__}: {reason}")
     record = replace(record, status=error.status, error=error.reason, format=error.format or record.format)
     if error.size_wh:
         record = replace(record, width=error.size_wh[0], height=error.size_wh[1])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import os
+import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,15 +15,56 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from pipeline.batch import GOOD, Status
 
-DECODED = frozenset(GOOD)
-UNREADABLE = frozenset({Status.UNREADABLE})
-UNSUPPORTED = frozenset({Status.UNSUPPORTED})
-TOO_LARGE = frozenset({Status.TOO_LARGE})
-FETCH_FAILED = frozenset({Status.FETCH_FAILED})
+Outcome = tuple[Status, str | None]
+"""What must become of an image: its status, and the text in the column `error`."""
+
+DECODED = frozenset((status, None) for status in GOOD)
+CUT_OFF, DAMAGED_HEADER, DAMAGED_PIXELS = "cut off before the picture ends", "damaged header", "damaged pixels"
+NO_IMAGE = frozenset({(Status.UNSUPPORTED, "not an image, or not a format we decode")})
+MAX_PIXELS = 200_000_000
+TOO_MANY_PIXELS = frozenset({(Status.TOO_LARGE, f"over the limit of {MAX_PIXELS} pixels")})
+
+
+def unreadable(format: str, *reasons: str) -> frozenset[Outcome]:
+    """A broken file of that format, for one of these reasons."""
+    return frozenset((Status.UNREADABLE, f"{format.upper()}: {reason}") for reason in reasons)
+
+
+def unsupported(format: str, *reasons: str) -> frozenset[Outcome]:
+    """A file of that format that we do not decode, for one of these reasons."""
+    return frozenset((Status.UNSUPPORTED, f"{format.upper()}: {reason}") for reason in reasons)
+
+
+def fetch_failed(reason: str) -> frozenset[Outcome]:
+    """A file that cannot be opened."""
+    return frozenset({(Status.FETCH_FAILED, reason)})
+
+
+def too_large(format: str, reason: str) -> frozenset[Outcome]:
+    """A file of that format that would cost too much."""
+    return frozenset({(Status.TOO_LARGE, f"{format.upper()}: {reason}")})
+
+
+def any_damage(format: str) -> frozenset[Outcome]:
+    """All that may be said of a file of that format of which something was changed; there is nothing else."""
+    said = DECODED | NO_IMAGE | TOO_MANY_PIXELS | unreadable(format, CUT_OFF, DAMAGED_HEADER, DAMAGED_PIXELS)
+    said |= unsupported(format, "a variant we do not decode")
+    match format:
+        case "jpeg":
+            said |= unsupported(format, "12 bits a sample", "16 bits a sample", "lossless", "hierarchical",
+                                "arithmetic coding") | too_large(format, "more than 100 scans")
+        case "tiff":
+            said |= unsupported(format, "a camera's raw file", "colours given as LAB")
+            said |= too_large(format, "more than 1000000 strips or tiles")
+            said |= too_large(format, f"tiles over the limit of {MAX_PIXELS} pixels")
+        case "bmp":
+            said |= too_large(format, "run-length coded and more than 65535 pixels wide")
+    return said
+
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 
@@ -42,7 +85,7 @@ _STORED = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file, and what must become of it.
+    """One image file, and what may become of it; mostly there is one outcome.
 
     picture: the upright pixels it shows, where it is decoded; mean_error: how far the decoded ones may be off, mean
     absolute difference; orientation: the EXIF orientation to be told.
@@ -50,7 +93,7 @@ class Sample:
 
     name: str
     content: bytes
-    statuses: frozenset[Status]
+    outcomes: frozenset[Outcome]
     format: str | None = None
     picture: np.ndarray | None = None
     mean_error: float = 0.0
@@ -115,14 +158,35 @@ def by_opencv(extension: str, pixels_rgb: np.ndarray) -> bytes:
     return cv2.imencode(extension, cv2.cvtColor(pixels_rgb, order))[1].tobytes()
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, rows: bytes, *, interlaced: bool = False) -> bytes:
+    """An RGB PNG of these rows, each with its filter's byte in front."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that says it is that large, with the pixels of one row."""
+    return png(width, height, bytes(1 + 3 * min(width, 1_000_000)))
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1 + 3 * width))) + chunk(b"IEND", b"")
+def png_with(*chunks: bytes) -> bytes:
+    """The picture as a PNG, with these chunks behind its header."""
+    content = encode(picture(), "PNG")
+    return content[:33] + b"".join(chunks) + content[33:]
+
+
+def interlaced_png() -> bytes:
+    """The picture in the seven passes of Adam7, which Pillow does not write."""
+    rows = b""
+    for left, top, right, down in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+                                   (0, 1, 1, 2)):
+        rows += b"".join(b"\0" + row.tobytes() for row in picture()[top::down, left::right])
+    return png(WIDTH, HEIGHT, rows, interlaced=True)
 
 
 def jpeg_of_size(width: int, height: int) -> bytes:
@@ -133,16 +197,120 @@ def jpeg_of_size(width: int, height: int) -> bytes:
     return bytes(content)
 
 
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    """A segment of a JPEG."""
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_with(*segments: bytes) -> bytes:
+    """A good JPEG with these segments in front of its own."""
+    return b"".join([b"\xff\xd8", *segments, jpeg()[2:]])
+
+
+def flat_jpeg(*, process: int = 0xC0, bits: int = 8) -> bytes:
+    """A grey JPEG by hand, whose every block is two zero bits; 12 bits a sample is what no encoder here writes."""
+    code = bytes([1, *[0] * 15, 0])                    # one code of one bit, for the value 0
+    frame = struct.pack(">BHHB", bits, HEIGHT, WIDTH, 1) + b"\1\x11\0"
+    header = jpeg_segment(0xDB, b"\0" + b"\1" * 64) + jpeg_segment(process, frame)
+    header += jpeg_segment(0xC4, b"\0" + code) + jpeg_segment(0xC4, b"\x10" + code)
+    return b"\xff\xd8" + header + jpeg_segment(0xDA, b"\1\1\0\0\x3f\0") + bytes(37) + b"\x0f\xff\xd9"   # 150 blocks
+
+
+def jpeg_of_scans(count: int, side_px: int = 64) -> bytes:
+    """A progressive JPEG that repeats its last scan, a few bytes for another pass over the whole picture."""
+    content = encode(Image.new("RGB", (side_px, side_px)), "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * (count - content.count(b"\xff\xda")) + content[-2:]
+
+
 def broken_exif(body: bytes) -> bytes:
     """A good JPEG with these bytes where EXIF should be."""
-    segment = b"Exif\0\0" + body
-    return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg()[2:]
+    return jpeg_with(jpeg_segment(0xE1, b"Exif\0\0" + body))
 
 
-def damaged(content: bytes, position: float, damage: Callable[[int], int]) -> bytes:
-    """One byte changed, the one that lies at this fraction of the file."""
+def ifd(*entries: tuple[int, int, int, int | bytes], order: str = "<", big: bool = False, after: bytes = b"") -> bytes:
+    """A TIFF, or the EXIF of another file, of these entries (tag, type, count, value or offset), and what follows."""
+    head, count, entry, end = ("Q", "Q", "HHQ8s", 8) if big else ("L", "H", "HHL4s", 4)
+    first = struct.pack(f"{order}HHHQ", 43, 8, 0, 16) if big else struct.pack(f"{order}HL", 42, 8)
+    content = (b"II" if order == "<" else b"MM") + first + struct.pack(order + count, len(entries))
+    for tag, kind, length, value in entries:
+        if not isinstance(value, bytes):
+            value = struct.pack(order + ({3: "H", 4: "L"}.get(kind, head) if length == 1 else head), value)
+        content += struct.pack(order + entry, tag, kind, length, value.ljust(end, b"\0"))
+    return content + bytes(struct.calcsize(head)) + after
+
+
+def tiff_of_size(width: int, height: int, *more: tuple[int, int, int, int], big: bool = False) -> bytes:
+    """A grey TIFF that says it is that large, with a thousand bytes of pixels."""
+    tags = sorted([(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
+                   (277, 3, 1, 1), (273, 4, 1, 400), (278, 4, 1, height), (279, 4, 1, 1000), *more])
+    return ifd(*tags, big=big).ljust(400, b"\0") + bytes(1000)
+
+
+def tiled_tiff(width: int, height: int, tile_px: int, tiles: bytes, n_tiles: int) -> bytes:
+    """An RGB TIFF of square tiles, all packed by zlib into as many bytes."""
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 0), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3),
+            (322, 4, 1, tile_px), (323, 4, 1, tile_px), (324, 4, n_tiles, 0), (325, 4, n_tiles, 0)]
+    at = len(ifd(*tags))
+    bits, offsets, sizes, data = at, at + 6, at + 6 + 4 * n_tiles, at + 6 + 8 * n_tiles
+    each = len(tiles) // n_tiles
+    if n_tiles == 1:
+        offsets, sizes = data, each
+    tags = [(tag, kind, n, {258: bits, 324: offsets, 325: sizes}.get(tag, value)) for tag, kind, n, value in tags]
+    after = struct.pack("<HHH", 8, 8, 8) + struct.pack(f"<{n_tiles}L", *(data + i * each for i in range(n_tiles)))
+    return ifd(*tags, after=after + struct.pack(f"<{n_tiles}L", *[each] * n_tiles) + tiles)
+
+
+def picture_in_tiles() -> bytes:
+    """The picture as a TIFF of two by two tiles."""
+    padded = np.pad(picture(), ((0, 128 - HEIGHT), (0, 128 - WIDTH), (0, 0)))
+    packed = [zlib.compress(padded[y : y + 64, x : x + 64].tobytes()) for y in (0, 64) for x in (0, 64)]
+    longest = max(map(len, packed))
+    return tiled_tiff(WIDTH, HEIGHT, 64, b"".join(tile.ljust(longest, b"\0") for tile in packed), 4)
+
+
+def bmp_of_runs(width: int, height: int, runs: bytes) -> bytes:
+    """A BMP of 8 bits, run-length coded."""
+    start = 54 + 1024
+    head = b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start)
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return head + info + bytes(value for i in range(256) for value in (i, i, i, 0)) + runs
+
+
+def gif_of_frames(count: int) -> bytes:
+    """The picture as the first of many frames; the others are of one pixel."""
+    content = encode(Image.fromarray(picture()).quantize(256), "GIF")
+    dot = b",\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"
+    return content[:-1] + dot * (count - 1) + b";"
+
+
+def webp_of_frames(count: int, canvas_wh: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+    """The picture as the first of many frames; the others are of one pixel."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+    def less_one(*values: int) -> bytes:
+        return b"".join((value - 1).to_bytes(3, "little") for value in values)
+
+    def frame(pixels: np.ndarray) -> bytes:
+        size = less_one(pixels.shape[1], pixels.shape[0])
+        return chunk(b"ANMF", bytes(6) + size + bytes(4) + encode(pixels, "WEBP", lossless=True)[12:])
+
+    body = b"WEBP" + chunk(b"VP8X", b"\2\0\0\0" + less_one(*canvas_wh)) + chunk(b"ANIM", bytes(6))
+    body += frame(picture()) + frame(picture()[:1, :1]) * (count - 1)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def of_claimed_size(content: bytes, width: int, height: int) -> bytes:
+    """An AVIF or HEIC whose box says it is that large."""
+    start = content.index(b"ispe") + 8
+    return content[:start] + struct.pack(">II", width, height) + content[start + 8 :]
+
+
+def damaged(content: bytes, index: int, damage: Callable[[int], int]) -> bytes:
+    """One byte changed."""
     changed = bytearray(content)
-    index = int(len(content) * position)
     changed[index] = damage(changed[index])
     return bytes(changed)
 
@@ -172,17 +340,36 @@ def good_samples() -> Iterator[Sample]:
     yield good("ycck.jpg", ycck_jpeg(), "jpeg", error=3)
     yield good("several.mpo.jpg", encode(rgb, "MPO", quality=95, save_all=True, append_images=[image.rotate(180)]),
                "jpeg", error=4)
+    yield good("flat.jpg", flat_jpeg(), "jpeg", np.full((HEIGHT, WIDTH, 3), 128, np.uint8))
     yield good("bytes-after-end.jpg", jpeg() + b"trailer" * 9, "jpeg", error=1)
     yield good("stray-bytes-in-header.jpg", insert(jpeg(), b"\xff\xdb", b"\0abc"), "jpeg", error=1)
     yield good("stray-bytes-before-end.jpg", insert(jpeg(progressive=True), b"\xff\xd9", b"\0abc", last=True),
                "jpeg", error=1)
     yield good("odd-jfif-version.jpg", jpeg().replace(b"JFIF\0\1", b"JFIF\0\x09"), "jpeg", error=1)
-    yield good("exif-is-text.jpg", broken_exif(b"this is no TIFF"), "jpeg", error=1)
-    yield good("exif-is-cut.jpg", broken_exif(b"II*\0\x08\0\0\0\x05\0\x12\x01"), "jpeg", error=1)
-    yield good("exif-loops.jpg", broken_exif(b"II*\0\x08\0\0\0\0\0\x08\0\0\0"), "jpeg", error=1)
+    for name, body, orientation in broken_exifs():
+        seen = np.rot90(rgb, -1) if orientation == 6 else rgb
+        yield Sample(f"exif-{name}.jpg", broken_exif(body), DECODED, "jpeg", seen, 1, orientation)
+        yield Sample(f"exif-{name}.png", png_with(png_chunk(b"eXIf", body)), DECODED, "png", seen, 0, orientation)
+    two = [jpeg_segment(0xE1, b"Exif\0\0" + ifd((ORIENTATION_TAG, 3, 1, value))) for value in (1, 6)]
+    yield Sample("exif-twice.jpg", jpeg_with(*two), DECODED, "jpeg", rgb, 1, 1)
     yield good("exif-orientation-99.jpg", turned("JPEG", 99, quality=95, subsampling=0), "jpeg", error=1)
 
+    profiles = {"srgb": srgb_profile(), "junk": b"junk" * 99, "2-mb": random.Random(3).randbytes(2 << 20)}
+    for name, profile in profiles.items():
+        yield good(f"profile-{name}.jpg", jpeg(icc_profile=profile), "jpeg", error=1)
+        yield good(f"profile-{name}.png", encode(rgb, "PNG", icc_profile=profile), "png")
+        yield good(f"profile-{name}.webp", encode(rgb, "WEBP", lossless=True, icc_profile=profile), "webp")
+        yield good(f"profile-{name}.tif", encode(rgb, "TIFF", icc_profile=profile), "tiff")
+    avif = encode(rgb, "AVIF", quality=95, subsampling="4:4:4", icc_profile=srgb_profile())
+    yield good("profile-srgb.avif", avif, "avif", error=4)
+
     yield good("plain.png", encode(rgb, "PNG"), "png")
+    yield good("interlaced.png", interlaced_png(), "png")
+    yield good("16-greys.png", encode(image.convert("L").quantize(16), "PNG", bits=4), "png",
+               np.asarray(image.convert("L").quantize(16).convert("RGB")))
+    yield good("animated.png", encode(rgb, "PNG", save_all=True, append_images=[image.rotate(180)]), "png")
+    yield good("unknown-chunk.png", png_with(png_chunk(b"teSt", b"of somebody's own")), "png")
+    yield good("comment-of-wrong-checksum.png", png_with(png_chunk(b"tEXt", b"a\0b")[:-1] + b"?"), "png")
     yield good("grey.png", encode(image.convert("L"), "PNG"), "png", luma)
     yield good("black-and-white.png", encode(image.convert("1"), "PNG"), "png",
                np.asarray(image.convert("1").convert("RGB")))
@@ -224,6 +411,9 @@ def good_samples() -> Iterator[Sample]:
                np.asarray(image.convert("1").convert("RGB")))
     yield good("cmyk.tif", encode(Image.fromarray(cmyk(rgb), "CMYK"), "TIFF"), "tiff", error=2)
     yield good("alpha.tif", encode(rgba, "TIFF"), "tiff", over_white, 1)
+    yield good("big.tif", encode(rgb, "TIFF", big_tiff=True), "tiff")
+    yield good("tiles.tif", picture_in_tiles(), "tiff")
+    yield good("page-is-its-own-next.tif", page_loop(), "tiff")
     yield good("pages.tif", encode(rgb, "TIFF", save_all=True, append_images=[image.rotate(180)]), "tiff")
     yield good("16-bit.tif", by_opencv(".tiff", deep), "tiff")
     yield good("16-bit-grey.tif", encode(Image.fromarray(deep_grey), "TIFF"), "tiff", luma)
@@ -235,10 +425,15 @@ def good_samples() -> Iterator[Sample]:
     yield good("plain.gif", encode(palette, "GIF"), "gif", palette_rgb, 1)
     yield good("animated.gif", encode(palette, "GIF", save_all=True, append_images=[palette.rotate(180)]), "gif",
                palette_rgb, 1)
+    yield good("frame-larger-than-screen.gif", gif_of_screen(1, 1), "gif", palette_rgb, 1)
+    yield good("runs.bmp", bmp_of_runs(4, 2, b"\2\7\2\0\0\0\1\x63\3\0\0\1"), "bmp",
+               np.repeat(np.array([[0x63, 0, 0, 0], [7, 7, 0, 0]], np.uint8)[..., None], 3, axis=2))
     yield good("plain.avif", encode(rgb, "AVIF", quality=95, subsampling="4:4:4"), "avif", error=4)
     yield good("alpha.avif", encode(rgba, "AVIF", quality=100, subsampling="4:4:4"), "avif", over_white, 4)
     if HAS_HEIF:
-        yield good("plain.heic", heic(), "heic", error=4)
+        for orientation in range(1, 9):
+            # libheif turns the pixels itself, and the plugin then tells 1.
+            yield Sample(f"orientation-{orientation}.heic", heic(orientation), DECODED, "heic", rgb, 4, 1)
 
     for orientation in range(1, 9):
         for format, error, options in (
@@ -264,139 +459,346 @@ def good_samples() -> Iterator[Sample]:
     yield good("png-named.jpg", encode(rgb, "PNG"), "png")
     yield good("jpeg-named.png", jpeg(), "jpeg", error=1)
     yield good("webp-named.heic", encode(rgb, "WEBP", lossless=True), "webp")
+    yield good("avif-named.gif", avif, "avif", error=4)
+    yield good("bmp-named.webp", encode(rgb, "BMP"), "bmp")
+    yield good("tiff-named.bmp", encode(rgb, "TIFF"), "tiff")
+    yield good("gif-named.tif", encode(palette, "GIF"), "gif", palette_rgb, 1)
+    for format in ("PNG", "WEBP", "BMP", "TIFF", "GIF"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        content = encode(palette if format == "GIF" else rgb, format, **options) + b"trailer" * 9
+        yield good(f"bytes-after-end.{format.lower()}", content, format.lower(),
+                   palette_rgb if format == "GIF" else rgb, 1)
     dot = np.array([[[200, 100, 50]]], np.uint8)
     for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"):
         yield good(f"one-pixel.{format.lower()}", encode(dot, format), format.lower(), dot, 6)
     line = np.full((1, 60_000, 3), (200, 100, 50), np.uint8)
-    yield good("line.png", encode(line, "PNG"), "png", line)
-    yield good("line.jpg", encode(line, "JPEG", quality=95), "jpeg", line, 4)
+    for format in ("PNG", "JPEG", "BMP", "TIFF", "GIF"):
+        for name, pixels in (("line", line), ("column", np.ascontiguousarray(line.swapaxes(0, 1)))):
+            yield good(f"{name}.{format.lower()}", encode(pixels, format), format.lower(), pixels, 4)
+    line = line[:, :16_383]                # the longest side that WebP has
+    yield good("line.webp", encode(line, "WEBP", lossless=True), "webp", line)
+
+    # Bombs that are none for us: what they hold is not unpacked, or not looked at.
+    unpacked = zlib.compress(bytes(50_000_000))
+    yield good("profile-of-50-mb.png", png_with(png_chunk(b"iCCP", b"x\0\0" + unpacked)), "png")
+    yield good("comment-of-50-mb.png", png_with(png_chunk(b"zTXt", b"x\0\0" + unpacked)), "png")
+    yield good("text-of-50-mb.png", png_with(png_chunk(b"iTXt", b"x\0\1\0\0\0" + unpacked)), "png")
+    comments = [png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(1_000_000)))] * 100
+    yield good("100-comments-of-1-mb.png", png_with(*comments), "png")
+    yield good("50000-comments.jpg", jpeg_with(jpeg_segment(0xFE, b"") * 50_000), "jpeg", error=1)
+    yield good("50000-exifs.jpg", jpeg_with(jpeg_segment(0xE1, b"Exif\0\0") * 50_000), "jpeg", error=1)
+    yield good("50000-chunks.png", png_with(png_chunk(b"teSt", b"") * 50_000), "png")
+    tags = [(0x9000 + i, 7, 500_000, 8 + 2 + 12 * 500 + 4) for i in range(500)]      # 500 times the same half megabyte
+    yield good("exif-of-250-mb.png", png_with(png_chunk(b"eXIf", ifd(*tags, after=bytes(500_000)))), "png")
+    yield good("10000-frames.gif", gif_of_frames(10_000), "gif", palette_rgb, 1)
+    yield good("10000-frames.webp", webp_of_frames(10_000), "webp")
 
 
-def heic() -> bytes:
-    """The picture as HEIC; needs pillow-heif."""
+def broken_exifs() -> Iterator[tuple[str, bytes, int | None]]:
+    """EXIF that is wrong in some way, by name, and the orientation that it tells all the same."""
+    turned = (ORIENTATION_TAG, 3, 1, 6)
+    yield "is-text", b"this is no TIFF", None
+    yield "is-empty", b"", None
+    yield "is-cut", b"II*\0\x08\0\0\0\x05\0\x12\x01", None
+    yield "loops", b"II*\0\x08\0\0\0\0\0\x08\0\0\0", None
+    yield "is-its-own-next", ifd(turned)[:-4] + struct.pack("<L", 8), 6
+    yield "starts-beyond-the-end", b"II*\0\xf0\xff\xff\xff", None
+    yield "big-endian", ifd((ORIENTATION_TAG, 3, 1, 6), order=">"), 6
+    yield "orientation-0", ifd((ORIENTATION_TAG, 3, 1, 0)), None
+    yield "orientation-9", ifd((ORIENTATION_TAG, 3, 1, 9)), None
+    yield "orientation-is-long", ifd((ORIENTATION_TAG, 4, 1, 6)), 6
+    yield "orientation-is-text", ifd((ORIENTATION_TAG, 2, 2, b"6\0")), None
+    yield "orientation-is-negative", ifd((ORIENTATION_TAG, 8, 1, b"\xfa\xff")), None
+    yield "orientation-is-nan", ifd((ORIENTATION_TAG, 11, 1, b"\0\0\xc0\x7f")), None
+    yield "orientation-is-a-pair", ifd((ORIENTATION_TAG, 3, 2, b"\6\0\1\0")), 6
+    yield "orientation-has-no-value", ifd((ORIENTATION_TAG, 3, 0, 6)), None
+    yield "orientation-of-unknown-type", ifd((ORIENTATION_TAG, 99, 1, 6)), None
+    yield "offset-beyond-the-end", ifd((0x010F, 2, 100, 0xFFFFFFF0), turned), 6
+    yield "count-of-4-billion", ifd((0x010F, 2, 0xFFFFFFFF, 8), turned), 6
+    yield "says-65535-tags", b"II*\0\x08\0\0\0\xff\xff" + ifd(turned)[10:], 6
+
+
+def srgb_profile() -> bytes:
+    """An ICC profile."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def page_loop() -> bytes:
+    """The picture as a TIFF whose next page is itself."""
+    content = encode(picture(), "TIFF")
+    (start,) = struct.unpack_from("<L", content, 4)
+    end = start + 2 + 12 * struct.unpack_from("<H", content, start)[0]
+    return content[:end] + struct.pack("<L", start) + content[end + 4 :]
+
+
+def gif_of_screen(width: int, height: int) -> bytes:
+    """The picture as a GIF whose screen has another size."""
+    content = encode(Image.fromarray(picture()).quantize(256), "GIF")
+    return content[:6] + struct.pack("<HH", width, height) + content[10:]
+
+
+def heic(orientation: int = 1) -> bytes:
+    """The picture as HEIC, stored turned; needs pillow-heif."""
     import pillow_heif
 
+    image = Image.fromarray(picture())
+    if orientation in _STORED:
+        image = image.transpose(_STORED[orientation])
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
     buffer = io.BytesIO()
-    pillow_heif.from_pillow(Image.fromarray(picture())).save(buffer, quality=95)
+    pillow_heif.from_pillow(image).save(buffer, quality=95, exif=exif.tobytes())
     return buffer.getvalue()
 
 
 def bad_samples() -> Iterator[Sample]:
     """Files that are not decoded, and files of which either may be said."""
     rgb = picture()
-    noise = np.random.default_rng(7).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-
-    yield Sample("empty.jpg", b"", UNREADABLE)
-    yield Sample("text.jpg", b"This is not an image.\n" * 50, UNSUPPORTED)
-    yield Sample("page.png", b"<!doctype html><html><body>404</body></html>", UNSUPPORTED)
-    yield Sample("drawing.svg.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', UNSUPPORTED)
-    yield Sample("zeros.jpg", bytes(5000), UNSUPPORTED)
-    yield Sample("archive.jpg", b"PK\x03\x04" + bytes(100), UNSUPPORTED)
-    yield Sample("movie.jpg", struct.pack(">I", 24) + b"ftypisom\0\0\2\0isomiso2" + bytes(100), UNSUPPORTED)
-    yield Sample("icon.png", encode(rgb, "ICO"), UNSUPPORTED)
-    yield Sample("jpeg2000.jpg", encode(rgb, "JPEG2000"), UNSUPPORTED)
-    yield Sample("bm-is-text.bmp", b"BM is how this text begins, and no bitmap follows.", UNSUPPORTED)
-    twelve_bit = bytearray(jpeg())
-    twelve_bit[twelve_bit.index(b"\xff\xc0") + 4] = 12
-    yield Sample("12-bit.jpg", bytes(twelve_bit), UNSUPPORTED, "jpeg")
+    yield Sample("empty.jpg", b"", frozenset({(Status.UNREADABLE, "empty file")}))
+    no_images = {
+        "text.jpg": b"This is not an image.\n" * 50,
+        "page.png": b"<!doctype html><html><body>404</body></html>",
+        "drawing.svg.png": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "zeros.jpg": bytes(5000),
+        "one-byte.jpg": b"\xff",
+        "archive.jpg": b"PK\x03\x04" + bytes(100),
+        "movie.jpg": struct.pack(">I", 24) + b"ftypisom\0\0\2\0isomiso2" + bytes(100),
+        "icon.png": encode(rgb, "ICO"),
+        "jpeg2000.jpg": encode(rgb, "JPEG2000"),
+        "bm-is-text.bmp": b"BM is how this text begins, and no bitmap follows.",
+        "byte-before.jpg": b"\n" + jpeg(),
+        "line-ends-changed.png": encode(rgb, "PNG").replace(b"\x89PNG\r\n", b"?PNG\n", 1),
+    }
+    for name, content in no_images.items():
+        yield Sample(name, content, NO_IMAGE)
+    yield Sample("12-bit.jpg", flat_jpeg(process=0xC1, bits=12), unsupported("jpeg", "12 bits a sample"), "jpeg")
+    for process, name in ((0xC3, "lossless"), (0xC5, "hierarchical"), (0xCB, "lossless")):
+        content = jpeg().replace(b"\xff\xc0", b"\xff" + bytes([process]), 1)
+        yield Sample(f"process-{process:x}.jpg", content, unsupported("jpeg", name), "jpeg")
     raw_tags = TiffImagePlugin.ImageFileDirectory_v2()
     raw_tags.tagtype[50706] = 1
     raw_tags[50706] = b"\1\4\0\0"
-    yield Sample("raw.tif", encode(rgb, "TIFF", tiffinfo=raw_tags), UNSUPPORTED, "tiff")
+    yield Sample("raw.tif", encode(rgb, "TIFF", tiffinfo=raw_tags), unsupported("tiff", "a camera's raw file"), "tiff")
     lab = Image.frombytes("LAB", (WIDTH, HEIGHT), rgb.tobytes())
-    yield Sample("lab.tif", encode(lab, "TIFF"), UNSUPPORTED, "tiff")
+    yield Sample("lab.tif", encode(lab, "TIFF"), unsupported("tiff", "colours given as LAB"), "tiff")
+    yield Sample("3-bit.tif", tiff_of_size(10, 10).replace(b"\2\1\3\0\1\0\0\0\x08", b"\2\1\3\0\1\0\0\0\3"),
+                 unsupported("tiff", "a variant we do not decode"), "tiff")
+    if not HAS_HEIF:
+        brands = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic"
+        told = frozenset({(Status.UNSUPPORTED, "HEIC needs pillow-heif: pip install pillow-heif")})
+        yield Sample("any.heic", brands + bytes(100), told, "heic")
 
-    whole = {
+    whole = small_files()
+    for extension, (format, content) in whole.items():
+        for end in range(64, len(content), 64):
+            outcomes = unreadable(format, CUT_OFF) | (DECODED if pixels_end(extension, content) <= end else frozenset())
+            yield Sample(f"cut-at-{end}.{extension}", content[:end], outcomes, format)
+        yield Sample(f"cut-after-32-bytes.{extension}", content[:32], unreadable(format, CUT_OFF), format)
+        rng = random.Random(extension)
+        bits = {*rng.sample(range(8 * min(len(content), 200)), 12), *rng.sample(range(8 * len(content)), 20)}
+        for bit in sorted(bits):
+            flipped = damaged(content, bit // 8, lambda byte, bit=bit: byte ^ (1 << bit % 8))
+            yield Sample(f"bit-{bit}-flipped.{extension}", flipped, any_damage(format))
+    for extension in ("jpg", "progressive.jpg", "cmyk.jpg"):
+        content = whole[extension][1]
+        yield Sample(f"cut-and-ended.{extension}", content[: len(content) * 3 // 4] + b"\xff\xd9",
+                     unreadable("jpeg", DAMAGED_PIXELS), "jpeg")
+        yield Sample(f"end-marker-missing.{extension}", content[:-2], unreadable("jpeg", CUT_OFF), "jpeg")
+        zeroed = content[: len(content) * 3 // 4] + bytes(len(content) // 8) + content[len(content) * 7 // 8 :]
+        yield Sample(f"zeros-inside.{extension}", zeroed, unreadable("jpeg", DAMAGED_PIXELS), "jpeg")
+    stray = insert(jpeg(), b"\xff\xdb", b"\0abc")
+    yield Sample("stray-bytes-and-cut.jpg", stray[: len(stray) // 2], unreadable("jpeg", CUT_OFF), "jpeg")
+    yield Sample("stray-bytes-and-cut-and-ended.jpg", stray[: len(stray) // 2] + b"\xff\xd9",
+                 unreadable("jpeg", DAMAGED_PIXELS), "jpeg")
+    for name, content in (
+        ("only-soi", b"\xff\xd8"),
+        ("only-soi-and-eoi", b"\xff\xd8\xff\xd9"),
+        ("only-ff", b"\xff\xd8" + b"\xff" * 5000),
+        ("filled-with-zeros", jpeg()[:600] + bytes(5_000_000)),
+    ):
+        yield Sample(f"{name}.jpg", content, unreadable("jpeg", CUT_OFF), "jpeg")
+    png = whole["png"][1]
+    yield Sample("flipped-pixels.png", damaged(png, len(png) // 2, lambda byte: byte ^ 0x40),
+                 unreadable("png", DAMAGED_PIXELS), "png")
+    yield Sample("one-row-of-5000.png", png_of_size(5_000, 5_000), DECODED, "png")      # Pillow leaves the rest black
+    yield Sample("no-height.jpg", jpeg_of_size(120, 0), unreadable("jpeg", DAMAGED_HEADER), "jpeg")
+    yield Sample("no-width.png", png_of_size(0, 10), unreadable("png", DAMAGED_HEADER), "png")
+    yield Sample("no-width.tif", tiff_of_size(0, 10), unreadable("tiff", DAMAGED_HEADER), "tiff")
+    yield Sample("no-width.bmp", bmp_of_runs(0, 10, b"\0\1"), unreadable("bmp", DAMAGED_HEADER), "bmp")
+    yield Sample("negative-width.bmp", bmp_of_runs(-10, 10, b"\0\1"),
+                 too_large("bmp", "run-length coded and more than 65535 pixels wide"), "bmp")
+    yield Sample("says-65535-tags.tif", b"II*\0\x08\0\0\0\xff\xff" + bytes(1000), unreadable("tiff", CUT_OFF), "tiff")
+    same = [(1000 + i, 7, 500_000, 8 + 2 + 12 * 500 + 4) for i in range(500)]
+    yield Sample("tags-of-250-mb.tif", ifd(*same, after=bytes(500_000)), unreadable("tiff", DAMAGED_HEADER), "tiff")
+    yield from bombs()
+
+
+def small_files() -> dict[str, tuple[str, bytes]]:
+    """A small good file of every kind, by extension, with its format; what is cut to pieces and flipped."""
+    noise = np.random.default_rng(7).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    palette = Image.fromarray(noise).quantize(64)
+    rgb = picture()
+    files = {
         "jpg": jpeg(),
         "progressive.jpg": jpeg(progressive=True),
-        "cmyk.jpg": encode(Image.fromarray(cmyk(rgb), "CMYK"), "JPEG", quality=95),
+        "cmyk.jpg": encode(Image.fromarray(cmyk(rgb), "CMYK"), "JPEG", quality=75),
         "png": encode(noise, "PNG"),
+        "palette.png": encode(palette, "PNG", transparency=3),
+        "16-bit.png": by_opencv(".png", noise.astype(np.uint16) * 256),
         "webp": encode(noise, "WEBP", lossless=True),
-        "lossy.webp": encode(noise, "WEBP"),
+        "lossy.webp": encode(rgb, "WEBP"),
+        "animated.webp": webp_of_frames(2),
         "bmp": encode(noise, "BMP"),
         "tif": encode(noise, "TIFF"),
         "lzw.tif": encode(noise, "TIFF", compression="tiff_lzw"),
-        "gif": encode(Image.fromarray(noise).quantize(256), "GIF"),
-        "avif": encode(noise, "AVIF"),
+        "jpeg.tif": encode(noise, "TIFF", compression="jpeg"),
+        "gif": encode(palette, "GIF"),
+        "avif": encode(rgb, "AVIF"),
     }
     if HAS_HEIF:
-        whole["heic"] = heic()
-    for extension, content in whole.items():
-        format = {"jpg": "jpeg", "tif": "tiff"}.get(extension.rpartition(".")[2], extension.rpartition(".")[2])
-        yield Sample(f"cut-at-half.{extension}", content[: len(content) // 2], UNREADABLE, format)
-        yield Sample(f"cut-at-tenth.{extension}", content[: len(content) // 10], UNREADABLE, format)
-        yield Sample(f"cut-after-32-bytes.{extension}", content[:32], UNREADABLE, format)
-    for extension in ("jpg", "progressive.jpg", "cmyk.jpg"):
-        content = whole[extension]
-        yield Sample(f"cut-and-ended.{extension}", content[: len(content) // 2] + b"\xff\xd9", UNREADABLE, "jpeg")
-        yield Sample(f"end-marker-missing.{extension}", content[:-2], UNREADABLE, "jpeg")
-        zeroed = content[: len(content) // 2] + bytes(len(content) // 4) + content[len(content) * 3 // 4 :]
-        yield Sample(f"zeros-inside.{extension}", zeroed, UNREADABLE, "jpeg")
-    stray = insert(jpeg(), b"\xff\xdb", b"\0abc")
-    yield Sample("stray-bytes-and-cut.jpg", stray[: len(stray) // 2], UNREADABLE, "jpeg")
-    yield Sample("stray-bytes-and-cut-and-ended.jpg", stray[: len(stray) // 2] + b"\xff\xd9", UNREADABLE, "jpeg")
-    yield Sample("only-soi.jpg", b"\xff\xd8", UNREADABLE, "jpeg")
-    yield Sample("flipped-pixels.png", damaged(whole["png"], 0.5, lambda byte: byte ^ 0x40), UNREADABLE, "png")
-    for extension, content in whole.items():
-        for tenth in range(10):
-            flipped = damaged(content, tenth / 10 + 0.05, lambda byte: byte ^ 0x10)
-            yield Sample(f"flipped-{tenth}.{extension}", flipped, DECODED | UNREADABLE | UNSUPPORTED | TOO_LARGE)
-
-    yield Sample("bomb.png", png_of_size(50_000, 50_000), TOO_LARGE, "png")
-    yield Sample("bomb.jpg", jpeg_of_size(65_000, 65_000), TOO_LARGE, "jpeg")
-    yield Sample("bomb.gif", b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + whole["gif"][10:], TOO_LARGE, "gif")
-    yield Sample("lies-about-size.png", png_of_size(5_000, 5_000), DECODED | UNREADABLE, "png")
-    yield Sample("no-height.jpg", jpeg_of_size(120, 0), UNREADABLE, "jpeg")
+        files["heic"] = heic()
+    formats = {"jpg": "jpeg", "tif": "tiff"}
+    return {name: (formats.get(name.split(".")[-1], name.split(".")[-1]), content) for name, content in files.items()}
 
 
-# Names that trip readers of paths, URIs, globs, shells and HTML; each is a good JPEG.
+def pixels_end(extension: str, content: bytes) -> int:
+    """From where on a cut may do no harm: a PNG's last chunk and a checksum, the end marker of a GIF."""
+    return len(content) - {"png": 16, "gif": 2}.get(extension.split(".")[-1], 0)
+
+
+def bombs() -> Iterator[Sample]:
+    """Small files that would take gigabytes or hours, if one believed them."""
+    for name, content in (
+        ("png", png_of_size(50_000, 50_000)),
+        ("largest.png", png_of_size(2**31 - 1, 2**31 - 1)),
+        ("jpg", jpeg_of_size(65_000, 65_000)),
+        ("gif", gif_of_screen(65_535, 65_535)),
+        ("webp", webp_of_frames(1, (16_384, 16_384))),
+        ("bmp", encode(picture(), "BMP")[:18] + struct.pack("<ii", 60_000, -60_000) + encode(picture(), "BMP")[26:]),
+        ("tif", tiff_of_size(60_000, 60_000)),
+        ("largest.tif", tiff_of_size(2**32 - 1, 2**32 - 1)),
+        ("big.tif", tiff_of_size(2**32 - 1, 2**32 - 1, big=True)),
+        ("avif", of_claimed_size(encode(picture(), "AVIF"), 16_384, 16_384)),
+        *([("heic", of_claimed_size(heic(), 65_000, 65_000))] if HAS_HEIF else []),
+    ):
+        format = {"jpg": "jpeg", "tif": "tiff"}.get(name.split(".")[-1], name.split(".")[-1])
+        yield Sample(f"bomb.{name}", content, TOO_MANY_PIXELS, format)
+    runs = too_large("bmp", "run-length coded and more than 65535 pixels wide")
+    yield Sample("skips-255-long-rows.bmp", bmp_of_runs(200_000_000, 1, b"\0\2\0\xff" * 4 + b"\0\1"), runs, "bmp")
+    yield Sample("101-scans.jpg", jpeg_of_scans(101), too_large("jpeg", "more than 100 scans"), "jpeg")
+    yield Sample("10000-scans.jpg", jpeg_of_scans(10_000, 4000), too_large("jpeg", "more than 100 scans"), "jpeg")
+    packed = zlib.compress(bytes(1000))
+    yield Sample("tile-of-gigabytes.tif", tiled_tiff(100, 100, 26_000, packed, 1),
+                 too_large("tiff", f"tiles over the limit of {MAX_PIXELS} pixels"), "tiff")
+    yield Sample("5-million-strips.tif", tiff_of_size(100, 100, (324, 4, 5_000_000, 400)),
+                 too_large("tiff", "more than 1000000 strips or tiles"), "tiff")
+    yield Sample("million-segments.jpg", jpeg_with(jpeg_segment(0xFE, b"") * 1_000_000),
+                 too_large("jpeg", "more than 1000000 segments"), "jpeg")
+    yield Sample("million-chunks.png", png_with(png_chunk(b"teSt", b"") * 1_000_000),
+                 too_large("png", "more than 1000000 chunks"), "png")
+
+
+@functools.cache
+def samples() -> tuple[Sample, ...]:
+    """All of the files that are told by their content."""
+    return (*good_samples(), *bad_samples())
+
+
+# Names that trip readers of paths, URIs, globs, shells, terminals, tables and HTML; each is a good JPEG.
 ODD_NAMES = (
     "with space.jpg",
+    " space at both ends .jpg ",
     "quotes '\".jpg",
     "new\nline.jpg",
+    "carriage\rreturn.jpg",
+    "tab\t.jpg",
+    "bell\a and delete\x7f.jpg",
+    "\x1b[2J\x1b]0;title\a.jpg",
+    "right to left \u202egnp.jpg",
+    "zero\u200bwidth\ufeff.jpg",
     "<img src=x onerror=alert(1)> & <b>.jpg",
+    "javascript:alert(1).jpg",
     "percent %20 %2F %.jpg",
+    "%s %d {} {0} ${HOME} $(id) `id`.jpg",
     "hash # question ? colon : semicolon ;.jpg",
+    "a.jpg?endpoint_override=http:host&anonymous=true.jpg",
+    "shard.tar#member.jpg",
+    "s3:bucket.jpg",
+    "C:\\photo.jpg",
+    "comma, and; 'drop table faces --.jpg",
     "glob [a-z] * {b}.jpg",
     "back\\slash.jpg",
     "-dash.jpg",
+    "--config.jpg",
     "~tilde $HOME.jpg",
     "größe 北京 🙂.jpg",
-    "decomposed é.jpg",
+    "composed \u00e9.jpg",
+    "decomposed e\u0301.jpg",
     "many.dots...jpg",
     "x" * 251 + ".jpg",
+    "é" * 125 + ".jpg",
 )
-NOT_UTF8_NAME = b"not-utf-8 \xff\xfe.jpg"
+ODD_BYTES = (
+    b"not-utf-8 \xff\xfe.jpg",
+    b"latin-1 caf\xe9 %41.jpg",
+    b"a surrogate \xed\xa0\x80.jpg",
+    b"too long a slash \xc0\xaf.jpg",
+    b"cut character \xe5\x8c.jpg",
+)
+PATH_MAX = 4096              # bytes of a path, its end mark included
 
 
-def build_corpus(folder: Path) -> list[tuple[bytes, frozenset[Status]]]:
-    """Write all of it into a folder. Returns each file's name relative to the folder, and the statuses it may get.
+def build_corpus(folder: Path) -> list[tuple[bytes, frozenset[Outcome]]]:
+    """Write all of it into a folder. Returns each file's name relative to the folder, and what may become of it.
 
-    Beside them lies what a listing leaves out: a FIFO, a hidden file, a text with its own extension.
+    Beside them lies what a listing leaves out: a FIFO, a hidden file, a text with its own extension, an empty folder.
     """
-    expected: dict[bytes, frozenset[Status]] = {}
-    for sample in (*good_samples(), *bad_samples()):
+    expected: dict[bytes, frozenset[Outcome]] = {}
+    for sample in samples():
         (folder / sample.name).write_bytes(sample.content)
-        expected[os.fsencode(sample.name)] = sample.statuses
-    for name in (*map(os.fsencode, ODD_NAMES), NOT_UTF8_NAME):
+        expected[os.fsencode(sample.name)] = sample.outcomes
+    for name in (*map(os.fsencode, ODD_NAMES), *ODD_BYTES):
         (folder / os.fsdecode(name)).write_bytes(jpeg())
         expected[name] = DECODED
     nested = folder / "folder.jpg" / "deeper"
     nested.mkdir(parents=True)
     (nested / "inside.jpg").write_bytes(jpeg())
     expected[b"folder.jpg/deeper/inside.jpg"] = DECODED
+    (folder / "empty-folder.jpg").mkdir()
+    longest, too_long = write_long_paths(folder)
+    expected[longest], expected[too_long] = DECODED, fetch_failed("file name too long")
     (folder / "link.jpg").symlink_to("plain.jpg")
     expected[b"link.jpg"] = DECODED
     (folder / "broken-link.jpg").symlink_to("nowhere.jpg")
-    expected[b"broken-link.jpg"] = FETCH_FAILED
+    expected[b"broken-link.jpg"] = fetch_failed("no such file or directory")
     (folder / "link-to-itself.jpg").symlink_to("link-to-itself.jpg")
-    expected[b"link-to-itself.jpg"] = FETCH_FAILED
+    expected[b"link-to-itself.jpg"] = fetch_failed("too many levels of symbolic links")
     os.mkfifo(folder / "fifo.jpg")
     (folder / "link-to-fifo.jpg").symlink_to("fifo.jpg")
-    expected[b"link-to-fifo.jpg"] = FETCH_FAILED
+    expected[b"link-to-fifo.jpg"] = fetch_failed("not a regular file")
     (folder / ".hidden.jpg").write_bytes(jpeg())
     (folder / "notes.txt").write_text("not an image")
     (folder / "secret.jpg").write_bytes(jpeg())
     (folder / "secret.jpg").chmod(0)
-    expected[b"secret.jpg"] = FETCH_FAILED if os.geteuid() else DECODED      # root reads everything
+    # Root reads everything.
+    expected[b"secret.jpg"] = fetch_failed("permission denied") if os.geteuid() else DECODED
     return sorted(expected.items())
+
+
+def write_long_paths(folder: Path) -> tuple[bytes, bytes]:
+    """Two files far down: one whose path is as long as can be opened, one that is longer by a byte."""
+    inside, descriptor = b"", os.open(folder, os.O_RDONLY)
+    root = len(os.fsencode(folder)) + 1
+    while (left := PATH_MAX - 1 - root - len(inside)) > 255:
+        part = b"d" * min(200, left - 20)
+        os.mkdir(part, dir_fd=descriptor)
+        below = os.open(part, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        inside, descriptor = inside + part + b"/", below
+    names = [b"p" * (left + more - 4) + b".jpg" for more in (0, 1)]
+    for name in names:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=descriptor)
+        os.write(file, jpeg())
+        os.close(file)
+    os.close(descriptor)
+    return inside + names[0], inside + names[1]

@@ -1,6 +1,5 @@
 import hashlib
 import io
-import os
 import sys
 import threading
 import time
@@ -14,15 +13,13 @@ from PIL import Image, ImageOps
 
 from pipeline.batch import Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
 from pipeline.decode import Decode, DecodeError, _MemoryGate, decode_image, jpeg_scale, read_header, upright
-from pipeline.fetch import Fetch
-from pipeline.source import local_uri
 from tests import corpus
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")     # pytest undoes what prepare_pillow set
+# pytest undoes what prepare_pillow set.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 
-MAX_PIXELS = 200_000_000
-GOOD = [*corpus.good_samples()]
-BAD = [*corpus.bad_samples()]
+MAX_PIXELS = corpus.MAX_PIXELS
+GOOD = [sample for sample in corpus.samples() if sample.picture is not None]
 
 
 def decode_full(content):
@@ -30,15 +27,6 @@ def decode_full(content):
 
 
 # One image
-
-
-def test_the_whole_corpus_comes_from_disk_with_the_statuses_it_should(tmp_path):
-    expected = dict(corpus.build_corpus(tmp_path))
-    uris = {local_uri(f"{tmp_path}/{os.fsdecode(name)}"): name for name in expected}
-    decode = Decode(Fetch(), max_pixels=MAX_PIXELS, min_side_px=1280, threads=2, batch_images=50)
-    records = [record for batch in decode([TodoRow(uri) for uri in uris]) for record in batch.records]
-    assert [record.uri for record in records] == list(uris)
-    assert [(record.uri, record.status) for record in records if record.status not in expected[uris[record.uri]]] == []
 
 
 @pytest.mark.parametrize("sample", GOOD, ids=lambda sample: sample.name)
@@ -53,29 +41,8 @@ def test_good_files_show_their_picture_upright(sample):
     assert header.exif_orientation == sample.orientation
 
 
-@pytest.mark.parametrize("sample", BAD, ids=lambda sample: sample.name)
-def test_bad_files_get_a_status_and_a_reason(sample):
-    try:
-        decode_full(sample.content)
-        status = Status.OK
-    except DecodeError as error:
-        status = error.status
-        assert error.reason and "\n" not in error.reason and " at 0x" not in error.reason
-        assert sample.format is None or error.format == sample.format
-    assert status in sample.statuses
-
-
-def test_every_cut_of_a_jpeg_is_told():
-    for content in (corpus.jpeg(), corpus.jpeg(progressive=True), corpus.jpeg(restart_marker_rows=1)):
-        for end in range(2, len(content), 97):
-            for tail in (b"", b"\xff\xd9"):
-                with pytest.raises(DecodeError) as told:
-                    decode_full(content[:end] + tail)
-                assert told.value.status is Status.UNREADABLE
-
-
 def test_the_file_is_named_as_its_content_and_the_limit_is_told():
-    with pytest.raises(DecodeError, match="120 × 80 pixels, the limit is 9599") as told:
+    with pytest.raises(DecodeError, match="over the limit of 9599 pixels") as told:
         decode_image(corpus.jpeg(), max_pixels=9599, min_side_px=None)
     assert (told.value.status, told.value.format, told.value.size_wh) == (Status.TOO_LARGE, "jpeg", (120, 80))
     assert decode_image(corpus.jpeg(), max_pixels=9600, min_side_px=None).header.format == "jpeg"
@@ -155,12 +122,16 @@ def test_the_header_is_read_without_decoding_a_pixel(format):
     assert (header.width, header.height) == (4000, 3000)
 
 
-def test_a_progressive_jpeg_says_that_it_needs_its_coefficients():
-    def needed(**options):
-        return read_header(corpus.jpeg(**options), max_pixels=MAX_PIXELS, min_side_px=10).work_bytes
+def test_a_jpeg_of_several_scans_says_that_it_needs_its_coefficients():
+    def needed(content):
+        return read_header(content, max_pixels=MAX_PIXELS, min_side_px=10).work_bytes
 
-    assert needed() == 0
-    assert needed(progressive=True) == 120 * 80 * 3 * 2
+    assert needed(corpus.jpeg()) == 0
+    assert needed(corpus.jpeg(progressive=True)) == 120 * 80 * 3 * 2
+    one_by_one = corpus.jpeg()
+    at = one_by_one.index(b"\xff\xda")              # of the three components it names one
+    one_by_one = one_by_one[:at] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + b"\xff\xda" + one_by_one[at + 2 :]
+    assert needed(one_by_one) == 120 * 80 * 3 * 2
 
 
 @pytest.mark.parametrize(
@@ -244,12 +215,12 @@ def test_every_row_gets_one_record_in_order_a_broken_one_among_them():
     assert records == (
         ImageRecord("a", format="jpeg", width=120, height=80, exif_orientation=6, decode_scale=1.0, file_bytes=len(a),
                     sha256=sha256(a), etag="from-store", mtime=mtime),
-        ImageRecord("b", Status.UNREADABLE, records[1].error, format="jpeg", file_bytes=500,
+        ImageRecord("b", Status.UNREADABLE, "JPEG: cut off before the picture ends", format="jpeg", file_bytes=500,
                     sha256=sha256(contents["b"])),
         ImageRecord("c", Status.FETCH_FAILED, "not found"),
         ImageRecord("d", Status.TOO_LARGE, "a file of 9 bytes, the limit is 8"),
         ImageRecord("e", Status.UNREADABLE, "empty file", file_bytes=0, sha256=sha256(b"")),
-        ImageRecord("f", Status.TOO_LARGE, "50000 × 50000 pixels, the limit is 200000000", format="png", width=50_000,
+        ImageRecord("f", Status.TOO_LARGE, "over the limit of 200000000 pixels", format="png", width=50_000,
                     height=50_000, file_bytes=len(bomb), sha256=sha256(bomb)),
         ImageRecord("g", format="png", width=120, height=80, decode_scale=1.0, file_bytes=len(png), sha256=sha256(png),
                     etag="from-listing", mtime=mtime),

@@ -1,0 +1,245 @@
+"""Image files before a decoder sees them: their format, the parts that make pixels, EXIF, where they end, and bombs.
+
+Decoders unpack profiles and comments that nobody reads here, walk through a file's parts in Python, and believe what
+a header says of passes, pieces and tiles. So a few kilobytes can keep one busy for an hour, or fill the memory.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_PARTS = 1_000_000        # segments, chunks or strips; a picture of 200 megapixels in strips of one row has 60,000
+MAX_SCANS = 100              # passes over a JPEG's picture, as in libvips and libtiff; encoders make 10
+MAX_RLE_WIDTH = 65_535       # of a run-length coded BMP: four bytes skip 255 rows at once, which Pillow fills in memory
+
+_BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]", re.S)
+_JPEG_MARKER_AFTER_DATA = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.S)       # restart markers are part of the data
+_NO_LENGTH = {0x01, *range(0xD0, 0xD8)}
+_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
+
+_TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8,
+                    18: 8}
+_TIFF_NUMBERS = {3: "u2", 4: "u4", 13: "u4", 16: "u8"}
+_TILE_SIDES, _PIECE_OFFSETS, _PIECE_BYTES = (322, 323), (273, 324), (279, 325)
+
+
+class Overload(ValueError):   # noqa: N818  (a file's doing, not an error of ours)
+    """A file that would cost its decoder out of all proportion; the message says how, in plain words."""
+
+
+def sniff_format(content: bytes) -> str | None:
+    """The format told by the first bytes, as in the column `format`; None for what we do not decode."""
+    if content.startswith(b"\xff\xd8"):
+        return "jpeg"
+    if content.startswith(b"\x89PNG"):
+        return "png"
+    if content.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if content.startswith(b"BM") and int.from_bytes(content[14:18], "little") in _BMP_HEADER_BYTES:
+        return "bmp"
+    if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "webp"
+    if content[4:8] == b"ftyp":
+        box_end = min(int.from_bytes(content[:4], "big"), 256)
+        brands = {content[8:12], *(content[i : i + 4] for i in range(16, box_end, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        if brands & _HEIC_BRANDS:
+            return "heic"
+    return None
+
+
+def is_cut_off(content: bytes, format: str) -> bool:
+    """Whether a file that could not be decoded ends before its own structure says."""
+    match format:
+        case "jpeg":
+            header = read_jpeg(content)
+            return header is None or content.rfind(b"\xff\xd9") < header.data_start
+        case "png":
+            return read_png(content).cut_off
+        case "gif":
+            return not content.rstrip(b"\0").endswith(b";")
+        case "bmp":
+            return int.from_bytes(content[2:6], "little") > len(content)
+        case "webp":
+            return int.from_bytes(content[4:8], "little") + 8 > len(content)
+        case "tiff":
+            return read_tiff(content).cut_off
+        case _:
+            return _boxes_end(content) > len(content) or b"mdat" not in content
+
+
+def _boxes_end(content: bytes) -> int:
+    """Where the last of the boxes ends that HEIC and AVIF are made of."""
+    start = 0
+    for _ in range(MAX_PARTS):
+        if start >= len(content):
+            break
+        size = int.from_bytes(content[start : start + 4], "big")
+        if size == 1:
+            size = int.from_bytes(content[start + 8 : start + 16], "big")
+        if size < 8:                  # 0: to the end of the file; everything else is no box
+            break
+        start += size
+    return start
+
+
+# --- JPEG
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """A JPEG up to the data of its first scan, which is the part of the file from `data_start` on.
+
+    tidied: the segments that make pixels, without stray bytes between them, and with a JFIF version that is known.
+    process: of coding, the second byte of the frame header's marker: 0xC0 baseline, 0xC2 progressive, …
+    scans: passes over the picture, counted up to MAX_SCANS + 1.
+    exif: as it stands in the file, with or without sense.
+    """
+
+    tidied: bytes
+    data_start: int
+    process: int
+    precision_bits: int
+    components: int
+    scans: int
+    exif: bytes | None
+
+
+def read_jpeg(content: bytes) -> JpegHeader | None:
+    """The header of a JPEG; None if it ends before its first scan. Raises Overload."""
+    parts, frame, exif = [content[:2]], b"", None
+    position = 2
+    for _ in range(MAX_PARTS):
+        found = _JPEG_MARKER.search(content, position)
+        if found is None or content[found.start() + 1] == _END_OF_IMAGE:
+            return None
+        start, marker = found.start(), content[found.start() + 1]
+        if marker in _NO_LENGTH:
+            position = start + 2
+            continue
+        position = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+        if position > len(content):
+            return None
+        segment = content[start:position]
+        if marker in _FRAME_HEADERS:
+            frame = frame or segment
+        if segment[4:9] == b"JFIF\0":
+            segment = segment[:9] + b"\1\1" + segment[11:]
+        if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
+            exif = exif or segment[10:]
+        # Of applications' own segments only the two that say how colours are stored; comments are none of ours.
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or segment[4:9] in (b"JFIF\0", b"Adobe"):
+            parts.append(segment)
+        if marker == _START_OF_SCAN:
+            frame = frame.ljust(10, b"\0")
+            in_passes = frame[1] in _PROGRESSIVE or segment[4:5] < frame[9:10]
+            scans = _count_scans(content, position) if in_passes else 1
+            return JpegHeader(b"".join(parts), position, frame[1], frame[4], frame[9], scans, exif)
+    raise Overload(f"more than {MAX_PARTS} segments")
+
+
+def _count_scans(content: bytes, position: int) -> int:
+    scans = 1
+    for _ in range(MAX_PARTS):
+        found = _JPEG_MARKER_AFTER_DATA.search(content, position)
+        if found is None or content[found.start() + 1] == _END_OF_IMAGE or scans > MAX_SCANS:
+            return scans
+        scans += content[found.start() + 1] == _START_OF_SCAN
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    raise Overload(f"more than {MAX_PARTS} segments")
+
+
+# --- PNG
+
+
+@dataclass(frozen=True, slots=True)
+class PngParts:
+    """A PNG with those of its chunks alone that make pixels, and its EXIF, which may stand before or behind them."""
+
+    tidied: bytes
+    exif: bytes | None
+    cut_off: bool
+
+
+def read_png(content: bytes) -> PngParts:
+    """The parts of a PNG. Raises Overload."""
+    view = memoryview(content)
+    kept, exif, start = [view[:8]], None, 8
+    for _ in range(MAX_PARTS):
+        kind = content[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if kind == b"eXIf":
+            exif = exif or content[start + 8 : end - 4]
+        if kind[:1].isupper() or not kind.isalpha() or kind == b"tRNS":      # a capital marks what no decoder may skip
+            kept.append(view[start:end])
+        if end > len(content) or kind == b"IEND":
+            return PngParts(b"".join(kept), exif, end > len(content))
+        start = end
+    raise Overload(f"more than {MAX_PARTS} chunks")
+
+
+# --- TIFF and BMP
+
+
+@dataclass(frozen=True, slots=True)
+class TiffParts:
+    """What a TIFF's first directory says of where its data lie. tile_pixels: of one tile, 0 without."""
+
+    tile_pixels: int
+    cut_off: bool
+
+
+def read_tiff(content: bytes) -> TiffParts:
+    """The first directory of a TIFF. Raises Overload."""
+    order = "<" if content.startswith(b"II") else ">"
+    offset, count, entry = ("Q", "Q", "HHQ8s") if b"+" in content[2:4] else ("L", "H", "HHL4s")
+    tags = struct.Struct(order + entry)
+    try:
+        (start,) = struct.unpack_from(order + offset, content, 8 if offset == "Q" else 4)
+        (n_tags,) = struct.unpack_from(order + count, content, start)
+    except struct.error:
+        return TiffParts(0, True)
+    if n_tags > MAX_PARTS:
+        raise Overload(f"more than {MAX_PARTS} tags")
+    start += struct.calcsize(count)
+    end = start + n_tags * tags.size
+    entries = memoryview(content)[start:end]
+    if end + struct.calcsize(offset) > len(content):       # behind the tags stands where the next directory is
+        return TiffParts(0, True)
+    numbers, data_end = {}, end
+    for tag, kind, length, value in tags.iter_unpack(entries):
+        n_bytes = length * _TIFF_TYPE_BYTES.get(kind, 0)
+        if tag in (*_TILE_SIDES, *_PIECE_OFFSETS, *_PIECE_BYTES) and kind in _TIFF_NUMBERS and tag not in numbers:
+            if length > MAX_PARTS:
+                raise Overload(f"more than {MAX_PARTS} strips or tiles")
+            at = int.from_bytes(value, "little" if order == "<" else "big")
+            held = value if n_bytes <= len(value) else content[at : at + n_bytes]
+            if len(held) >= n_bytes:
+                numbers[tag] = np.frombuffer(held, order + _TIFF_NUMBERS[kind], length).astype(np.float64)
+        if n_bytes > len(value):
+            data_end = max(data_end, int.from_bytes(value, "little" if order == "<" else "big") + n_bytes)
+    for first, size in zip(_PIECE_OFFSETS, _PIECE_BYTES, strict=True):
+        if len(numbers.get(first, ())) == len(numbers.get(size, ())) > 0:
+            data_end = max(data_end, int((numbers[first] + numbers[size]).max()))
+    sides = [int(numbers[tag][0]) for tag in _TILE_SIDES if len(numbers.get(tag, ()))]
+    return TiffParts(sides[0] * sides[1] if len(sides) == 2 else 0, data_end > len(content))
+
+
+def check_bmp(content: bytes) -> None:
+    """Raises Overload for a run-length coded BMP whose rows are so long that skipping some fills the memory."""
+    if int.from_bytes(content[14:18], "little") >= 40:
+        width, compression = int.from_bytes(content[18:22], "little"), int.from_bytes(content[30:34], "little")
+        if compression in (1, 2) and width > MAX_RLE_WIDTH:
+            raise Overload(f"run-length coded and more than {MAX_RLE_WIDTH} pixels wide")

@@ -1,0 +1,127 @@
+"""Whatever lies in a bucket: every file gets the status and the reason that it should, soon, and in little memory."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.batch import Status, TodoRow
+from pipeline.decode import Decode, DecodeError, decode_image
+from pipeline.fetch import Fetch
+from pipeline.names import local_uri
+from tests import corpus
+
+pytestmark = [
+    pytest.mark.timeout(20),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),       # pytest undoes what prepare_pillow set
+]
+
+ROOT = Path(__file__).parent.parent
+BOMBS = [*corpus.bombs(), *(sample for sample in corpus.samples() if "-of-" in sample.name or "10000" in sample.name)]
+CASE_SECONDS = 3.0            # of CPU; the slowest takes 1.2: half a picture of 90 megapixels
+
+
+def outcome(content):
+    """Status and reason of a file, and its pixels."""
+    try:
+        decoded = decode_image(content, max_pixels=corpus.MAX_PIXELS, min_side_px=None)
+    except DecodeError as error:
+        return (error.status, error.reason), None, error.format
+    width, height = decoded.header.decoded_wh
+    assert decoded.pixels.shape == (height, width, 3)
+    return (Status.OK, None), decoded.pixels, decoded.header.format
+
+
+@pytest.mark.parametrize("sample", corpus.samples(), ids=lambda sample: sample.name)
+def test_every_file_gets_its_status_and_reason(sample):
+    started = time.process_time()
+    told, _, format = outcome(sample.content)
+    assert told in sample.outcomes
+    assert sample.format in (None, format)
+    assert time.process_time() - started < CASE_SECONDS
+
+
+@pytest.mark.parametrize("extension", corpus.small_files())
+def test_a_cut_file_is_told_or_shows_the_same_picture(extension):
+    """At every 64th byte and at each of the last twenty: none passes with pixels that are missing."""
+    _, content = corpus.small_files()[extension]
+    whole = outcome(content)[1]
+    for end in (*range(0, len(content), 64), *range(len(content) - 20, len(content))):
+        told, pixels, _ = outcome(content[:end])
+        if pixels is None:
+            assert told[0] is Status.UNREADABLE and told[1].endswith((corpus.CUT_OFF, "empty file")), end
+        else:
+            assert (pixels == whole).all(), end
+
+
+def test_a_jpeg_is_not_taken_for_whole_because_an_end_mark_follows():
+    for content in (corpus.jpeg(), corpus.jpeg(progressive=True), corpus.jpeg(restart_marker_rows=1)):
+        for end in range(2, len(content), 97):
+            told, pixels, _ = outcome(content[:end] + b"\xff\xd9")
+            assert pixels is None and told[0] is Status.UNREADABLE
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))     # should one go off, this process dies and no other
+from pipeline.decode import DecodeError, decode_image, prepare_pillow
+prepare_pillow()
+for folder in sys.argv[1:]:
+    for path in sorted(Path(folder).iterdir()):
+        try:
+            decode_image(path.read_bytes(), max_pixels=200_000_000, min_side_px=None)
+        except DecodeError:
+            pass
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_bombs_take_no_memory(tmp_path):
+    """All of them in a process of its own, after one good file of each kind."""
+    for name, contents in (
+        ("good", {sample.name: sample.content for sample in corpus.samples() if sample.name.startswith("plain.")}),
+        ("bombs", {sample.name: sample.content for sample in BOMBS}),
+    ):
+        (tmp_path / name).mkdir()
+        for file, content in contents.items():
+            (tmp_path / name / file).write_bytes(content)
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "good", tmp_path / "bombs"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    before_mib, after_mib = map(int, ended.stdout.split())
+    # The largest file has 12 MB, and is copied once; a picture of 5,000 × 5,000 among them takes 170.
+    assert len(BOMBS) > 25 and after_mib - before_mib < 64, f"{before_mib} MiB before, {after_mib} after"
+    print(f"\n{len(BOMBS)} bombs: {after_mib - before_mib} MiB, {time.monotonic() - started:.1f} s")
+
+
+def test_the_whole_corpus_comes_from_disk_as_it_should(tmp_path, capsys):
+    """With the names, links and special files that only a file system has, in batches, by threads."""
+    expected = dict(corpus.build_corpus(tmp_path))
+    uris = {local_uri(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)): name for name in expected}
+    decode = Decode(Fetch(), max_pixels=corpus.MAX_PIXELS, min_side_px=1280, threads=2, batch_images=50)
+    records = [record for batch in decode([TodoRow(uri) for uri in uris]) for record in batch.records]
+    assert [record.uri for record in records] == list(uris)
+    wrong = [
+        (record.uri, record.status, record.error) for record in records
+        if (record.status, record.error) not in expected[uris[record.uri]]
+    ]
+    assert wrong == []
+    kinds = {record.error for record in records} - {None}
+    with capsys.disabled():
+        print(f"\ncorpus: {len(expected)} files, {len(kinds)} reasons, all as they should be")
+    assert len(expected) > 1000 and len(kinds) < 60
+
+
+def test_reasons_are_the_same_for_other_files_of_the_same_kind():
+    """No sizes, offsets, bytes or addresses in them: they are counted by kind."""
+    pictures = (corpus.picture(), corpus.picture()[:40, :72])
+    for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"):
+        told = {outcome(corpus.encode(pixels, format)[:-200])[0] for pixels in pictures}
+        assert told == {(Status.UNREADABLE, f"{format}: {corpus.CUT_OFF}")}
