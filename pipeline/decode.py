@@ -38,8 +38,8 @@ BATCH_IMAGES = 64
 BATCH_BYTES = 256 << 20
 
 _STRIP_PIXELS = 1 << 20           # Pillow's pixels become RGB a strip at a time, so that no second full copy exists
+_MAX_SIDE_PX = 2**31 - 1          # that the table's columns hold; a TIFF may say more
 _ORIENTATION_TAG = 0x0112
-_START_OF_SCAN = 0xDA             # the JPEG marker that ends the header
 
 # Bytes a pixel that Pillow holds while it decodes: its own storage has 4 for RGB; the others decode a whole canvas and
 # hand it over through one or two buffers.
@@ -552,6 +552,6 @@ def _failed(record: ImageRecord, error: Exception) -> ImageRecord:
         reason = " ".join(str(error).split())[:300]
         return replace(record, status=Status.FAILED, error=f"decode: {type(error).__name__}: {reason}")
     record = replace(record, status=error.status, error=error.reason, format=error.format or record.format)
-    if error.size_wh:
+    if error.size_wh and max(error.size_wh) <= _MAX_SIDE_PX:
         record = replace(record, width=error.size_wh[0], height=error.size_wh[1])
     return record

@@ -185,7 +185,8 @@ def read_png(content: bytes) -> PngParts:
         if kind[:1].isupper() or not kind.isalpha() or kind == b"tRNS":      # a capital marks what no decoder may skip
             kept.append(view[start:end])
         if end > len(content) or kind == b"IEND":
-            return PngParts(b"".join(kept), exif, end > len(content))
+            whole = sum(map(len, kept)) == len(content)            # most are, and need no copy
+            return PngParts(content if whole else b"".join(kept), exif, end > len(content))
         start = end
     raise Overload(f"more than {MAX_PARTS} chunks")
 

@@ -12,6 +12,7 @@ from pipeline.batch import Status, TodoRow
 from pipeline.decode import Decode, DecodeError, decode_image
 from pipeline.fetch import Fetch
 from pipeline.names import local_uri
+from pipeline.schemas import records_to_table
 from tests import corpus
 
 pytestmark = [
@@ -113,6 +114,7 @@ def test_the_whole_corpus_comes_from_disk_as_it_should(tmp_path, capsys):
         if (record.status, record.error) not in expected[uris[record.uri]]
     ]
     assert wrong == []
+    assert records_to_table(tuple(records)).num_rows == len(expected)      # whatever sizes and names files claim
     kinds = {record.error for record in records} - {None}
     with capsys.disabled():
         print(f"\ncorpus: {len(expected)} files, {len(kinds)} reasons, all as they should be")
