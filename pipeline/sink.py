@@ -21,7 +21,7 @@ class WriteError(Exception):
 
 
 RECEIPT = pa.schema(
-    [("part", pa.string()), ("images", pa.int64()), ("faces", pa.int64())]
+    [("part", pa.string()), ("images", pa.int64()), ("faces", pa.int64()), ("bytes", pa.int64())]
     + [(status.value, pa.int64()) for status in Status]
 )
 
@@ -75,7 +75,8 @@ class Sink:
         except OSError as error:      # Ray writes text of its own over an OSError's file name
             raise WriteError(str(error)) from error
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
-        return {"part": name, "images": len(images), "faces": len(faces), **counts}
+        file_bytes = sum(record.file_bytes or 0 for record in batch.records)
+        return {"part": name, "images": len(images), "faces": len(faces), "bytes": file_bytes, **counts}
 
     def _check_lease(self) -> None:
         if not lease.still_held(self.storage, self.run_id):

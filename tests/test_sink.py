@@ -132,6 +132,7 @@ def test_receipts_count_and_images_to_retry_have_their_own_pair(written):
     assert done["part"].startswith(f"part-{RUN}-") and again["part"].startswith(f"retry-{RUN}-")
     assert (done["images"], done["faces"], done["ok"], done["no_face"], done["too_large"]) == (3, 2, 1, 1, 1)
     assert (again["images"], again["faces"], again["fetch_failed"], again["failed"]) == (2, 0, 1, 1)
+    assert (done["bytes"], again["bytes"]) == (3 * 5, 2 * 5)
     assert len(list((folder / "images").iterdir())) == len(list((folder / "faces").iterdir())) == 2
 
 
