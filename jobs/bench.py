@@ -300,17 +300,18 @@ def _memory_of_job(pid: int) -> dict[str, int]:
 
 
 def _photo_rows(folder: str) -> list[TodoRow]:
-    from pipeline.source import list_input
+    from pipeline.source import Rules, list_inputs
 
-    listing = list_input(folder, output="", all_files=False, options=FROM_ENVIRONMENT)
-    return [TodoRow(**row) for row in listing.rows.to_pylist()]
+    rows: list[TodoRow] = []
+    list_inputs([folder], lambda table: rows.extend(TodoRow(**row) for row in table.to_pylist()), Rules())
+    return rows
 
 
 def _config(device: str) -> StageConfig:
     card = read_card(local_weights(None), "embedder", "edgenext")
     gpu = device == "cuda"
     return StageConfig(
-        settings=RowSettings(), store_options=FROM_ENVIRONMENT, weights=None, detector="yolov8n",
+        settings=RowSettings(), store_options=FROM_ENVIRONMENT, image_column=None, weights=None, detector="yolov8n",
         keypointer="resnet18", embedder="edgenext", template=alignment_template(card), device=device,
         detect_batch=32 if gpu else 4, face_batch=256 if gpu else 32, batch_images=64, batch_bytes=256 << 20,
     )

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 
-import pyarrow.compute as pc
+import pyarrow as pa
 
-from jobs.extract_options import ArgumentError, parse_arguments, row_settings
+from jobs.extract_options import ArgumentError, input_uris, parquet_columns, parse_arguments, row_settings
 from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
@@ -27,9 +28,10 @@ from pipeline.pool import StageBuilders
 from pipeline.progress import Progress
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.sink import ModelNames, Sink
-from pipeline.source import InputError, list_input
+from pipeline.source import InputError, Rules, list_inputs
+from pipeline.spool import ReadTodo, write_todo
 from pipeline.storage import open_storage
-from pipeline.todo import Todo, plan_todo
+from pipeline.todo import Planner
 
 DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
 ROLES = ("detector", "keypointer", "embedder")
@@ -60,62 +62,67 @@ def extract(
 ) -> int:
     """List, resume, run, report. Returns 0 or 3; everything else is raised."""
     settings = row_settings(arguments)
-    input_uri, input_options = parse_input_uri(arguments.input)
+    inputs, input_options = input_uris(arguments.inputs)
     output_uri, output_options = parse_input_uri(arguments.output)
     storage = open_storage(output_uri, output_options)
     plan.parse_pools(arguments.pools)
     cards = read_cards(arguments)
     covered = fingerprinted(settings, {role: card.fingerprint() for role, card in cards.items()})
-    listing = list_input(input_uri, output=storage.root, all_files=arguments.all_files, options=input_options)
-
-    for warning in listing.warnings:
-        say(warning)
-
+    rules = Rules(storage.root, arguments.all_files, parquet_columns(arguments), input_options)
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    with output.lease(storage, run_id, command, say) as lease:
-        if arguments.overwrite:
-            output.clear(storage)
-        fingerprint = output.claim(storage, covered)
-        output.recover(storage)
-        todo = plan_todo(
-            listing.rows, ledger.read_ledger(storage), redo_changed=arguments.redo_changed,
-            erased=read_erased(storage),
-        )
-        say(report.todo_line(todo, listing))
-        progress, planned = Progress(len(todo.rows)), None
-        if len(todo.rows):
-            output.unfinish(storage)
-            ledger.drop_uris(storage, run_id, todo.drop)
-            names = ModelNames(**{role: card.identity for role, card in cards.items()})
-            sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
-            planned = run_on_ray(
-                arguments, settings, cards, input_options, todo, sink, progress, lease, build_stages
-            )
+    with Planner() as planner:
+        listing = list_inputs(inputs, planner.add_listing, rules)
+        for warning in listing.warnings:
+            say(warning)
+        with output.lease(storage, run_id, command, say) as lease:
+            if arguments.overwrite:
+                output.clear(storage)
+            fingerprint = output.claim(storage, covered)
             output.recover(storage)
-            ledger.repair_duplicates(storage, run_id)
-        rows = ledger.read_ledger(storage, ("uri", "status", "error"))
-        if len(todo.rows) or not output.is_finished(storage):
-            content = report.run_json(
-                run_id=run_id, started=started, fingerprint=fingerprint, covered=covered,
-                models={
-                    role: {"identity": card.identity, "licence": card.licence, "commercial_use": card.commercial_use}
-                    for role, card in cards.items()
-                },
-                alignment=asdict(alignment_template(cards["embedder"])),
-                cosine_thresholds=cards["embedder"].thresholds,
-                plan=planned, todo=todo, listing=listing, rows=rows, progress=progress,
-            )
-            storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
+            for rows in ledger.scan_ledger(storage):
+                planner.add_ledger(rows, listing.scopes)
+            todo = planner.plan(redo_changed=arguments.redo_changed, erased=read_erased(storage))
+            say(report.todo_line(todo, listing))
+            progress, planned = Progress(todo.images), None
+            if todo.images:
+                output.unfinish(storage)
+                ledger.drop_uris(storage, run_id, planner.redone())
+                rows_per_file = arguments.rows_per_file or default_rows_per_file(todo.images)
+                blocks = write_todo(storage, run_id, planner.rows(plan.block_rows(todo.images, rows_per_file)))
+                names = ModelNames(**{role: card.identity for role, card in cards.items()})
+                sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
+                config = partial(stage_config, arguments, settings, cards, input_options)
+                planned = run_on_ray(
+                    arguments, lambda device: build_stages(config(device)), blocks, sink, rows_per_file, progress, lease
+                )
+                output.recover(storage)
+            outcome = planner.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
+            if outcome.repeated:
+                ledger.repair_duplicates(storage, run_id)
+                outcome = planner.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
+            if todo.images or not output.is_finished(storage):
+                content = report.run_json(
+                    run_id=run_id, started=started, fingerprint=fingerprint, covered=covered,
+                    models={
+                        role: {
+                            "identity": card.identity, "licence": card.licence, "commercial_use": card.commercial_use
+                        }
+                        for role, card in cards.items()
+                    },
+                    alignment=asdict(alignment_template(cards["embedder"])),
+                    cosine_thresholds=cards["embedder"].thresholds,
+                    plan=planned, todo=todo, listing=listing, outcome=outcome, progress=progress,
+                )
+                storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
 
-    listed = rows.filter(pc.is_in(rows["uri"], value_set=listing.rows["uri"]))
-    for line in report.summary_lines(storage.root, listed, len(rows), progress):
+    for line in report.summary_lines(storage.root, outcome, progress):
         say(line)
     if arguments.preview:
         from jobs.preview import write_preview
 
         say(f"preview: {write_preview(output_uri, arguments.preview)}")
-    bad_share = report.bad_share(report.status_counts(listed))
+    bad_share = report.bad_share(outcome.listed)
     if bad_share > arguments.max_error_rate:
         say(f"{bad_share:.1%} of the listed images failed; --max-error-rate allows {arguments.max_error_rate:.1%}")
         return TOO_MANY_ERRORS
@@ -124,17 +131,18 @@ def extract(
 
 def run_on_ray(
     arguments: argparse.Namespace,
-    settings: RowSettings,
-    cards: Mapping[str, WeightCard],
-    store_options: StoreOptions,
-    todo: Todo,
+    build_stages: Callable[[str], StageBuilders],
+    blocks: pa.Table,
     sink: Sink,
+    rows_per_file: int,
     progress: Progress,
     lease: Lease,
-    build_stages: Callable[[StageConfig], StageBuilders],
 ) -> Plan:
-    """Start or join Ray, make the plan, run it and count receipts; returns the plan."""
-    paths = {"INPUT": arguments.input, "OUTPUT": arguments.output}
+    """Start or join Ray, make the plan, run it and count receipts; returns the plan.
+
+    build_stages: from the device to what builds the stages. blocks: the rows to do, a row of `spool.BLOCK` for each.
+    """
+    paths = {**{f"INPUT {i + 1}": uri for i, uri in enumerate(arguments.inputs)}, "OUTPUT": arguments.output}
     if arguments.weights:
         paths["--weights"] = arguments.weights
     with cluster.connect(arguments.num_cpus) as connection:
@@ -144,26 +152,39 @@ def run_on_ray(
         device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
         planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
         say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
-        config = StageConfig(
-            settings=settings,
-            store_options=store_options,
-            weights=arguments.weights,
-            **{role: cards[role].name for role in ROLES},
-            template=alignment_template(cards["embedder"]),
-            device=device,
-            detect_batch=arguments.detect_batch or (32 if device == "cuda" else 4),
-            face_batch=arguments.face_batch or (256 if device == "cuda" else 32),
-            batch_images=arguments.batch_images,
-            batch_bytes=arguments.batch_mb << 20,
+        receipts = plan.run(
+            planned, blocks, ReadTodo(sink.storage), build_stages(device), sink, rows_per_file, arguments.batch_images
         )
-        rows_per_file = arguments.rows_per_file or default_rows_per_file(len(todo.rows))
-        for receipts in plan.run(planned, todo.rows, build_stages(config), sink, rows_per_file, config.batch_images):
-            for receipt in receipts.to_pylist():
+        for table in receipts:
+            for receipt in table.to_pylist():
                 progress.add(receipt)
             if lease.lost:
                 raise LeaseLost(f"another run has taken over {sink.storage.root}")
         progress.close()
         return planned
+
+
+def stage_config(
+    arguments: argparse.Namespace,
+    settings: RowSettings,
+    cards: Mapping[str, WeightCard],
+    store_options: StoreOptions,
+    device: str,
+) -> StageConfig:
+    """What the stages are built from, "cpu" or "cuda"."""
+    return StageConfig(
+        settings=settings,
+        store_options=store_options,
+        image_column=arguments.image_column,
+        weights=arguments.weights,
+        **{role: cards[role].name for role in ROLES},
+        template=alignment_template(cards["embedder"]),
+        device=device,
+        detect_batch=arguments.detect_batch or (32 if device == "cuda" else 4),
+        face_batch=arguments.face_batch or (256 if device == "cuda" else 32),
+        batch_images=arguments.batch_images,
+        batch_bytes=arguments.batch_mb << 20,
+    )
 
 
 def read_cards(arguments: argparse.Namespace) -> dict[str, WeightCard]:

@@ -7,13 +7,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.containers import ParquetColumns
+from pipeline.objectstore import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
 
-DESCRIPTION = """Read every image of INPUT, find the faces, and write them to OUTPUT as Parquet.
+DESCRIPTION = """Read every image of the INPUTs, find the faces, and write them to OUTPUT as Parquet.
 
     python -m jobs.extract photos/ out/
     python -m jobs.extract 's3://bucket/2024/' s3://bucket/faces --device cuda
+    python -m jobs.extract 's3://bucket/shards/*.tar' more/photos/ out/
+    python -m jobs.extract 'dataset/*.parquet' out/ --image-column image --uri-column name
 
 The same command goes on where a killed or interrupted run stopped. Exit codes: 0 done; 1 the run broke and can be
 resumed; 2 wrong arguments, environment, lease or settings; 3 more images failed than --max-error-rate; 130 and 143
@@ -76,6 +80,27 @@ def row_settings(arguments: argparse.Namespace) -> RowSettings:
         raise ArgumentError(str(error)) from None
 
 
+def parquet_columns(arguments: argparse.Namespace) -> ParquetColumns | None:
+    """Where the images of Parquet files are. Raises ArgumentError."""
+    if arguments.image_column is None:
+        if arguments.uri_column is not None:
+            raise ArgumentError("--uri-column names images in Parquet files; --image-column must say where they are")
+        return None
+    return ParquetColumns(arguments.image_column, arguments.uri_column)
+
+
+def input_uris(inputs: list[str]) -> tuple[list[str], StoreOptions]:
+    """INPUTs without their query parameters, and what these said. Raises ArgumentError, UriError."""
+    uris, options = zip(*map(parse_input_uri, inputs), strict=True)
+    said = {each for each in options if each != FROM_ENVIRONMENT}
+    if len(said) > 1:
+        raise ArgumentError(
+            "INPUTs with different endpoints, regions or credentials: run the command once for each, with the same "
+            "OUTPUT; it grows"
+        )
+    return list(uris), said.pop() if said else FROM_ENVIRONMENT
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
@@ -100,10 +125,12 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.extract", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", metavar="INPUT", help=(
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help=(
         "a folder (read to the bottom), a file, a glob in quotes, a manifest (.parquet or .csv with a column uri, .txt "
-        "with one URI a line), or s3://bucket/prefix, gs://bucket/prefix; an endpoint may follow: "
-        "s3://bucket/prefix?endpoint_override=http://host:9000&region=eu-central-1"))
+        "with one URI a line, or what jobs.manifest wrote), a .tar of images, or s3://bucket/prefix, "
+        "gs://bucket/prefix; an endpoint may follow: "
+        "s3://bucket/prefix?endpoint_override=http://host:9000&region=eu-central-1. Tars in folders and prefixes are "
+        "looked into. Several INPUTs are one list"))
     parser.add_argument("output", metavar="OUTPUT", help=(
         "a folder or a bucket prefix; gets faces/, images/ and run.json. An output that exists is added to"))
     parser.add_argument("--config", metavar="FILE.yaml", help="options from a file, as `min-score: 0.4`; the command "
@@ -112,6 +139,10 @@ def argument_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is read")
     what.add_argument("--all-files", action="store_true",
                       help="take every file of a folder, not only names with an image extension or none")
+    what.add_argument("--image-column", metavar="NAME", help=(
+        "Parquet files of INPUT hold the images themselves, in this column of bytes (or structs with a field bytes)"))
+    what.add_argument("--uri-column", metavar="NAME", help=(
+        "the column that names them; an image becomes <file>#<name>; default: the number of the row"))
     what.add_argument("--redo-changed", action="store_true",
                       help="do images anew whose file has changed since; without it they are counted")
     what.add_argument("--overwrite", action="store_true", help="delete what OUTPUT holds and start anew")

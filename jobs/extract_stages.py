@@ -27,13 +27,14 @@ MAX_DETECTIONS = 3000    # of one image, before --max-faces; the fullest WIDER F
 class StageConfig:
     """All that the stages are built from; travels to every actor.
 
-    weights: a folder or a bucket URI, None for the weights of this repository. device: "cpu" or "cuda".
-    detect_batch, face_batch: images and faces that a network takes at a time. batch_images, batch_bytes: images and
-    decoded bytes that pass through the stages together.
+    image_column: of Parquet files that hold images. weights: a folder or a bucket URI, None for the weights of this
+    repository. device: "cpu" or "cuda". detect_batch, face_batch: images and faces that a network takes at a time.
+    batch_images, batch_bytes: images and decoded bytes that pass through the stages together.
     """
 
     settings: RowSettings
     store_options: StoreOptions
+    image_column: str | None
     weights: str | None
     detector: str
     keypointer: str
@@ -60,7 +61,7 @@ def stage_builders(config: StageConfig) -> StageBuilders:
 def build_decode(config: StageConfig, threads: int) -> Decode:
     """Fetch and decode with that many threads."""
     return Decode(
-        Fetch(config.store_options),
+        Fetch(config.store_options, image_column=config.image_column),
         max_pixels=config.settings.max_pixels,
         min_side_px=config.settings.decode_min_side_px,
         batch_images=config.batch_images,

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
+from pipeline.containers import ParquetImages
 from pipeline.objectstore import (
     FROM_ENVIRONMENT,
     StoreOptions,
@@ -38,18 +39,22 @@ class Fetch:
 
     Some files are read ahead: two for each thread, ahead_bytes at most (one file may have more). A row with a container
     is the `size` bytes at `offset` of that file or object. Throttling, resets and cut-off bodies are tried again by the
-    object store's client, within the deadlines of `pipeline.objectstore`. Can be pickled; clients are made when used.
+    object store's client, within the deadlines of `pipeline.objectstore`. A row with a container and no size is the row
+    number `offset` of a Parquet file, its image in the column `image_column`; those are read one after the other.
+    Can be pickled; clients are made when used.
     """
 
     def __init__(
         self,
         options: StoreOptions = FROM_ENVIRONMENT,
         *,
+        image_column: str | None = None,
         threads: int = THREADS,
         ahead_bytes: int = AHEAD_BYTES,
         max_file_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         self._options = options
+        self._image_column = image_column
         self._threads = threads
         self._ahead_bytes = ahead_bytes
         self._max_file_bytes = max_file_bytes
@@ -58,25 +63,40 @@ class Fetch:
         """One answer for every row, in their order. Closing the generator ends its threads."""
         reading: deque[tuple[int | None, Future[Fetched | FetchFailure]]] = deque()
         threads = ThreadPoolExecutor(self._threads, "fetch")
+        one_thread = ThreadPoolExecutor(1, "fetch-parquet")
+        images = ParquetImages(self._image_column, self._options) if self._image_column else None
         try:
             for row in rows:
                 while len(reading) == 2 * self._threads or (
                     reading and _held_bytes(reading) + _expected_bytes(row.size) > self._ahead_bytes
                 ):
                     yield reading.popleft()[1].result()
-                reading.append((row.size, threads.submit(self.fetch_one, row)))
+                if images and row.container and row.size is None:
+                    future = one_thread.submit(self._fetch_parquet_row, row, images)
+                else:
+                    future = threads.submit(self.fetch_one, row)
+                reading.append((row.size, future))
             while reading:
                 yield reading.popleft()[1].result()
         finally:
             threads.shutdown(cancel_futures=True)
+            one_thread.shutdown(cancel_futures=True)
+            if images:
+                images.close()
 
     def fetch_one(self, row: TodoRow) -> Fetched | FetchFailure:
         """The bytes of one row, or why they are not there."""
         location = row.container or row.uri
         part = None
+        if row.container == row.uri:
+            return FetchFailure("a damaged container: its members could not all be listed")
         if row.container:
-            if row.offset is None or not row.size:
+            if row.offset is None:
                 return FetchFailure("the row does not say where in its container it lies")
+            if row.size is None:
+                return FetchFailure("an image inside a Parquet file: --image-column names its column")
+            if row.size == 0:
+                return Fetched(b"")
             if row.size > self._max_file_bytes:
                 return self._too_large(row.size)
             part = row.offset, row.size
@@ -90,6 +110,17 @@ class Fetch:
             return FetchFailure((error.strerror or _plain(error)).lower() if error.errno else _plain(error))
         except Exception as error:        # clients of object stores raise several kinds of their own
             return FetchFailure(_plain(error))
+
+    def _fetch_parquet_row(self, row: TodoRow, images: ParquetImages) -> Fetched | FetchFailure:
+        if row.offset is None or row.container == row.uri:
+            return self.fetch_one(row)
+        try:
+            content = images.read(row.container or "", row.offset)
+        except Exception as error:        # of several kinds, as above
+            return FetchFailure(_plain(error))
+        if len(content) > self._max_file_bytes:
+            return self._too_large(len(content))
+        return Fetched(content)
 
     def _fetch_local(self, path: Path, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         if failure := _not_a_file(path.stat()):       # before opening: that alone can wake a device

@@ -1,14 +1,14 @@
 """What an output holds: pairs of parts, the ledger that they make up, and the one way to take rows out again.
 
 A part is two files of one name, `faces/<name>.parquet` and `images/<name>.parquet`, written in this order. Either
-half alone is not committed. All functions but `read_ledger` are called under the lease.
+half alone is not committed. All functions but those that read are called under the lease.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ FACES, IMAGES, REWRITE = "faces", "images", "_rewrite"
 LEDGER_COLUMNS = ("uri", "status", "etag", "mtime", "file_bytes")
 _INTENT = f"{REWRITE}/intent.json"
 _READ_THREADS = 16
+_SCANNED_PARTS = 64      # 128,000 rows at the usual size of a part
 _DICTIONARY = ["uri", "status", "error", "format", "run_id", "detector", "keypointer", "embedder"]
 
 
@@ -73,6 +74,14 @@ def read_ledger(
 
     only: uris whose rows are wanted; `columns` has `uri` then. What is held in memory is what is wanted.
     """
+    schema = pa.schema([*(schemas.IMAGES.field(name) for name in columns), ("part", pa.string())])
+    return pa.concat_tables([schema.empty_table(), *scan_ledger(storage, columns, only=only)])
+
+
+def scan_ledger(
+    storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS, *, only: pa.Array | pa.ChunkedArray | None = None
+) -> Iterator[pa.Table]:
+    """The same as `read_ledger`, some parts at a time."""
 
     def read(name: str) -> pa.Table:
         with storage.open(_path(IMAGES, name)) as file:
@@ -84,10 +93,8 @@ def read_ledger(
 
     parts = committed_parts(storage)
     with ThreadPoolExecutor(_READ_THREADS) as threads:
-        tables = list(threads.map(read, parts))
-    if tables:
-        return pa.concat_tables(tables)
-    return pa.schema([*(schemas.IMAGES.field(name) for name in columns), ("part", pa.string())]).empty_table()
+        for start in range(0, len(parts), _SCANNED_PARTS):
+            yield pa.concat_tables(threads.map(read, parts[start : start + _SCANNED_PARTS]))
 
 
 def count_rows(storage: Storage, uris: pa.Array) -> int:

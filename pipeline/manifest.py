@@ -1,22 +1,36 @@
-"""A list of images to read, as a Parquet, CSV or text file."""
+"""A list of images to read, as a Parquet, CSV or text file, or as a folder of Parquet files; read piece by piece."""
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Any, BinaryIO
 
 import obstore
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipeline.containers import open_file
+from pipeline.manifest_folder import check_complete
 from pipeline.names import InputError, absolute, extension, local_path, local_uri
-from pipeline.objectstore import REMOTE_SCHEMES, StoreOptions, open_bucket, split_uri, uri_scheme
+from pipeline.objectstore import REMOTE_SCHEMES, StoreOptions, split_uri, uri_scheme
 from pipeline.schemas import LISTING
+from pipeline.storage import open_storage
 
 MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
+
+_TEXT_LINES = 100_000
+_CSV_BLOCK_BYTES = 8 << 20
+
+# Names that are in the form a listing gives them; the others take the slow way, one by one.
+_PLAIN_REMOTE = rf"^(?:{'|'.join(REMOTE_SCHEMES)})://[^/@]+(?:/|$)"
+_PLAIN_LOCAL = r"^/[^/]"
+_NOT_NORMAL = r"//|/\.{1,2}(?:/|$)|/$"
 
 
 def is_manifest(path: str) -> bool:
@@ -24,90 +38,168 @@ def is_manifest(path: str) -> bool:
     return extension(path.split("?")[0] if uri_scheme(path) in ("http", "https") else path) in MANIFEST_EXTENSIONS
 
 
-def read_manifest(path: str, options: StoreOptions) -> tuple[pa.Table, int]:
-    """A manifest's rows as a table of `schemas.LISTING`, and how many more had no uri.
+def is_manifest_folder(path: str) -> bool:
+    """Whether the name is that of a folder of Parquet files, as `jobs.manifest` and Spark write them."""
+    return extension(path) == "parquet"
+
+
+def read_manifest(path: str, options: StoreOptions) -> Iterator[tuple[pa.Table, int]]:
+    """A manifest's rows as tables of `schemas.LISTING`, each with how many more rows there had no uri.
 
     `.parquet` and `.csv` have a column `uri` and may have the others of `LISTING`; `.csv` and `.txt` may as well have
     one URI a line. Relative paths start at the manifest's own folder. Entries get the names that a listing gives.
     Raises InputError for a file that is not such a thing, and for the first entry that can never be read.
     """
-    try:
-        table = _parse(path, _read_bytes(path, options))
-        columns = {name: _column(table, name) for name in LISTING.names}
-    except (pa.ArrowException, OSError, ValueError, obstore.exceptions.BaseError) as error:
-        raise InputError(f"cannot read the manifest {path}: {str(error).splitlines()[0]}") from error
-    folder = path.rpartition("/")[0]
-    uris, containers = columns["uri"].to_pylist(), columns["container"].to_pylist()
-    for i, (uri, container) in enumerate(zip(uris, containers, strict=True)):
+    with closing(_tables(path, options)) as tables:
+        yield from _normal(path, path.rpartition("/")[0], tables)
+
+
+def read_manifest_folder(folder: str, options: StoreOptions) -> Iterator[tuple[pa.Table, int]]:
+    """The same for a folder of Parquet files, as `jobs.manifest` and others write them; in the order of their names.
+
+    Raises InputError also where `jobs.manifest` has not come to its end.
+    """
+    storage = open_storage(folder, options)
+    check_complete(storage)
+    for file in storage.list(""):
+        if extension(file.path) == "parquet":
+            yield from read_manifest(f"{storage.root}/{file.path}", options)
+
+
+def _normal(path: str, folder: str, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
+    """The tables with the types and names of a listing."""
+    first_row = 1
+    iterator = iter(tables)
+    while True:
+        try:
+            table = next(iterator, None)
+            columns = None if table is None else {name: _column(table, name) for name in LISTING.names}
+        except (pa.ArrowException, OSError, ValueError, obstore.exceptions.BaseError) as error:
+            raise InputError(f"cannot read the manifest {path}: {str(error).splitlines()[0]}") from error
+        if table is None or columns is None:
+            return
+        columns |= _named(path, folder, columns["uri"], columns["container"], first_row)
+        first_row += len(table)
+        named = pa.table(columns).filter(columns["uri"].is_valid())
+        yield named.cast(LISTING), columns["uri"].null_count
+
+
+def _named(
+    path: str, folder: str, uris: pa.ChunkedArray, containers: pa.ChunkedArray, first_row: int
+) -> dict[str, pa.Array]:
+    """uri and container by the names that a listing would give them; null for a row without a uri."""
+    odd = pc.invert(pc.and_(_is_plain(uris), pc.or_(pc.is_null(containers), _is_plain(containers))))
+    rows = pc.indices_nonzero(pc.fill_null(odd, True)).to_pylist()
+    if not rows:
+        return {"uri": uris, "container": containers}
+    uri_values, container_values = uris.to_pylist(), containers.to_pylist()
+    for i in rows:
+        uri, container = uri_values[i], container_values[i]
         try:
             if not uri:
-                uris[i] = None
+                uri_values[i] = None
             elif container:
-                containers[i] = _name(container, folder)
-                uris[i] = containers[i] + uri.removeprefix(container)
+                container_values[i] = _name(container, folder)
+                uri_values[i] = container_values[i] + uri.removeprefix(container)
             else:
-                uris[i] = _name(uri, folder)
+                uri_values[i] = _name(uri, folder)
         except InputError as error:
-            raise InputError(f"row {i + 1} of the manifest {path}: {error}") from None
-    columns["uri"], columns["container"] = pa.array(uris, pa.string()), pa.array(containers, pa.string())
-    named = pa.table(columns).filter(columns["uri"].is_valid())
-    return named.cast(LISTING), columns["uri"].null_count
+            raise InputError(f"row {first_row + i} of the manifest {path}: {error}") from None
+    return {"uri": pa.array(uri_values, pa.string()), "container": pa.array(container_values, pa.string())}
 
 
-def _read_bytes(path: str, options: StoreOptions) -> bytes:
-    if uri_scheme(path) is None:
-        return Path(path).read_bytes()
-    bucket_uri, key = split_uri(path)
-    return bytes(obstore.get(open_bucket(bucket_uri, options), key).bytes())
+def _is_plain(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    local = pc.and_(
+        pc.match_substring_regex(names, _PLAIN_LOCAL), pc.invert(pc.match_substring_regex(names, _NOT_NORMAL))
+    )
+    return pc.or_(local, pc.match_substring_regex(names, _PLAIN_REMOTE))
 
 
-def _parse(path: str, content: bytes) -> pa.Table:
-    """A table that has a column `uri`, and of the other columns those of `LISTING` only."""
-    kind = extension(path.split("?")[0])
-    if kind == "parquet":
-        table = _parse_parquet(content)
-    elif not content.strip():
-        table = pa.table({"uri": pa.array([], pa.string())})
-    else:
-        table = _parse_csv(content, ",") if kind == "csv" else _parse_txt(content)
-    if "uri" not in table.column_names:
-        raise ValueError(
-            f"no column is named uri, only {', '.join(table.column_names)}; name it so, or give one URI a line"
-        )
-    return table
+def _tables(path: str, options: StoreOptions) -> Iterator[pa.Table]:
+    """Tables that have a column `uri`, and of the other columns those of `LISTING` only."""
+    with open_file(path, options) as file:
+        kind = extension(path.split("?")[0] if uri_scheme(path) in ("http", "https") else path)
+        if kind == "parquet":
+            yield from _parse_parquet(file)
+        elif kind == "csv":
+            yield from _parse_csv(file, ",")
+        else:
+            yield from _parse_txt(file)
 
 
-def _parse_parquet(content: bytes) -> pa.Table:
-    file = pq.ParquetFile(pa.BufferReader(content))
-    present = file.schema_arrow.names
-    return file.read(columns=[name for name in LISTING.names if name in present] if "uri" in present else None)
+def _parse_parquet(file: BinaryIO) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as parquet:
+        present = parquet.schema_arrow.names
+        _check_uri(present)
+        columns = [name for name in LISTING.names if name in present]
+        for group in range(parquet.num_row_groups):     # iter_batches holds several: 900 MB for 10 million names
+            yield parquet.read_row_group(group, columns=columns)
 
 
-def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
-    def parse(**read: Any) -> pa.Table:
-        return pa.csv.read_csv(
-            pa.BufferReader(content),
-            read_options=pa.csv.ReadOptions(**read),
+def _parse_csv(file: BinaryIO, delimiter: str) -> Iterator[pa.Table]:
+    file.seek(0)
+    if not file.read(_CSV_BLOCK_BYTES).strip():
+        return
+
+    def parse(include: list[str] | None, **read: Any) -> pa.csv.CSVStreamingReader:
+        file.seek(0)
+        return pa.csv.open_csv(
+            _Unclosed(file),
+            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, **read),
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
                 column_types={name: pa.string() for name in LISTING.names}, null_values=[""],
-                strings_can_be_null=True, quoted_strings_can_be_null=True,
+                strings_can_be_null=True, quoted_strings_can_be_null=True, include_columns=include or [],
             ),
         )
 
-    table = parse()
-    return parse(column_names=["uri"]) if "uri" not in table.column_names and table.num_columns == 1 else table
+    with parse(None) as reader:
+        present = reader.schema.names
+    names: dict[str, Any] = {}
+    if "uri" not in present and len(present) == 1:
+        present = names["column_names"] = ["uri"]
+    _check_uri(present)
+    with parse([name for name in LISTING.names if name in present], **names) as reader:
+        for batch in reader:
+            yield pa.table(batch)
 
 
-def _parse_txt(content: bytes) -> pa.Table:
-    lines = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")).split("\n")
-    header = lines[0].rstrip("\r")
+class _Unclosed(io.RawIOBase):
+    """A file for a reader that would close it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _parse_txt(file: BinaryIO) -> Iterator[pa.Table]:
+    header = os.fsdecode(file.readline().removeprefix(b"\xef\xbb\xbf")).rstrip("\r\n")
     for delimiter in "\t,":
         if delimiter in header and "uri" in header.split(delimiter):
-            return _parse_csv(content, delimiter)
+            yield from _parse_csv(file, delimiter)
+            return
     # A line is a name as it is, spaces, quotes and commas too; one that is not UTF-8 gets its file:// form here.
-    names = [line.rstrip("\r") for line in lines[header == "uri" :]]
-    return pa.table({"uri": pa.array([local_uri(name) for name in names if name], pa.string())})
+    names = [] if header in ("uri", "") else [local_uri(header)]
+    for line in file:
+        name = os.fsdecode(line).rstrip("\n").rstrip("\r")
+        if name:
+            names.append(local_uri(name))
+        if len(names) >= _TEXT_LINES:
+            yield pa.table({"uri": pa.array(names, pa.string())})
+            names = []
+    yield pa.table({"uri": pa.array(names, pa.string())})
+
+
+def _check_uri(columns: list[str]) -> None:
+    if "uri" not in columns:
+        raise ValueError(f"no column is named uri, only {', '.join(columns)}; name it so, or give one URI a line")
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline import ledger
+from pipeline import ledger, spool
 from pipeline.lease import Lease
 from pipeline.settings import differences, fingerprint
 from pipeline.storage import Storage
@@ -69,7 +69,7 @@ def clear(storage: Storage) -> None:
     """
     unfinish(storage)
     storage.delete(OUTPUT_JSON)
-    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE):
+    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE, spool.TODO):
         storage.delete_tree(folder)
 
 
@@ -123,5 +123,6 @@ def append_audit(storage: Storage, entry: Mapping[str, Any]) -> None:
 def recover(storage: Storage) -> None:
     """Finish or undo what a killed run was at. Called under the lease, before anything is read."""
     storage.clean_temporary()
+    storage.delete_tree(spool.TODO)
     ledger.finish_rewrite(storage)
     ledger.remove_halves(storage)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.boundary import STAGES
 from pipeline.pool import Pool, StageBuilders
 from pipeline.sink import Sink
+from pipeline.spool import ReadTodo
 
 GPU_STAGES = frozenset({"detect", "keypoint", "embed"})
 WORK_SHARE = {"decode": 0.2, "detect": 0.55, "keypoint": 0.08, "align": 0.02, "embed": 0.15}
@@ -148,21 +149,33 @@ def _threads(cluster: Cluster, decodes_for_gpu: bool, actors: int) -> int:
     return share if decodes_for_gpu else min(THREADS_PER_CPU_ACTOR, share)
 
 
+def block_rows(images: int, rows_per_file: int) -> int:
+    """How many to-do rows a block has, for so many images."""
+    return max(min(rows_per_file, BLOCK_IMAGES), math.ceil(images / MAX_BLOCKS))
+
+
 def run(
-    plan: Plan, todo: pa.Table, builders: StageBuilders, sink: Sink, rows_per_file: int, batch_images: int
+    plan: Plan,
+    blocks: pa.Table,
+    read_todo: ReadTodo,
+    builders: StageBuilders,
+    sink: Sink,
+    rows_per_file: int,
+    batch_images: int,
 ) -> Iterator[pa.Table]:
-    """Run the job on the Ray that is connected; yields the sink's receipts as parts are committed."""
+    """Run the job on the Ray that is connected; yields the sink's receipts as parts are committed.
+
+    blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them.
+    """
     import ray.data
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    block_rows = max(min(rows_per_file, BLOCK_IMAGES), math.ceil(len(todo) / MAX_BLOCKS))
-    blocks = [todo.slice(start, block_rows) for start in range(0, len(todo), block_rows)]
     # Blocks in memory need no read tasks; from_arrow would start a task of one CPU for each to read its schema.
-    dataset = ray.data.from_blocks(blocks)
+    dataset = ray.data.from_blocks([blocks.slice(i, 1) for i in range(len(blocks))])
     for pool in plan.pools:
         dataset = dataset.map_batches(
             Pool,
-            fn_constructor_args=(pool.stages, builders, pool.threads, batch_images),
+            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, batch_images),
             compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,

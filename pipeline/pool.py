@@ -9,8 +9,9 @@ from typing import Any
 import cv2
 import pyarrow as pa
 
-from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
 from pipeline.boundary import STAGES, faces_to_table, images_to_table, table_to_faces, table_to_images
+from pipeline.spool import ReadTodo
 
 StageBuilders = Mapping[str, Callable[[int], Any]]
 """From a stage's name to what builds it inside the actor, given the number of threads it may use."""
@@ -23,14 +24,17 @@ MAX_FACES = 2048     # that go through a stage together, 77 MB of crops; one ima
 class Pool:
     """Neighbouring stages that share one actor; Arrow in, Arrow out, one row an image.
 
-    Called with a block of to-do rows (when `decode` is among the stages) or of what the stage before left, it yields
-    a table for every sub-batch. Models are loaded in the constructor. Decode works one sub-batch ahead by itself, so
-    that the device need not wait for the disk.
+    Called with where a block of to-do rows lies (when `decode` is among the stages) or with what the stage before left,
+    it yields a table for every sub-batch. Models are loaded in the constructor. Decode works one sub-batch ahead by
+    itself, so that the device need not wait for the disk.
     """
 
-    def __init__(self, stages: Sequence[str], builders: StageBuilders, threads: int, batch_images: int) -> None:
+    def __init__(
+        self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int, batch_images: int
+    ) -> None:
         self._before = STAGES[STAGES.index(stages[0]) - 1] if stages[0] != "decode" else None
         self._after = stages[-1]
+        self._read_todo = read_todo
         self._batch_images = batch_images
         built = {name: builders[name](threads) for name in stages}
         cv2.setNumThreads(threads)      # after the models: importing ultralytics sets it to 0
@@ -38,10 +42,7 @@ class Pool:
         self._stages = list(built.items())
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        if self._decode is None:
-            batches = self._sub_batches(table)
-        else:
-            batches = self._decode([TodoRow(**row) for row in table.to_pylist()])
+        batches = self._decode(self._read_todo(table)) if self._decode else self._sub_batches(table)
         for batch in batches:
             for part in self._through_stages(batch):
                 yield images_to_table(part) if self._after == "decode" else faces_to_table(part, self._after)

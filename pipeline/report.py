@@ -14,7 +14,7 @@ from pipeline.batch import GOOD, Status
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.source import Listing
-from pipeline.todo import Todo
+from pipeline.todo import Outcome, Todo
 
 
 def status_counts(rows: pa.Table) -> dict[str, int]:
@@ -29,23 +29,19 @@ def bad_share(counts: Mapping[str, int]) -> float:
     return (total - sum(counts[status.value] for status in GOOD)) / total if total else 0.0
 
 
-def error_lines(rows: pa.Table, limit: int = 12) -> list[str]:
-    """Lines "12 unreadable: cut off (for example …)", the most frequent first. Rows have `uri, status, error`."""
-    bad = rows.filter(pc.is_valid(rows["error"]))
-    grouped = bad.group_by(["status", "error"]).aggregate([("uri", "count"), ("uri", "min")])
-    kinds = sorted(grouped.to_pylist(), key=lambda row: (-row["uri_count"], row["status"], row["error"]))
-    lines = [
-        f"{row['uri_count']:,} {row['status']}: {row['error']} (for example {row['uri_min']})" for row in kinds[:limit]
-    ]
-    if len(kinds) > limit:
-        rest = sum(row["uri_count"] for row in kinds[limit:])
-        lines.append(f"{rest:,} more of {len(kinds) - limit} other kinds; see `error` in images/")
+def error_lines(outcome: Outcome) -> list[str]:
+    """Lines "12 unreadable: cut off (for example …)", the most frequent first."""
+    lines = [f"{kind.images:,} {kind.status}: {kind.error} (for example {kind.example})" for kind in outcome.errors]
+    if outcome.other_kinds:
+        lines.append(
+            f"{outcome.other_images:,} more of {outcome.other_kinds:,} other kinds; see `error` in images/"
+        )
     return lines
 
 
 def todo_line(todo: Todo, listing: Listing) -> str:
     """What was found and how much of it is to do."""
-    parts = [f"{todo.listed:,} images listed", f"{todo.done:,} done before", f"{len(todo.rows):,} to do"]
+    parts = [f"{todo.listed:,} images listed", f"{todo.done:,} done before", f"{todo.images:,} to do"]
     if todo.retried:
         parts.append(f"{todo.retried:,} of them tried again")
     if todo.erased:
@@ -54,12 +50,14 @@ def todo_line(todo: Todo, listing: Listing) -> str:
         parts.append(f"{todo.duplicates:,} duplicates dropped")
     if todo.changed:
         parts.append(f"{todo.changed:,} changed since they were done (--redo-changed does them anew)")
+    if todo.vanished:
+        parts.append(f"{todo.vanished:,} done before that are not listed any more")
     if listing.skipped:
         parts.append(f"skipped {listing.skipped_line()}")
     return "; ".join(parts)
 
 
-def summary_lines(output_root: str, listed: pa.Table, output_images: int, progress: Progress) -> list[str]:
+def summary_lines(output_root: str, outcome: Outcome, progress: Progress) -> list[str]:
     """Counts by status and errors by kind of the listed images, and where the output is."""
     if progress.images:
         lines = [
@@ -68,9 +66,10 @@ def summary_lines(output_root: str, listed: pa.Table, output_images: int, progre
         ]
     else:
         lines = ["nothing to do: every listed image is in the output"]
-    lines.append("  ".join(f"{status} {count:,}" for status, count in status_counts(listed).items() if count))
-    lines += [f"  {line}" for line in error_lines(listed)]
-    lines.append(f"{output_root} holds {output_images:,} images: faces/*.parquet, images/*.parquet, run.json")
+    lines.append("  ".join(f"{status} {count:,}" for status, count in outcome.listed.items() if count))
+    lines += [f"  {line}" for line in error_lines(outcome)]
+    images = sum(outcome.output.values())
+    lines.append(f"{output_root} holds {images:,} images: faces/*.parquet, images/*.parquet, run.json")
     return lines
 
 
@@ -86,10 +85,10 @@ def run_json(
     plan: Plan | None,
     todo: Todo,
     listing: Listing,
-    rows: pa.Table,
+    outcome: Outcome,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The content of run.json. `rows` are those of the whole output; `models` maps roles to identity and licence."""
+    """The content of run.json. `models` maps roles to identity and licence."""
     seconds = progress.seconds if progress.images else 0.0
     return {
         "run_id": run_id,
@@ -101,7 +100,9 @@ def run_json(
         "alignment": alignment,
         "cosine_thresholds": cosine_thresholds,
         "plan": [asdict(pool) | {"stages": list(pool.stages)} for pool in plan.pools] if plan else None,
-        "listing": {"listed": todo.listed, "duplicates": todo.duplicates, "skipped": listing.skipped},
+        "listing": {
+            "listed": todo.listed, "duplicates": todo.duplicates, "vanished": todo.vanished, "skipped": listing.skipped,
+        },
         "this_run": {
             "images": progress.images,
             "faces": progress.faces,
@@ -109,7 +110,7 @@ def run_json(
             "retried": todo.retried,
             "changed": todo.changed,
         },
-        "output": {"images": len(rows), **status_counts(rows)},
+        "output": {"images": sum(outcome.output.values()), **outcome.output},
         "throughput": {
             "seconds": round(seconds, 1),
             "images_per_s": round(progress.images / seconds, 2) if seconds else None,

@@ -1,17 +1,17 @@
-"""What to read: INPUT, whatever its kind, as a table of to-do rows.
+"""What to read: INPUT, whatever its kind, as rows of the to-do.
 
 A name is a stable identity, so the same image gets the same `uri` from a folder, a glob or a manifest: a local file
-its absolute path with links not resolved, an object its raw key. Only names that are not UTF-8 are percent-encoded.
+its absolute path with links not resolved, an object its raw key, a member `<container>#<member>`. Only names that are
+not UTF-8 are percent-encoded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -20,30 +20,51 @@ from typing import Any
 
 import obstore
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.manifest import check_remote, is_manifest, read_manifest, unsupported
-from pipeline.names import Glob, InputError, absolute, is_hidden, literal_beginning, local_path, local_uri, may_be_image
+from pipeline.bucket_listing import Found, explained, list_objects
+from pipeline.containers import Members, ParquetColumns, is_container, list_members, refuse_compressed
+from pipeline.manifest import (
+    check_remote,
+    is_manifest,
+    is_manifest_folder,
+    read_manifest,
+    read_manifest_folder,
+    unsupported,
+)
+from pipeline.names import (
+    HIDDEN,
+    MARKER,
+    OTHER_EXTENSION,
+    OUTPUT,
+    Glob,
+    InputError,
+    absolute,
+    is_hidden,
+    literal_beginning,
+    local_path,
+    local_uri,
+    may_be_image,
+    skip_reason,
+)
 from pipeline.objectstore import (
     BUCKET_SCHEMES,
+    FROM_ENVIRONMENT,
     REMOTE_SCHEMES,
     StoreOptions,
     open_bucket,
     plain_etag,
-    s3_client,
     split_uri,
     uri_scheme,
 )
 from pipeline.schemas import LISTING, TIMESTAMP
 
-OTHER_EXTENSION = "with another extension"
-HIDDEN = "hidden"
-MARKER = "directory markers"
-OUTPUT = "of the output itself"
 NOT_A_FILE = "neither files nor folders"
 LOOP = "links back to a folder above"
 UNREADABLE = "folders that cannot be read"
 NO_URI = "manifest rows without a uri"
 
+_INDEX_THREADS = 16
 _CHUNK_ROWS = 50_000
 _MAX_MTIME_US = 62_135_596_800_000_000   # as far from 1970 as the year 1 is: Python reads no time before that
 
@@ -55,59 +76,92 @@ class InputKind(StrEnum):
     FILE = "file"
     GLOB = "glob"
     MANIFEST = "manifest"
+    CONTAINER = "container"
     PREFIX = "bucket prefix"
     OBJECT = "object"
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What INPUT holds: `rows` is a table of `schemas.LISTING`, in the order of listing, duplicates and all."""
+    """What all INPUTs together hold, beside the rows themselves."""
 
-    kind: InputKind
-    rows: pa.Table
+    kinds: tuple[InputKind, ...]  # of each INPUT
     skipped: dict[str, int]       # how many names were left out, by reason
-    warnings: tuple[str, ...]     # a line for each folder that could not be read
+    warnings: tuple[str, ...]     # a line for each folder that could not be read, each damaged container
+    scopes: tuple[str, ...]       # beginnings of uris: all that begins so was listed
 
     def skipped_line(self) -> str:
         """What was left out, in one line for the user; empty if nothing was."""
         return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
 
 
-def list_input(inputs: str, *, output: str, all_files: bool, options: StoreOptions) -> Listing:
-    """List INPUT: a folder, a file, a glob, a manifest, a bucket prefix, or one object.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is listed of an INPUT.
 
-    inputs: without query parameters; `objectstore.parse_input_uri` takes them off, into `options`.
     output: the output's `Storage.root`, which is left out where it lies inside INPUT; "" for none.
     all_files: take hidden names and every extension. A manifest's rows and single files are never filtered, and what
     a glob matches not by extension if the glob names one.
-    Raises InputError where there is nothing to read.
+    parquet: where the images of Parquet files are; None takes a single Parquet file for a manifest, others not at all.
     """
-    scheme = uri_scheme(inputs)
-    rows = _Rows()
+
+    output: str = ""
+    all_files: bool = False
+    parquet: ParquetColumns | None = None
+    options: StoreOptions = FROM_ENVIRONMENT
+
+    def takes(self, relative: str) -> str | None:
+        """Why a name found in a folder or under a prefix is left out; None if it is not."""
+        reason = skip_reason(relative, self.all_files)
+        return None if reason == OTHER_EXTENSION and is_container(relative, self.parquet) else reason
+
+    def takes_matched(self, glob: Glob, name: str) -> str | None:
+        """The same for what a glob matches."""
+        if self.all_files or glob.names_extension or may_be_image(name) or is_container(name, self.parquet):
+            return None
+        return OTHER_EXTENSION
+
+
+def list_inputs(inputs: Sequence[str], add: Callable[[pa.Table], None], rules: Rules) -> Listing:
+    """List INPUTs, each a folder, a file, a glob, a manifest, a container, a bucket prefix, or one object.
+
+    inputs: without query parameters; `objectstore.parse_input_uri` takes them off, into `rules.options`.
+    add: gets tables of `schemas.LISTING` as they are found, in the order of listing, duplicates and all.
+    Raises InputError where there is nothing to read in one of them.
+    """
+    rows = _Rows(add, rules)
+    kinds = []
+    for each in inputs:
+        before = rows.count
+        kinds.append(_list_input(each, rules, rows))
+        rows.finish()
+        if rows.count == before:
+            raise InputError(_nothing_in(each, kinds[-1], rows))
+    return Listing(tuple(kinds), dict(rows.skipped), tuple(rows.warnings), tuple(rows.scopes))
+
+
+def _list_input(uri: str, rules: Rules, rows: _Rows) -> InputKind:
+    scheme = uri_scheme(uri)
     if scheme is None or scheme == "file":
-        path = absolute(local_path(inputs) if scheme else inputs)
-        kind = _list_local(path, output, all_files, options, rows)
-    elif scheme in BUCKET_SCHEMES:
-        check_remote(inputs)
-        kind = _list_bucket(inputs, output, all_files, options, rows)
-    elif scheme in REMOTE_SCHEMES:
-        check_remote(inputs)
-        kind = _one(inputs, InputKind.OBJECT, options, rows, rows.add)
-    else:
-        raise InputError(unsupported(inputs))
-    listing = rows.finish(kind)
-    if not listing.rows.num_rows:
-        raise InputError(_nothing_in(inputs, listing))
-    return listing
+        return _list_local(absolute(local_path(uri) if scheme else uri), rules, rows)
+    if scheme not in REMOTE_SCHEMES:
+        raise InputError(unsupported(uri))
+    check_remote(uri)
+    if scheme in BUCKET_SCHEMES:
+        return _list_bucket(uri, rules, rows)
+    return _one(uri, InputKind.OBJECT, rules, rows, rows.add)
 
 
 @dataclass(slots=True)
 class _Rows:
-    """To-do rows as they are found, in columns and chunks: an object a row would cost gigabytes for millions."""
+    """Rows as they are found, handed on in chunks: an object a row would cost gigabytes for millions."""
 
+    hand_on: Callable[[pa.Table], None]
+    rules: Rules
+    count: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
-    _tables: list[pa.Table] = field(default_factory=lambda: [LISTING.empty_table()])
+    scopes: list[str] = field(default_factory=list)
     _uris: list[str] = field(default_factory=list)
     _sizes: list[int | None] = field(default_factory=list)
     _etags: list[str | None] = field(default_factory=list)
@@ -121,7 +175,7 @@ class _Rows:
         self._etags.append(etag)
         self._mtimes.append(mtime)
         if len(self._uris) >= _CHUNK_ROWS:
-            self._flush()
+            self.finish()
 
     def add_local(self, path: str, found: os.stat_result | None) -> None:
         if found is None:
@@ -130,17 +184,14 @@ class _Rows:
             mtime_us = found.st_mtime_ns // 1000
             self.add(local_uri(path), found.st_size, None, mtime_us if abs(mtime_us) < _MAX_MTIME_US else None)
 
-    def add_manifest(self, path: str, options: StoreOptions) -> None:
-        table, nameless = read_manifest(path, options)
-        self._tables.append(table)
-        if nameless:
-            self.skipped[NO_URI] += nameless
+    def add_manifest(self, pieces: Iterator[tuple[pa.Table, int]]) -> None:
+        for table, nameless in pieces:
+            self._hand_on(table)
+            if nameless:
+                self.skipped[NO_URI] += nameless
 
-    def finish(self, kind: InputKind) -> Listing:
-        self._flush()
-        return Listing(kind, pa.concat_tables(self._tables), dict(self.skipped), tuple(self.warnings))
-
-    def _flush(self) -> None:
+    def finish(self) -> None:
+        """Hand on what waits."""
         columns = {
             "uri": pa.array(self._uris, pa.string()),
             "container": pa.nulls(len(self._uris), pa.string()),
@@ -149,15 +200,45 @@ class _Rows:
             "etag": pa.array(self._etags, pa.string()),
             "mtime": pa.array(self._mtimes, TIMESTAMP),
         }
-        self._tables.append(pa.table(columns, schema=LISTING))
         for column in (self._uris, self._sizes, self._etags, self._mtimes):
             column.clear()
+        self._hand_on(pa.table(columns, schema=LISTING))
+
+    def _hand_on(self, table: pa.Table) -> None:
+        """Hand rows on, members in place of containers."""
+        extensions = ("tar", "parquet") if self.rules.parquet else ("tar",)
+        maybe = pc.match_substring_regex(table["uri"], rf"(?i)\.(?:{'|'.join(extensions)})$")
+        is_whole = pc.and_(pc.is_null(table["container"]), maybe)
+        containers = table.filter(is_whole)
+        plain = table.filter(pc.invert(is_whole)) if len(containers) else table
+        if len(plain):
+            self.count += len(plain)
+            self.hand_on(plain)
+        if not len(containers):
+            return
+        rules = self.rules
+
+        def members(container: dict[str, Any]) -> Members:
+            return list_members(container, rules.options, rules.parquet, rules.all_files)
+
+        with ThreadPoolExecutor(_INDEX_THREADS, "index") as threads:
+            for found in threads.map(members, containers.to_pylist()):
+                self.skipped += found.skipped
+                if found.damage:
+                    self.warnings.append(found.damage)
+                if len(found.rows):
+                    self.count += len(found.rows)
+                    self.hand_on(found.rows)
+        self.scopes += [f"{uri}#" for uri in containers["uri"].to_pylist()]
 
 
-def _one(path: str, kind: InputKind, options: StoreOptions, rows: _Rows, add: Callable[[str], None]) -> InputKind:
-    """A single file or object: one row, or a manifest's many."""
-    if is_manifest(path):
-        rows.add_manifest(path, options)
+def _one(path: str, kind: InputKind, rules: Rules, rows: _Rows, add: Callable[[str], None]) -> InputKind:
+    """A single file or object: one row, or a manifest's or a container's many."""
+    refuse_compressed(path)
+    if is_container(path, rules.parquet):
+        kind = InputKind.CONTAINER
+    elif is_manifest(path):
+        rows.add_manifest(read_manifest(path, rules.options))
         return InputKind.MANIFEST
     add(path)
     return kind
@@ -166,48 +247,52 @@ def _one(path: str, kind: InputKind, options: StoreOptions, rows: _Rows, add: Ca
 # --- local
 
 
-def _list_local(path: str, output: str, all_files: bool, options: StoreOptions, rows: _Rows) -> InputKind:
+def _list_local(path: str, rules: Rules, rows: _Rows) -> InputKind:
     try:
         found = _stat(path)
     except PermissionError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if found and stat.S_ISDIR(found.st_mode):
-        if _identity(path) == _identity(output):
+        if _identity(path) == _identity(rules.output):
             raise InputError(f"INPUT and OUTPUT are the same folder, {path}: give OUTPUT one of its own")
-        _list_folder(path, output, all_files, rows)
+        if is_manifest_folder(path) and rules.parquet is None:
+            rows.add_manifest(read_manifest_folder(path, rules.options))
+            return InputKind.MANIFEST
+        _list_folder(path, rules, rows)
         return InputKind.FOLDER
     if found or os.path.lexists(path):
-        return _one(path, InputKind.FILE, options, rows, lambda name: rows.add_local(name, found))
+        return _one(path, InputKind.FILE, rules, rows, lambda name: rows.add_local(name, found))
     if literal_beginning(path) is None:
         raise InputError(f"no such file or folder: {path}")
-    _list_glob(Glob(path, hidden=all_files), output, all_files, rows)
+    _list_glob(Glob(path, hidden=rules.all_files), rules, rows)
     return InputKind.GLOB
 
 
-def _list_folder(folder: str, output: str, all_files: bool, rows: _Rows) -> None:
+def _list_folder(folder: str, rules: Rules, rows: _Rows) -> None:
     def enter(name: str, _: str) -> bool:
-        if all_files or not is_hidden(name):
+        if rules.all_files or not is_hidden(name):
             return True
         rows.skipped[HIDDEN] += 1
         return False
 
-    for path, entry in _walk(folder, output, rows, enter):
-        if reason := _skip_reason(entry.name, all_files):
+    for path, entry in _walk(folder, rules.output, rows, enter):
+        if reason := rules.takes(entry.name):
             rows.skipped[reason] += 1
         else:
             rows.add_local(path, _entry_stat(entry))
+    rows.scopes.append(local_uri(folder.rstrip("/") + "/"))
 
 
-def _list_glob(glob: Glob, output: str, all_files: bool, rows: _Rows) -> None:
+def _list_glob(glob: Glob, rules: Rules, rows: _Rows) -> None:
     base = glob.beginning.rpartition("/")[0] or "/"
     if not Path(base).is_dir():
         return
-    for path, entry in _walk(base, output, rows, lambda _, folder: glob.may_hold(folder)):
+    for path, entry in _walk(base, rules.output, rows, lambda _, folder: glob.may_hold(folder)):
         if glob.matches(path):
-            if all_files or glob.names_extension or may_be_image(entry.name):
-                rows.add_local(path, _entry_stat(entry))
+            if reason := rules.takes_matched(glob, entry.name):
+                rows.skipped[reason] += 1
             else:
-                rows.skipped[OTHER_EXTENSION] += 1
+                rows.add_local(path, _entry_stat(entry))
 
 
 def _walk(
@@ -281,116 +366,66 @@ def _identity(path: str) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if found else None
 
 
-def _skip_reason(relative: str, all_files: bool) -> str | None:
-    """Why a name found in a folder or under a prefix is left out; None if it is not."""
-    if all_files:
-        return None
-    if any(map(is_hidden, relative.split("/"))):
-        return HIDDEN
-    return None if may_be_image(relative) else OTHER_EXTENSION
-
-
 # --- buckets
 
-_Found = tuple[str, int, str | None, datetime]   # key, size, etag, mtime
 
-
-def _list_bucket(uri: str, output: str, all_files: bool, options: StoreOptions, rows: _Rows) -> InputKind:
+def _list_bucket(uri: str, rules: Rules, rows: _Rows) -> InputKind:
     bucket_uri, key = split_uri(uri)
+    options, output = rules.options, rules.output
     if key and not key.endswith("/") and (found := _head(bucket_uri, key, options)):
-        return _one(uri, InputKind.OBJECT, options, rows, lambda name: rows.add(name, *found[1:]))
+        return _one(uri, InputKind.OBJECT, rules, rows, lambda name: rows.add(name, *found[1:]))
     folder = key.rstrip("/") + "/" if key.strip("/") else key
-    is_glob = literal_beginning(key) is not None and next(_list(bucket_uri, folder, options), None) is None
+    is_glob = literal_beginning(key) is not None and next(list_objects(bucket_uri, folder, options), None) is None
     if f"{bucket_uri}/{folder}".rstrip("/") == output:
         raise InputError(f"INPUT and OUTPUT are the same place, {output}: give OUTPUT a prefix of its own")
-    glob = Glob(key, hidden=all_files) if is_glob else None
+    if is_manifest_folder(folder.rstrip("/")) and not is_glob and rules.parquet is None:
+        rows.add_manifest(read_manifest_folder(f"{bucket_uri}/{folder}".rstrip("/"), options))
+        return InputKind.MANIFEST
+    glob = Glob(key, hidden=rules.all_files) if is_glob else None
     top = glob.beginning if glob else folder
     output_folder = output.removeprefix(bucket_uri + "/") + "/" if output.startswith(bucket_uri + "/") else None
     if output_folder and not output_folder.startswith(top.rpartition("/")[0]):
         output_folder = None   # INPUT lies inside OUTPUT, not the other way round
-    for found_key, size, etag, mtime in _list(bucket_uri, top, options):
+    for found_key, size, etag, mtime in list_objects(bucket_uri, top, options):
         if glob and not glob.matches(found_key):
             continue
         if found_key.endswith("/") and not size:
             reason = MARKER
         elif output_folder and found_key.startswith(output_folder):
             reason = OUTPUT
-        elif glob:
-            reason = None if all_files or glob.names_extension or may_be_image(found_key) else OTHER_EXTENSION
         else:
-            reason = _skip_reason(found_key[len(folder) :], all_files)
+            reason = rules.takes_matched(glob, found_key) if glob else rules.takes(found_key[len(folder) :])
         if reason:
             rows.skipped[reason] += 1
         else:
             rows.add(f"{bucket_uri}/{found_key}", size, etag, mtime)
+    if not glob:
+        rows.scopes.append(f"{bucket_uri}/{folder}")
     return InputKind.GLOB if glob else InputKind.PREFIX
 
 
-def _head(bucket_uri: str, key: str, options: StoreOptions) -> _Found | None:
+def _head(bucket_uri: str, key: str, options: StoreOptions) -> Found | None:
     """The object of exactly this key; None if there is none."""
     if bucket_uri.startswith("s3://"):   # of all keys that begin so it is the first
-        first = next(_list(bucket_uri, key, options), None)
+        first = next(list_objects(bucket_uri, key, options), None)
         return first if first and first[0] == key else None
-    with _explained(bucket_uri):
+    with explained(bucket_uri):
         try:
-            return _found(obstore.head(open_bucket(bucket_uri, options), key))
+            meta = obstore.head(open_bucket(bucket_uri, options), key)
         except FileNotFoundError:
             return None
-
-
-def _list(bucket_uri: str, prefix: str, options: StoreOptions) -> Iterator[_Found]:
-    """The objects whose key begins so, in order of keys; read page by page."""
-    with _explained(bucket_uri):
-        yield from (_list_s3 if bucket_uri.startswith("s3://") else _list_gs)(bucket_uri, prefix, options)
-
-
-def _list_s3(bucket_uri: str, prefix: str, options: StoreOptions) -> Iterator[_Found]:
-    # boto3, since one key with an empty, "." or ".." part makes obstore's whole listing fail.
-    pages = s3_client(options).get_paginator("list_objects_v2")
-    for page in pages.paginate(Bucket=bucket_uri.removeprefix("s3://"), Prefix=prefix):
-        for item in page.get("Contents", ()):
-            yield item["Key"], item["Size"], plain_etag(item.get("ETag")), item["LastModified"]
-
-
-def _list_gs(bucket_uri: str, prefix: str, options: StoreOptions) -> Iterator[_Found]:
-    # obstore lists whole folders: take the one that holds the prefix, and of it what begins so.
-    folder = prefix.rpartition("/")[0]
-    for metas in obstore.list(open_bucket(bucket_uri, options), folder or None, chunk_size=1000):
-        for meta in metas:
-            if meta["path"].startswith(prefix):
-                yield _found(meta)
-
-
-def _found(meta: Any) -> _Found:
     return meta["path"], meta["size"], plain_etag(meta["e_tag"]), meta["last_modified"]
 
 
 # --- messages
 
 
-def _nothing_in(inputs: str, listing: Listing) -> str:
-    left_out = f" ({listing.skipped_line()})" if listing.skipped else ""
+def _nothing_in(inputs: str, kind: InputKind, rows: _Rows) -> str:
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rows.skipped.items()))
+    left_out = f" ({skipped})" if skipped else ""
     fix = "check the path"
-    if OTHER_EXTENSION in listing.skipped or HIDDEN in listing.skipped:
+    if OTHER_EXTENSION in rows.skipped or HIDDEN in rows.skipped:
         fix = "--all-files takes hidden names and every extension"
-    elif listing.kind is InputKind.PREFIX and not inputs.endswith("/"):
+    elif kind is InputKind.PREFIX and not inputs.endswith("/"):
         fix = f"check the prefix, which is taken as a folder; {inputs}* takes all keys that begin so"
-    return f"no images found in the {listing.kind} {inputs}{left_out}: {fix}"
-
-
-@contextlib.contextmanager
-def _explained(bucket_uri: str) -> Iterator[None]:
-    """Turn the clients' errors into InputErrors that say what to do."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except (ClientError, BotoCoreError, OSError, ValueError, obstore.exceptions.BaseError) as error:
-        code = error.response["Error"].get("Code") if isinstance(error, ClientError) else None
-        if code == "NoSuchBucket":
-            fix = "there is no such bucket at this endpoint; check its name and AWS_ENDPOINT_URL"
-        elif code == "AccessDenied" or re.search(r"status code: 40[13]", str(error)):   # so obstore, without a class
-            fix = "access denied; check the credentials, or add ?anonymous=true for a public bucket"
-        else:
-            fix = "check the credentials, the endpoint and the region"
-        raise InputError(f"cannot list {bucket_uri}: {fix} ({str(error).splitlines()[0]})") from error
+    return f"no images found in the {kind} {inputs}{left_out}: {fix}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote
@@ -33,6 +33,7 @@ from obstore.store import ObjectStore
 from pipeline.objectstore import (
     BUCKET_SCHEMES,
     FROM_ENVIRONMENT,
+    RangeReader,
     StoreOptions,
     UriError,
     is_addressable,
@@ -43,7 +44,6 @@ from pipeline.objectstore import (
 
 _LOCK = ".lock"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.facelake-tmp")
-_READ_AHEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ class ObjectStorage:
     def open(self, path: str) -> BinaryIO:
         with self._naming(path):
             size = obstore.head(self._bucket, self._key(path))["size"]
-        return io.BufferedReader(_ObjectReader(self, path, size), _READ_AHEAD_BYTES)
+        return RangeReader.buffered(partial(self.read_range, path), size)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes `start` to before `end` of the file."""
@@ -316,35 +316,6 @@ class ObjectStorage:
             raise PermissionError(errno.EACCES, f"access denied ({_first_line(error)})", name) from error
         except BaseError as error:
             raise OSError(errno.EIO, _first_line(error), name) from error
-
-
-class _ObjectReader(io.RawIOBase):
-    """An object as a seekable file; each read is one ranged GET."""
-
-    def __init__(self, storage: ObjectStorage, path: str, size: int) -> None:
-        self._storage = storage
-        self._path = path
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._position + len(buffer), self._size)
-        if end <= self._position:
-            return 0
-        content = self._storage.read_range(self._path, self._position, end)
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
 
 
 def _object_version(meta: Any) -> FileVersion:

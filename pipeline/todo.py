@@ -1,93 +1,232 @@
-"""What is left to do: the listing less the ledger, computed by DuckDB, which spills to disk where memory ends."""
+"""What is left to do: the listing less the ledger, in memory that does not grow with either.
+
+DuckDB joins the two by the 128-bit MD5 of the uri (two names of ten million have the same one with a probability of
+10⁻²⁵) and spills to disk where memory ends; the listing waits in a file. 10 million names against 9 million done ones
+take half a minute and 1 GB (`jobs.bench plan`).
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.batch import RETRIED
+from pipeline.batch import RETRIED, Status
 from pipeline.erased import Erased
 from pipeline.schemas import LISTING
 
-MEMORY_LIMIT = "2GB"
+MEMORY_LIMIT = "700MB"
+ERROR_KINDS = 12              # that an outcome names; the rest is counted
+_SPOOL_ROWS = 100_000         # a batch of the listing's file
+
+# States in the order in which they win where one uri has several rows: a uri that a crash left twice in the ledger is
+# done if one of its rows is, one that was listed twice has changed if all its rows say so.
+_DONE, _CHANGED, _RETRIED, _NEW, _ERASED = range(5)
 
 # An etag tells for sure; where one is missing, size and time tell. What is not known on both sides has not changed.
-_CHANGED = """
-    CASE WHEN wanted.etag IS NOT NULL AND known.etag IS NOT NULL THEN wanted.etag <> known.etag
+_HAS_CHANGED = """
+    CASE WHEN wanted.etag IS NOT NULL AND known.etag IS NOT NULL THEN hash(wanted.etag) <> known.etag
          ELSE coalesce(wanted.size <> known.file_bytes, false) OR coalesce(wanted.mtime <> known.mtime, false) END
 """
 
-# Rows of one uri are merged: the result does not depend on their order, and 3 million names take 7 s, where picking
-# one row of each (DISTINCT ON) took 38 s. A uri that a crash left twice in the ledger is done if one of its rows is.
+# Of what is done only the key is kept. Rows of one uri are merged, so the result does not depend on their order.
 _PLAN = f"""
     CREATE TABLE plan AS
-    WITH wanted AS (SELECT uri, min(container) AS container, min("offset") AS "offset", min(size) AS size,
-                           min(etag) AS etag, min(mtime) AS mtime FROM listing GROUP BY uri),
-         known AS (SELECT uri, bool_and(list_contains($retried, status)) AS retry, min(etag) AS etag,
-                          min(mtime) AS mtime, min(file_bytes) AS file_bytes FROM ledger GROUP BY uri)
-    SELECT wanted.*, CASE WHEN known.uri IS NULL THEN 'new' WHEN known.retry THEN 'retried'
-                          WHEN {_CHANGED} THEN 'changed' ELSE 'done' END AS state
-    FROM wanted LEFT JOIN known ON wanted.uri = known.uri
+    SELECT key, min(state) AS state,
+           min(uri) FILTER (state <> {_DONE}) AS uri, min(container) FILTER (state <> {_DONE}) AS container,
+           min("offset") FILTER (state <> {_DONE}) AS "offset", min(size) FILTER (state <> {_DONE}) AS size,
+           min(etag) FILTER (state <> {_DONE}) AS etag, min(mtime) FILTER (state <> {_DONE}) AS mtime
+    FROM (SELECT wanted.*, CASE WHEN known.key IS NULL THEN {_NEW} WHEN known.retry THEN {_RETRIED}
+                                WHEN {_HAS_CHANGED} THEN {_CHANGED} ELSE {_DONE} END AS state
+          FROM (SELECT *, md5_number(uri) AS key FROM listing) wanted LEFT JOIN known ON wanted.key = known.key)
+    GROUP BY key
 """
 
 # Only what would be done is hashed: 0.3 s for a million names, nothing where the list is empty.
-_LEAVE_OUT_ERASED = """
-    UPDATE plan SET state = 'erased'
-    WHERE state <> 'done' AND sha256(concat($salt, uri)) IN (SELECT hash FROM erased)
+_LEAVE_OUT_ERASED = f"""
+    UPDATE plan SET state = {_ERASED}
+    WHERE state <> {_DONE} AND sha256(concat($salt, uri)) IN (SELECT hash FROM erased)
 """
-
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """The work of a run, and how it came about; `listed` = `done` + `erased` + rows to do."""
+    """How the work of a run came about; `listed` = `done` + `erased` + `images`."""
 
-    rows: pa.Table            # of `schemas.LISTING`, each uri once, in the order to read them
-    drop: pa.ChunkedArray     # string: the uris among them that have rows in the output already
+    images: int               # to do
     listed: int               # different uris
     duplicates: int           # further rows of the same uris
     done: int                 # in the ledger for good
     changed: int              # objects that differ from what the ledger saw; among `done` unless they are redone
     retried: int              # in the ledger as fetch_failed or failed
     erased: int = 0           # left out for good: `jobs.erase` has taken them out of the output
+    vanished: int = 0         # in the ledger, below a listed folder or prefix, and not listed any more
 
 
-def plan_todo(listing: pa.Table, ledger: pa.Table, *, redo_changed: bool, erased: Erased | None = None) -> Todo:
-    """The rows of `listing` (`schemas.LISTING`) that `ledger` (uri, status, etag, mtime, file_bytes) does not have.
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """Images that failed for the same reason."""
 
-    Those whose fetch or processing failed are done again, and with `redo_changed` those whose object has changed.
-    What is on the list of `erased` is not done.
-    The order is by name, and by place within a container: neighbours share a folder, a prefix, a tar, so that reading a
-    block stays in one of them, while the blocks read at one time are spread over all of them.
-    """
-    redone = ("new", "retried", "changed") if redo_changed else ("new", "retried")
-    with (
-        tempfile.TemporaryDirectory(prefix="facelake-todo-") as folder,
-        duckdb.connect(Path(folder, "todo.duckdb"), config={"memory_limit": MEMORY_LIMIT}) as database,
-    ):
-        database.execute("SET enable_progress_bar = false")
-        database.register("listing", listing.select(LISTING.names))
-        database.register("ledger", ledger.select(["uri", "status", "etag", "mtime", "file_bytes"]))
-        database.execute(_PLAN, {"retried": [str(status) for status in RETRIED]})
+    status: str
+    error: str
+    images: int
+    example: str              # the first uri of them, by name
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the ledger says in the end, of the listed images and of the whole output."""
+
+    listed: dict[str, int]            # images by status, every status named
+    output: dict[str, int]
+    errors: tuple[ErrorKind, ...]     # of the listed ones, the most frequent first, `ERROR_KINDS` at most
+    other_kinds: int                  # how many more kinds there are
+    other_images: int                 # and of how many images
+    repeated: bool                    # whether a uri is there twice, which `ledger.repair_duplicates` mends
+
+
+class Planner:
+    """Takes the listing, then the ledger, tells what is to do, and in the end what became of it. A context manager."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="facelake-todo-")
+        self._spool = pa.OSFile(str(Path(self._folder.name, "listing.arrow")), "wb")
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        self._writer = pa.ipc.new_stream(self._spool, LISTING, options=options)
+        self._rows = 0
+        self._database = duckdb.connect(
+            ":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": self._folder.name}
+        )
+        self._database.execute("SET enable_progress_bar = false; SET preserve_insertion_order = false")
+        self._database.execute(
+            "CREATE TABLE known (key UHUGEINT, retry BOOLEAN, etag UBIGINT, mtime TIMESTAMPTZ, file_bytes BIGINT, "
+            "below BOOLEAN)"
+        )
+        self._redone: tuple[int, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+        self._close_spool()
+        self._folder.cleanup()
+
+    def add_listing(self, rows: pa.Table) -> None:
+        """Take more rows of `schemas.LISTING`; duplicates are fine."""
+        self._writer.write_table(rows.select(LISTING.names).cast(LISTING), max_chunksize=_SPOOL_ROWS)
+        self._rows += len(rows)
+
+    def add_ledger(self, rows: pa.Table, scopes: Sequence[str] = ()) -> None:
+        """Take more rows of the ledger: uri, status, etag, mtime, file_bytes.
+
+        scopes: beginnings of uris, everything below which was listed: what is not listed any more has vanished.
+        """
+        below = " OR ".join(["starts_with(uri, ?)"] * len(scopes)) or "false"
+        self._database.register("rows", rows)
+        self._database.execute(
+            f"""INSERT INTO known SELECT md5_number(uri), list_contains(?, status),
+                CASE WHEN etag IS NOT NULL THEN hash(etag) END, mtime, file_bytes, {below} FROM rows""",
+            [[str(status) for status in RETRIED], *scopes],
+        )
+
+    def plan(self, *, redo_changed: bool, erased: Erased | None = None) -> Todo:
+        """Work out what of the listing the ledger does not have; called once, when both are complete.
+
+        Those whose fetch or processing failed are done again, and with `redo_changed` those whose object has changed.
+        What is on the list of `erased` is not done.
+        """
+        self._close_spool()
+        self._redone = (_RETRIED, _CHANGED) if redo_changed else (_RETRIED,)
+        with pa.OSFile(self._spool_path) as file:
+            self._database.register("listing", pa.ipc.open_stream(file))
+            self._database.execute(_PLAN)
+            self._database.unregister("listing")
+        Path(self._spool_path).unlink()
         if erased is not None and len(erased.hashes):
-            database.register("erased", pa.table({"hash": erased.hashes}))
-            database.execute(_LEAVE_OUT_ERASED, {"salt": erased.salt})
-        counts = dict(database.sql("SELECT state, count(*) FROM plan GROUP BY state").fetchall())
-        rows = database.sql(
-            f"""SELECT * FROM plan WHERE state IN {redone} ORDER BY coalesce(container, uri), "offset", uri"""
-        ).to_arrow_table()
-    listed = sum(counts.values())
-    return Todo(
-        rows=rows.select(LISTING.names).cast(LISTING),
-        drop=rows.filter(pc.not_equal(rows["state"], "new"))["uri"].cast(pa.string()),
-        listed=listed,
-        duplicates=listing.num_rows - listed,
-        done=listed - rows.num_rows - counts.get("erased", 0),
-        changed=counts.get("changed", 0),
-        retried=counts.get("retried", 0),
-        erased=counts.get("erased", 0),
-    )
+            self._database.register("erased", pa.table({"hash": erased.hashes}))
+            self._database.execute(_LEAVE_OUT_ERASED, {"salt": erased.salt})
+        [(vanished,)] = self._database.execute(
+            "SELECT count(*) FROM known ANTI JOIN plan USING (key) WHERE below"
+        ).fetchall()
+        self._database.execute("DROP TABLE known")
+        states = dict(self._database.execute("SELECT state, count(*) FROM plan GROUP BY state").fetchall())
+        images = sum(states.get(state, 0) for state in (_NEW, *self._redone))
+        listed = sum(states.values())
+        return Todo(
+            images=images,
+            listed=listed,
+            duplicates=self._rows - listed,
+            done=listed - images - states.get(_ERASED, 0),
+            changed=states.get(_CHANGED, 0),
+            retried=states.get(_RETRIED, 0),
+            erased=states.get(_ERASED, 0),
+            vanished=vanished,
+        )
+
+    def rows(self, batch_rows: int) -> Iterator[pa.Table]:
+        """The rows to do (`schemas.LISTING`), each uri once, `batch_rows` at a time, the last ones fewer.
+
+        The order is by name, and by place within a container: neighbours share a folder, a prefix, a tar.
+        """
+        reader = self._database.sql(
+            f"""SELECT {', '.join(f'"{name}"' for name in LISTING.names)} FROM plan
+                WHERE state IN {(_NEW, *self._redone)} ORDER BY coalesce(container, uri), "offset", uri"""
+        ).to_arrow_reader(batch_rows)
+        waiting = LISTING.empty_table()
+        for batch in reader:
+            waiting = pa.concat_tables([waiting, pa.table(batch).cast(LISTING)])
+            while len(waiting) >= batch_rows:
+                yield waiting.slice(0, batch_rows)
+                waiting = waiting.slice(batch_rows)
+        if len(waiting):
+            yield waiting
+
+    def redone(self) -> pa.Array:
+        """The uris among the rows to do that have rows in the ledger already (string)."""
+        states = self._redone * 2     # DuckDB reads "(1,)" as no list
+        table = self._database.sql(f"SELECT uri FROM plan WHERE state IN {states} ORDER BY uri").to_arrow_table()
+        return table["uri"].cast(pa.string()).combine_chunks()
+
+    def outcome(self, ledger: Iterator[pa.Table]) -> Outcome:
+        """What became of the listed images: `ledger` gives rows of uri, status and error."""
+        self._database.execute(
+            "CREATE OR REPLACE TABLE ended (key UHUGEINT, status VARCHAR, error VARCHAR, uri VARCHAR)"
+        )
+        for rows in ledger:
+            self._database.register("rows", rows)
+            self._database.execute(
+                """INSERT INTO ended SELECT md5_number(uri), status, error,
+                   CASE WHEN error IS NOT NULL THEN uri END FROM rows"""
+            )
+        [(repeated,)] = self._database.execute("SELECT count(*) - count(DISTINCT key) FROM ended").fetchall()
+        listed = "ended SEMI JOIN plan USING (key)"
+        kinds = self._database.execute(
+            f"""SELECT status, error, count(*) AS images, min(uri) FROM {listed} WHERE error IS NOT NULL
+                GROUP BY status, error ORDER BY images DESC, status, error"""
+        ).fetchall()
+        return Outcome(
+            listed=self._counts(listed),
+            output=self._counts("ended"),
+            errors=tuple(ErrorKind(*kind) for kind in kinds[:ERROR_KINDS]),
+            other_kinds=len(kinds[ERROR_KINDS:]),
+            other_images=sum(images for _, _, images, _ in kinds[ERROR_KINDS:]),
+            repeated=repeated > 0,
+        )
+
+    def _counts(self, table: str) -> dict[str, int]:
+        counted = dict(self._database.execute(f"SELECT status, count(*) FROM {table} GROUP BY status").fetchall())
+        return {status.value: counted.get(status.value, 0) for status in Status}
+
+    @property
+    def _spool_path(self) -> str:
+        return str(Path(self._folder.name, "listing.arrow"))
+
+    def _close_spool(self) -> None:
+        if not self._spool.closed:
+            self._writer.close()
+            self._spool.close()

@@ -23,7 +23,7 @@ from pipeline.lease import Lease
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage
-from pipeline.todo import plan_todo
+from pipeline.todo import Planner
 
 ROOT = Path(__file__).parent.parent
 ZIDANE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets" / "zidane.jpg"
@@ -141,8 +141,11 @@ def test_everything_can_go(root):
 
 def to_do(storage):
     listing = pa.Table.from_pylist([{"uri": uri} for uri in ALL], schema=LISTING)
-    todo = plan_todo(listing, ledger.read_ledger(storage), redo_changed=True, erased=erased.read_erased(storage))
-    return set(todo.rows["uri"].to_pylist())
+    with Planner() as planner:
+        planner.add_listing(listing)
+        planner.add_ledger(ledger.read_ledger(storage))
+        planner.plan(redo_changed=True, erased=erased.read_erased(storage))
+        return {uri for rows in planner.rows(100) for uri in rows["uri"].to_pylist()}
 
 
 def test_a_later_run_does_not_bring_them_back_unless_they_are_forgotten(tmp_path, capsys):

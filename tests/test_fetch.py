@@ -112,7 +112,7 @@ def test_no_permission(tmp_path):
         (len(BODY) - 4, 5, f"the container ends after 4 of the 5 bytes at {len(BODY) - 4}"),
         (len(BODY) + 9, 5, f"the container ends after 0 of the 5 bytes at {len(BODY) + 9}"),
         (None, 5, "the row does not say where in its container it lies"),
-        (3, None, "the row does not say where in its container it lies"),
+        (3, None, "an image inside a Parquet file: --image-column names its column"),
     ],
 )
 def test_a_member_is_the_bytes_at_its_place_in_the_container(tmp_path, offset, size, expected):

@@ -15,9 +15,10 @@ NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
 
 
 def read(path) -> tuple[pa.Table, int]:
-    table, nameless = read_manifest(str(path), StoreOptions())
+    pieces = list(read_manifest(str(path), StoreOptions()))
+    table = pa.concat_tables([LISTING.empty_table(), *(piece for piece, _ in pieces)])
     assert table.schema == LISTING
-    return table, nameless
+    return table, sum(nameless for _, nameless in pieces)
 
 
 def uris(path) -> list[str]:

@@ -17,6 +17,7 @@ from pipeline.lease import Lease
 from pipeline.plan import Cluster, PlanError, make_plan, parse_pools, run
 from pipeline.schemas import LISTING
 from pipeline.sink import ModelNames, Sink
+from pipeline.spool import ReadTodo, write_todo
 from pipeline.storage import open_storage
 
 ONE_POOL = "decode+detect+keypoint+align+embed"
@@ -146,6 +147,11 @@ BUILDERS = {
 }
 
 
+def run_on(storage, plan, todo, sink):
+    blocks = write_todo(storage, "run", [todo.slice(start, 16) for start in range(0, len(todo), 16)])
+    return run(plan, blocks, ReadTodo(storage), BUILDERS, sink, rows_per_file=16, batch_images=4)
+
+
 @pytest.fixture(scope="module")
 def rows_by_layout(ray_session, tmp_path_factory):
     """Everything that 100 images give, in every layout."""
@@ -157,7 +163,7 @@ def rows_by_layout(ray_session, tmp_path_factory):
         with Lease.acquire(storage, "run"):
             sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
             plan = make_plan(layout, Cluster(2, 0), "cpu")
-            receipts = pa.concat_tables(run(plan, todo, BUILDERS, sink, rows_per_file=16, batch_images=4))
+            receipts = pa.concat_tables(run_on(storage, plan, todo, sink))
         tables = {name: pq.read_table(folder / name).sort_by([("uri", "ascending")]).to_pylist()
                   for name in ("faces", "images")}
         results[layout] = tables, receipts.to_pylist()
@@ -189,7 +195,7 @@ todo = pa.Table.from_pylist([{{"uri": str(i)}} for i in range(20)], schema=LISTI
 with connect(num_cpus=1) as ray, Lease.acquire(storage, "run"):
     sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
     plan = make_plan(FIVE_POOLS, ray.free, "cpu")
-    print(ray.free.cpus, sum(r["images"] for t in run(plan, todo, BUILDERS, sink, 16, 4) for r in t.to_pylist()))
+    print(ray.free.cpus, sum(r["images"] for t in run_on(storage, plan, todo, sink) for r in t.to_pylist()))
 """
     root = Path(__file__).parent.parent
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)

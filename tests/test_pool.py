@@ -2,10 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
+from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status, TodoRow
 from pipeline.boundary import images_to_table, table_to_faces
 from pipeline.pool import Pool, run_isolated
-from pipeline.schemas import LISTING
 
 
 def image(name, value):
@@ -34,7 +33,11 @@ def fails_on(*values):
 
 
 def todo(*names):
-    return pa.Table.from_pylist([{"uri": name} for name in names], schema=LISTING)
+    return pa.table({"uri": pa.array(names, pa.string())})
+
+
+def read_todo(blocks):
+    return [TodoRow(uri) for uri in blocks["uri"].to_pylist()]
 
 
 def build(**stages):
@@ -43,7 +46,7 @@ def build(**stages):
 
 @pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])
 def test_decode_and_detect_in_one_pool(names):
-    pool = Pool(("decode", "detect"), build(decode=decode, detect=one_face_each), threads=1, batch_images=8)
+    pool = Pool(("decode", "detect"), build(decode=decode, detect=one_face_each), read_todo, 1, 8)
     tables = list(pool(todo(*names)))
     assert [len(table) for table in tables] == [len(names[i : i + 2]) for i in range(0, len(names), 2)]
     faces = [table_to_faces(table, "detect") for table in tables]
@@ -53,14 +56,14 @@ def test_decode_and_detect_in_one_pool(names):
 
 def test_a_pool_without_decode_works_in_sub_batches():
     records, pixels = zip(*(image(str(i), i) for i in range(5)), strict=True)
-    pool = Pool(("detect",), build(detect=one_face_each), threads=1, batch_images=2)
+    pool = Pool(("detect",), build(detect=one_face_each), read_todo, threads=1, batch_images=2)
     tables = list(pool(images_to_table(ImageBatch(records, pixels))))
     assert [len(table) for table in tables] == [2, 2, 1]
 
 
 def test_builders_get_the_threads():
     got = []
-    Pool(("align",), {"align": lambda threads: got.append(threads)}, threads=7, batch_images=1)
+    Pool(("align",), {"align": lambda threads: got.append(threads)}, read_todo, threads=7, batch_images=1)
     assert got == [7]
 
 
@@ -96,6 +99,7 @@ def test_crowds_pass_in_parts(monkeypatch):
         return batch.with_eyes(np.zeros((len(batch), 12, 2), np.float32))
 
     monkeypatch.setattr("pipeline.pool.MAX_FACES", 1)
-    pool = Pool(("decode", "detect", "keypoint"), build(decode=decode, detect=one_face_each, keypoint=counting), 1, 8)
+    builders = build(decode=decode, detect=one_face_each, keypoint=counting)
+    pool = Pool(("decode", "detect", "keypoint"), builders, read_todo, 1, 8)
     tables = list(pool(todo("1", "2", "3")))
     assert seen == [1, 1, 1] and [table["uri"].to_pylist() for table in tables] == [["1"], ["2"], ["3"]]

@@ -8,6 +8,7 @@ from pipeline import report
 from pipeline.batch import Status
 from pipeline.plan import Cluster, make_plan
 from pipeline.progress import Progress
+from pipeline.todo import ErrorKind, Outcome, Todo
 
 
 def rows(*values):
@@ -26,24 +27,24 @@ def test_bad_share(statuses, expected):
     assert report.bad_share(counts) == expected
 
 
-def test_errors_by_kind_most_frequent_first():
-    table = rows(("b", "unreadable", "cut off"), ("a", "unreadable", "cut off"), ("c", "failed", "detect: x"),
-                 ("d", "ok", None), *((f"e{i}", "unsupported", f"kind {i}") for i in range(3)))
-    assert report.error_lines(table, limit=2) == [
-        "2 unreadable: cut off (for example a)",
+def outcome(images=2, errors=(), other_kinds=0, other_images=0):
+    counts = report.status_counts(rows(*(("", "ok", None) for _ in range(images - len(errors)))))
+    counts["unreadable"] = len(errors)
+    return Outcome(counts, counts | {"ok": counts["ok"] + 7}, tuple(errors), other_kinds, other_images, False)
+
+
+def test_errors_by_kind():
+    kinds = [ErrorKind("unreadable", "cut off", 2000, "a"), ErrorKind("failed", "detect: x", 1, "c")]
+    assert report.error_lines(outcome(errors=kinds, other_kinds=2, other_images=3)) == [
+        "2,000 unreadable: cut off (for example a)",
         "1 failed: detect: x (for example c)",
-        "3 more of 3 other kinds; see `error` in images/",
+        "3 more of 2 other kinds; see `error` in images/",
     ]
-    assert report.error_lines(rows()) == []
+    assert report.error_lines(outcome()) == []
 
 
-class Todo:
-    """What the report needs of one."""
-
-    def __init__(self, rows=3, listed=10, duplicates=0, done=7, changed=0, retried=0, erased=0):
-        self.rows = pa.table({"uri": [str(i) for i in range(rows)]})
-        self.listed, self.duplicates, self.done, self.changed, self.retried = listed, duplicates, done, changed, retried
-        self.erased = erased
+def todo(**counts):
+    return Todo(**{"images": 3, "listed": 10, "duplicates": 0, "done": 7, "changed": 0, "retried": 0, **counts})
 
 
 class Listing:
@@ -57,10 +58,11 @@ class Listing:
 
 
 def test_todo_line_names_only_what_there_is():
-    assert report.todo_line(Todo(), Listing()) == "10 images listed; 7 done before; 3 to do"
-    line = report.todo_line(Todo(duplicates=2, changed=1, retried=3, erased=5), Listing(hidden=4))
+    assert report.todo_line(todo(), Listing()) == "10 images listed; 7 done before; 3 to do"
+    line = report.todo_line(todo(duplicates=2, changed=1, retried=3, erased=5, vanished=8), Listing(hidden=4))
     for part in ("3 of them tried again", "5 left out that were erased",
-                 "2 duplicates dropped", "1 changed", "--redo-changed", "skipped 4 hidden"):
+                 "2 duplicates dropped",
+                 "8 done before that are not listed any more", "1 changed", "--redo-changed", "skipped 4 hidden"):
         assert part in line
 
 
@@ -71,11 +73,11 @@ def receipts():
 
 
 def test_summary():
-    table = rows(("a", "ok", None), ("b", "unreadable", "cut off"))
-    first, counts, error, where = report.summary_lines("/out", table, 9, receipts())
+    ended = outcome(errors=[ErrorKind("unreadable", "cut off", 1, "b")])
+    first, counts, error, where = report.summary_lines("/out", ended, receipts())
     assert first.startswith("2 images, 3 faces in ") and counts == "ok 1  unreadable 1"
     assert error == "  1 unreadable: cut off (for example b)" and where.startswith("/out holds 9 images")
-    assert report.summary_lines("/out", table, 9, Progress(0, io.StringIO()))[0].startswith("nothing to do")
+    assert report.summary_lines("/out", ended, Progress(0, io.StringIO()))[0].startswith("nothing to do")
 
 
 @pytest.mark.parametrize("ran", [True, False])
@@ -86,11 +88,11 @@ def test_run_json_is_plain_and_whole(ran):
         run_id="r", started=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="f", covered={"settings": {"min_score": 0.5}},
         models={"detector": {"identity": "d@1"}}, alignment={"box_side_px": 110.0}, cosine_thresholds={"0.01": 0.4},
         plan=make_plan("decode+detect+keypoint+align+embed", Cluster(2, 0), "cpu") if ran else None,
-        todo=Todo(), listing=Listing(), rows=rows(("a", "ok", None)),
+        todo=todo(vanished=4), listing=Listing(), outcome=outcome(images=1),
         progress=receipts() if ran else Progress(0, io.StringIO()),
     )
     assert json.loads(json.dumps(content)) == content
-    assert content["output"]["images"] == content["output"]["ok"] == 1
+    assert content["output"]["images"] == content["output"]["ok"] == 8 and content["listing"]["vanished"] == 4
     assert content["this_run"]["images"] == (2 if ran else 0)
     assert (content["throughput"]["images_per_s"] is None) == (not ran)
     assert (content["plan"] is None) == (not ran)

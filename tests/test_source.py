@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.server
 import os
 import threading
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -14,20 +15,41 @@ from pipeline import source
 from pipeline.names import InputError
 from pipeline.objectstore import StoreOptions
 from pipeline.schemas import LISTING
-from pipeline.source import InputKind, Listing, list_input
+from pipeline.source import InputKind, Listing, Rules, list_inputs
 
 
-def listing(inputs, output="/nowhere", all_files=False, options=StoreOptions()) -> Listing:  # noqa: B008
-    found = list_input(str(inputs), output=str(output), all_files=all_files, options=options)
-    assert found.rows.schema == LISTING
-    return found
+@dataclass
+class Found:
+    """A listing and its rows."""
+
+    rows: pa.Table
+    listing: Listing
+
+    @property
+    def kind(self) -> InputKind:
+        [kind] = self.listing.kinds
+        return kind
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        return self.listing.skipped
 
 
-def uris(found: Listing) -> list[str]:
+def listing(inputs, output="/nowhere", all_files=False, parquet=None, options=StoreOptions()) -> Found:  # noqa: B008
+    tables = [LISTING.empty_table()]
+    rules = Rules(str(output), all_files, parquet, options)
+    several = inputs if isinstance(inputs, list) else [inputs]
+    found = list_inputs([str(each) for each in several], tables.append, rules)
+    rows = pa.concat_tables(tables)
+    assert rows.schema == LISTING
+    return Found(rows, found)
+
+
+def uris(found: Found) -> list[str]:
     return sorted(found.rows["uri"].to_pylist())
 
 
-def relative(found: Listing, top) -> list[str]:
+def relative(found: Found, top) -> list[str]:
     return [uri.removeprefix(f"{top}/") for uri in uris(found)]
 
 
@@ -85,9 +107,9 @@ def test_a_folder_is_filtered_by_name(tmp_path):
     assert found.kind is InputKind.FOLDER
     assert relative(found, tmp_path) == ["2024.03", "a.jpg", "noext", "sub/deep/b.PNG"]
     assert found.skipped == {source.OTHER_EXTENSION: 2, source.HIDDEN: 2}
-    assert found.skipped_line() == "2 hidden, 2 with another extension"
+    assert found.listing.skipped_line() == "2 hidden, 2 with another extension"
     everything = listing(tmp_path, all_files=True)
-    assert len(uris(everything)) == 8 and everything.skipped == {} and everything.skipped_line() == ""
+    assert len(uris(everything)) == 8 and everything.skipped == {} and everything.listing.skipped_line() == ""
 
 
 def test_size_and_time_of_local_files(tmp_path):
@@ -104,9 +126,11 @@ def test_size_and_time_of_local_files(tmp_path):
 
 @pytest.mark.parametrize("mtime_ns", [-(10**20), 10**20])   # before the year 1, after the year 5000
 def test_a_time_that_python_cannot_read_is_left_out(mtime_ns):
-    rows = source._Rows()
+    tables = []
+    rows = source._Rows(tables.append, Rules())
     rows.add_local("/a.jpg", SimpleNamespace(st_size=3, st_mtime_ns=mtime_ns))
-    [row] = rows.finish(InputKind.FILE).rows.to_pylist()
+    rows.finish()
+    [row] = tables[0].to_pylist()
     assert (row["size"], row["mtime"]) == (3, None)
 
 
@@ -192,7 +216,7 @@ def test_folders_that_cannot_be_read_are_warned_of(tmp_path, monkeypatch):
     found = listing(tmp_path)
     assert relative(found, tmp_path) == ["a.jpg"]
     assert found.skipped == {source.UNREADABLE: 1}
-    assert found.warnings == (f"cannot read the folder {tmp_path}/locked: Permission denied",)
+    assert found.listing.warnings == (f"cannot read the folder {tmp_path}/locked: Permission denied",)
     with pytest.raises(InputError, match=r"cannot read the folder .*locked: Permission denied"):
         listing(tmp_path / "locked")
 
