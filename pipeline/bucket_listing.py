@@ -18,7 +18,7 @@ import obstore
 import pyarrow as pa
 
 from pipeline.manifest_folder import Span, Stretch
-from pipeline.names import MARKER, OUTPUT, InputError, skip_reason
+from pipeline.names import MARKER, OUTPUT, InputError
 from pipeline.objectstore import StoreOptions, UriError, open_bucket, plain_etag, s3_client
 from pipeline.schemas import LISTING, TIMESTAMP
 
@@ -140,10 +140,13 @@ def bucket_stretches(
         yield Stretch(span, _to_rows(bucket_uri, kept), len(found), skipped)
 
 
-def skip_rule(folder: str, output_folder: str | None, all_files: bool) -> Callable[[str, int | None], str | None]:
-    """A function that says why a key, by its size too, is left out; as `jobs.extract` does with a prefix.
+def skip_rule(
+    folder: str, output_folder: str | None, takes: Callable[[str], str | None]
+) -> Callable[[str, int | None], str | None]:
+    """A function that says why an object is left out, by its key and size; None for one that is not.
 
-    folder: names are judged from here on. output_folder: what begins so is our own; None if nothing is.
+    folder: keys begin so. output_folder: what begins so is our own; None if nothing is. takes: says why a name is left
+    out, by what follows the folder.
     """
 
     def skip(key: str, size: int | None) -> str | None:
@@ -151,7 +154,7 @@ def skip_rule(folder: str, output_folder: str | None, all_files: bool) -> Callab
             return MARKER
         if output_folder and key.startswith(output_folder):
             return OUTPUT
-        return skip_reason(key[len(folder) :], all_files)
+        return takes(key[len(folder) :])
 
     return skip
 

@@ -7,6 +7,7 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,7 +27,7 @@ from pipeline.bucket_listing import (
     skip_rule,
 )
 from pipeline.manifest_folder import merged
-from pipeline.names import InputError
+from pipeline.names import InputError, skip_reason
 from pipeline.objectstore import FROM_ENVIRONMENT, StoreOptions, UriError
 from pipeline.schemas import LISTING
 
@@ -36,6 +37,10 @@ ODD_KEYS = [
     "p/ lead", "p//", "p//b.jpg", "p/./z", "p/../b", "p/a b%20+#é?.jpg", 'p/q"uo\'te', "p/tab\t", "p/\x01", "p/\x7f",
     "p/\ud7ff", "p/\ue000", "p/😀", "p/\U0010ffff", "p/\U0010ffff\U0010ffff/x", "p/a", "p/a/", "p/a/b", "p/A",
 ]  # fmt: skip
+
+
+def takes(all_files):
+    return partial(skip_reason, all_files=all_files)
 
 
 class Server:
@@ -317,7 +322,8 @@ def test_stretches_of_a_bucket(bucket, monkeypatch):
     monkeypatch.setattr(bucket_listing, "PAGE_KEYS", 2)
     for key in [*ODD_KEYS, "p/.hidden", "p/notes.txt", "q"]:
         bucket.put(key, b"123")
-    stretches = list(bucket_stretches(bucket.uri, "p/", FROM_ENVIRONMENT, skip_rule("p/", None, False), [WHOLE], 8))
+    skip = skip_rule("p/", None, takes(False))
+    stretches = list(bucket_stretches(bucket.uri, "p/", FROM_ENVIRONMENT, skip, [WHOLE], 8))
     assert all(stretch.rows.schema == LISTING for stretch in stretches)
     rows = [row for stretch in stretches for row in stretch.rows.to_pylist()]
     assert {row["uri"] for row in rows} == {f"{bucket.uri}/{key}" for key in ODD_KEYS}
@@ -441,8 +447,8 @@ def test_what_the_client_of_google_storage_cannot_list_is_told():
     ],
 )
 def test_skip_rule(key, size, all_files, reason):
-    assert skip_rule("p/", "p/out.parquet/", all_files)(key, size) == reason
+    assert skip_rule("p/", "p/out.parquet/", takes(all_files))(key, size) == reason
 
 
 def test_a_hidden_folder_that_is_asked_for_is_read():
-    assert skip_rule(".cache/", None, False)(".cache/a.jpg", 1) is None
+    assert skip_rule(".cache/", None, takes(False))(".cache/a.jpg", 1) is None
