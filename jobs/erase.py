@@ -234,10 +234,10 @@ def finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) -> Calla
         uris = pa.array([as_uri(name) for name in arguments.uri], pa.string())
     else:
         path, options = parse_input_uri(arguments.uris)
-        listed, without_uri = read_manifest(path if uri_scheme(path) else absolute(path), options)
-        if without_uri:
+        pieces = list(read_manifest(path if uri_scheme(path) else absolute(path), options))
+        if without_uri := sum(nameless for _, nameless in pieces):
             say(f"{without_uri:,} rows of {arguments.uris} have no uri")
-        uris = listed["uri"]
+        uris = pa.chunked_array([chunk for table, _ in pieces for chunk in table["uri"].chunks], pa.string())
     uris = uris.unique()
     table = pa.table({"uri": uris, "cosine": pa.nulls(len(uris), pa.float32())})
     return lambda storage: table
