@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.boundary import STAGES
 from pipeline.pool import Pool, StageBuilders
 from pipeline.sink import Sink
 from pipeline.spool import ReadTodo
+from pipeline.telemetry import RunMeter
 
 GPU_STAGES = frozenset({"detect", "keypoint", "embed"})
 WORK_SHARE = {"decode": 0.2, "detect": 0.55, "keypoint": 0.08, "align": 0.02, "embed": 0.15}
@@ -190,7 +192,10 @@ def run(
         batch_size=rows_per_file,
         batch_format="pyarrow",
     )
-    yield from receipts.iter_batches(batch_size=None, batch_format="pyarrow")
+    with RunMeter(pc.sum(blocks["images"]).as_py() or 0) as meter:
+        for written in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
+            meter.add(written)
+            yield written
 
 
 def _write(table: pa.Table, sink: Sink) -> pa.Table:

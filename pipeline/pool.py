@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
 from pipeline.boundary import STAGES, faces_to_table, images_to_table, table_to_faces, table_to_images
 from pipeline.spool import ReadTodo
+from pipeline.telemetry import PoolMeter
 
 StageBuilders = Mapping[str, Callable[[int], Any]]
 """From a stage's name to what builds it inside the actor, given the number of threads it may use."""
@@ -40,12 +41,19 @@ class Pool:
         cv2.setNumThreads(threads)      # after the models: importing ultralytics sets it to 0
         self._decode = built.pop("decode", None)
         self._stages = list(built.items())
+        self._meter = PoolMeter(stages)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        batches = self._decode(self._read_todo(table)) if self._decode else self._sub_batches(table)
-        for batch in batches:
-            for part in self._through_stages(batch):
-                yield images_to_table(part) if self._after == "decode" else faces_to_table(part, self._after)
+        if self._decode:
+            rows = self._read_todo(table)
+            images, batches = len(rows), self._meter.waited("decode", self._decode(rows))
+        else:
+            images, batches = len(table), self._sub_batches(table)
+        with self._meter.block(images):
+            for batch in batches:
+                for part in self._through_stages(batch):
+                    yield images_to_table(part) if self._after == "decode" else faces_to_table(part, self._after)
+                    self._meter.done(len(part.records))
 
     def _through_stages(self, batch: Batch) -> Iterator[Batch]:
         """Through all stages; photos of crowds in parts, one after the other, so that few crops are alive at once."""
@@ -55,7 +63,9 @@ class Pool:
             if step == len(self._stages):
                 yield part
             else:
-                done = run_isolated(*self._stages[step], part).parts(MAX_FACES)
+                name, stage = self._stages[step]
+                with self._meter.stage(name):
+                    done = run_isolated(name, stage, part).parts(MAX_FACES)
                 waiting += [(step + 1, each) for each in reversed(done)]
 
     def _sub_batches(self, table: pa.Table) -> Iterator[Batch]:

@@ -69,6 +69,8 @@ def bucket(s3_endpoint: str) -> Bucket:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray of two CPUs for all tests that run a graph in this process."""
-    with connect(num_cpus=2):
-        yield
+    """One Ray of two CPUs for all tests that run a graph in this process; it reports its metrics every second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        with connect(num_cpus=2):
+            yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -36,9 +37,9 @@ class Head:
 
 
 @contextmanager
-def start_head(*arguments: str, **environment: str) -> Iterator[Head]:
+def start_head(*arguments: str, port: int | None = None, **environment: str) -> Iterator[Head]:
     """`ray start --head` with more arguments and variables; ended as a whole, other Rays of this machine left alone."""
-    port, dashboard_port, metrics_port = free_port(), free_port(), free_port()
+    port, dashboard_port, metrics_port = port or free_port(), free_port(), free_port()
     command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard_port}",
                f"--metrics-export-port={metrics_port}", f"--dashboard-agent-listen-port={free_port()}",
                "--disable-usage-stats", *arguments]
@@ -74,3 +75,28 @@ def answers(dashboard: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of what Prometheus reads, of our own figures: `images_total`, its labels, its value."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def scrape(metrics: str) -> list[Figure]:
+    """All figures of facelake that a node shows."""
+    text = urllib.request.urlopen(metrics, timeout=10).read().decode()
+    return [Figure(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value))
+            for name, labels, value in re.findall(r"^ray_facelake_(\w+){(.*)} (\S+)$", text, re.MULTILINE)]
+
+
+def totals(figures: list[Figure], label: str) -> dict[str, float]:
+    """Sums over all processes: by `name`, or by the label of those that have it."""
+    sums: dict[str, float] = {}
+    for figure in figures:
+        if (key := {"name": figure.name, **figure.labels}.get(label)) is not None:
+            sums[key] = sums.get(key, 0.0) + figure.value
+    return sums
