@@ -134,19 +134,20 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[str, int | None, int]]:
     try:
         # Not our own reading of headers: names come in four dialects.
         with tarfile.open(fileobj=_HeaderReader(file), mode="r:", errors="surrogateescape") as tar:
-            end = 0
+            place = -1
             while (member := tar.next()) is not None:
                 tar.members = []                        # else it keeps them all
-                if member.size < 0 or member.offset_data < end or member.offset_data + member.size > total:
+                # A size below 0 can make tarfile read the same header for ever.
+                if member.size < 0 or member.offset_data <= place or member.offset_data + member.size > total:
                     raise ContainerError(f"a member of {member.size:,} bytes at {member.offset_data:,} of {total:,}")
-                end = member.offset_data
+                place = member.offset_data
                 if not member.isdir():
                     plain = member.isreg() and not member.issparse()
                     yield _text(member.name), member.offset_data if plain else None, member.size
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):       # tarfile takes a header that makes no sense for the end
                 raise ContainerError(f"no header of a member at byte {tar.offset:,} of {total:,}")
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise ContainerError(f"not a tar, or a damaged one ({error})") from error
 
 

@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
@@ -300,3 +302,27 @@ def test_credentials_in_a_url_are_not_told():
     assert "127.0.0.1" in answer.error
     assert "refused" in answer.error
     assert "SECRET" not in answer.error
+
+
+# --- rows of Parquet files
+
+
+def test_images_of_parquet_files_come_in_order_among_others(tmp_path):
+    table = pa.table({"image": [b"zero", None, b"two" * 9, b"three"]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    (tmp_path / "x.bin").write_bytes(b"plain")
+    rows = [TodoRow(f"a#{i}", container=str(tmp_path / "a.parquet"), offset=i) for i in range(5)]
+    rows.insert(2, TodoRow(str(tmp_path / "x.bin")))
+    rows.append(TodoRow("none#0", container=str(tmp_path / "none.parquet"), offset=0))
+    answers = fetch(*rows, image_column="image", max_file_bytes=20)
+    assert [a.content if isinstance(a, Fetched) else a.error for a in answers] == [
+        b"zero", b"", b"plain", "a file of 27 bytes, the limit is 20", b"three", "the file ends before row 4",
+        "not found",
+    ]
+    assert answers[3].status is Status.TOO_LARGE
+
+
+def test_what_stands_for_the_rest_of_a_damaged_container_fails(tmp_path):
+    for image_column in (None, "image"):
+        [answer] = fetch(TodoRow("/s.tar", container="/s.tar"), image_column=image_column)
+        assert answer == FetchFailure("a damaged container: its members could not all be listed")

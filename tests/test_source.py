@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import http.server
+import io
 import os
+import tarfile
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import source
+from pipeline.containers import ParquetColumns
 from pipeline.names import InputError
 from pipeline.objectstore import StoreOptions
 from pipeline.schemas import LISTING
@@ -430,3 +433,87 @@ def test_the_table_of_a_listing_is_written_as_it_is(tmp_path):
     touch(tmp_path, "a.jpg")
     pq.write_table(listing(tmp_path).rows, tmp_path / "todo.parquet")
     assert listing(tmp_path / "todo.parquet").rows == listing(tmp_path / "a.jpg").rows
+
+
+# --- containers, and several INPUTs
+
+
+def shard(*names) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("inputs", ["in", "in/*", "in/*.tar", "in/s.tar", "uris.txt"])
+def test_tars_are_looked_into_wherever_they_are_found(tmp_path, inputs):
+    touch(tmp_path, "in/a.jpg")
+    (tmp_path / "in/s.tar").write_bytes(shard("1.jpg", "1.json", "2.jpg"))
+    (tmp_path / "uris.txt").write_text("in/a.jpg\nin/s.tar\n")
+    members = [f"{tmp_path}/in/s.tar#1.jpg", f"{tmp_path}/in/s.tar#2.jpg"]
+    found = listing(tmp_path / inputs)
+    alone = [] if inputs.endswith(".tar") else [f"{tmp_path}/in/a.jpg"]
+    assert uris(found) == sorted([*alone, *members])
+    assert found.skipped == {source.OTHER_EXTENSION: 1}
+    assert f"{tmp_path}/in/s.tar#" in found.listing.scopes
+
+
+def test_tars_below_a_prefix(bucket):
+    bucket.put("p/s.tar", shard("1.jpg"))
+    bucket.put("p/a.jpg", b"1")
+    for inputs in ("p", "p/", "p/*"):
+        assert uris(listing(f"{bucket.uri}/{inputs}")) == [f"{bucket.uri}/p/a.jpg", f"{bucket.uri}/p/s.tar#1.jpg"]
+    assert listing(f"{bucket.uri}/p/s.tar").kind is InputKind.CONTAINER
+
+
+def test_a_damaged_tar_warns_and_keeps_a_row(tmp_path):
+    (tmp_path / "s.tar").write_bytes(shard("1.jpg")[:200])
+    found = listing(tmp_path)
+    assert uris(found) == [f"{tmp_path}/s.tar"] and found.rows["container"].to_pylist() == [f"{tmp_path}/s.tar"]
+    [warning] = found.listing.warnings
+    assert warning.startswith(f"cannot read all of {tmp_path}/s.tar: ")
+
+
+def test_a_compressed_tar_is_refused(tmp_path):
+    touch(tmp_path, "s.tar.gz")
+    with pytest.raises(InputError, match="unpack it"):
+        listing(tmp_path / "s.tar.gz")
+
+
+def test_parquet_files_hold_images_only_when_told_so(tmp_path):
+    pq.write_table(pa.table({"uri": ["/a.jpg", "/b.jpg"], "image": [b"1", b"2"]}), tmp_path / "a.parquet")
+    touch(tmp_path, "x.jpg")
+    assert uris(listing(tmp_path / "a.parquet")) == ["/a.jpg", "/b.jpg"]
+    assert uris(listing(tmp_path)) == [f"{tmp_path}/x.jpg"]
+    columns = ParquetColumns("image")
+    rows = [f"{tmp_path}/a.parquet#0", f"{tmp_path}/a.parquet#1"]
+    assert uris(listing(tmp_path / "a.parquet", parquet=columns)) == rows
+    assert uris(listing(tmp_path, parquet=columns)) == [*rows, f"{tmp_path}/x.jpg"]
+    assert listing(tmp_path / "a.parquet", parquet=columns).kind is InputKind.CONTAINER
+
+
+def test_a_folder_of_parquet_files_is_a_manifest(tmp_path, bucket):
+    for i in range(2):
+        content = pa.BufferOutputStream()
+        pq.write_table(pa.table({"uri": [f"/{i}.jpg"]}), content)
+        (tmp_path / "m.parquet").mkdir(exist_ok=True)
+        (tmp_path / f"m.parquet/part-{i}.parquet").write_bytes(content.getvalue())
+        bucket.put(f"m.parquet/part-{i}.parquet", content.getvalue().to_pybytes())
+    for inputs in (tmp_path / "m.parquet", f"{bucket.uri}/m.parquet", f"{bucket.uri}/m.parquet/"):
+        found = listing(inputs)
+        assert uris(found) == ["/0.jpg", "/1.jpg"] and found.kind is InputKind.MANIFEST
+
+
+def test_several_inputs_are_one_list(tmp_path, bucket):
+    touch(tmp_path, "a/1.jpg", "a/x.doc", "b/2.jpg", "3.jpg")
+    bucket.put("4.jpg", b"1")
+    found = listing([tmp_path / "a", tmp_path / "b/*.jpg", tmp_path / "3.jpg", f"{bucket.uri}/", tmp_path / "3.jpg"])
+    assert relative(found, tmp_path) == ["3.jpg", "3.jpg", "a/1.jpg", "b/2.jpg", f"{bucket.uri}/4.jpg"]
+    assert found.listing.kinds == (
+        InputKind.FOLDER, InputKind.GLOB, InputKind.FILE, InputKind.PREFIX, InputKind.FILE,
+    )
+    assert found.skipped == {source.OTHER_EXTENSION: 1}
+    assert found.listing.scopes == (f"{tmp_path}/a/", f"{bucket.uri}/")
+    with pytest.raises(InputError, match=r"no images found in the glob .*/none\*"):
+        listing([tmp_path / "a", tmp_path / "none*"])
