@@ -46,7 +46,7 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         parser.error(f"--config {path}: {error}")
     options = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     if not isinstance(values, dict):
@@ -56,11 +56,12 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
         action = options.get(str(key).replace("-", "_"))
         if action is None:
             parser.error(f"--config {path}: there is no option {key!r}; the options are those of --help")
-        if isinstance(value, bool) != isinstance(action, argparse._StoreTrueAction):
-            parser.error(f"--config {path}: {key} takes {'true or false' if action.nargs == 0 else 'a value'}")
-        if action.type is not None:
+        is_switch = isinstance(action, argparse._StoreTrueAction)
+        if isinstance(value, bool) != is_switch or not isinstance(value, str | int | float):
+            parser.error(f"--config {path}: {key} takes {'true or false' if is_switch else 'a value'}")
+        if not is_switch:
             try:
-                value = action.type(str(value))
+                value = (action.type or str)(str(value))
             except (ValueError, argparse.ArgumentTypeError) as error:
                 parser.error(f"--config {path}: {key}: {error}")
         if action.choices and value not in action.choices:

@@ -46,6 +46,19 @@ class PreviewError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """What the page takes of run.json. models: role, identity and licence; counts: of "images" and of every status."""
+
+    run_id: str
+    finished: str
+    settings: RowSettings
+    template: AlignmentTemplate
+    models: Sequence[tuple[str, str, str]]
+    counts: Mapping[str, int]
+    images_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class FaceView:
     """One face as it is shown: its row, its eye points as fractions of its chip (12, 2), and its pictures as JPEG."""
 
@@ -91,13 +104,7 @@ def write_preview(output: str | Path, html_path: str | Path, *, max_images: int 
     prepare_pillow()
     output_uri, options = parse_input_uri(str(output))
     storage = open_storage(output_uri, options)
-    try:
-        run = json.loads(storage.read("run.json"))
-    except FileNotFoundError:
-        raise PreviewError(
-            f"no run.json in {storage.root}: either no output of jobs.extract, or of a run that has not finished; the "
-            "same jobs.extract command finishes it"
-        ) from None
+    run = read_run(storage)
     records, failures, faces = read_output(storage, max_images)
     photos = list(view_photos(records, faces, run, options))
     page = render_page(storage.root, run, photos, failures)
@@ -108,6 +115,34 @@ def write_preview(output: str | Path, html_path: str | Path, *, max_images: int 
 
 
 # --- reading
+
+
+def read_run(storage: Storage) -> Run:
+    """The facts of a finished output. Raises PreviewError."""
+    try:
+        content = storage.read("run.json")
+    except FileNotFoundError:
+        raise PreviewError(
+            f"no run.json in {storage.root}: either no output of jobs.extract, or of a run that has not finished; the "
+            "same jobs.extract command finishes it"
+        ) from None
+    try:
+        run = json.loads(content)
+        box_side_px, (x, y) = run["alignment"]["box_side_px"], run["alignment"]["eyes_in_box_xy"]
+        per_s = run["throughput"]["images_per_s"]
+        return Run(
+            run_id=str(run["run_id"]),
+            finished=str(run["finished"]),
+            settings=RowSettings(**run["settings"]),
+            template=AlignmentTemplate(float(box_side_px), (float(x), float(y))),
+            models=[(role, str(model["identity"]), str(model["licence"])) for role, model in run["models"].items()],
+            counts={name: int(run["output"].get(name, 0)) for name in ("images", *Status)},
+            images_per_s=None if per_s is None else float(per_s),
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        raise PreviewError(
+            f"run.json in {storage.root} is damaged: delete it, and the same jobs.extract command writes it anew"
+        ) from None
 
 
 def read_output(storage: Storage, max_images: int) -> tuple[list[Row], list[Row], dict[str, list[Row]]]:
@@ -146,11 +181,9 @@ def _by_uri(record: Row) -> str:
 
 
 def view_photos(
-    records: Sequence[Row], faces: Mapping[str, Sequence[Row]], run: Mapping[str, Any], options: StoreOptions
+    records: Sequence[Row], faces: Mapping[str, Sequence[Row]], run: Run, options: StoreOptions
 ) -> Iterator[PhotoView]:
     """The photos with their faces cut out, in the order of the records."""
-    template = AlignmentTemplate(run["alignment"]["box_side_px"], tuple(run["alignment"]["eyes_in_box_xy"]))
-    settings = RowSettings(**run["settings"])
     answers = Fetch(options, threads=4)([TodoRow(record["uri"]) for record in records])
     for record, answer in zip(records, answers, strict=True):
         of_photo = sorted(faces.get(record["uri"], ()), key=lambda face: face["face_index"])
@@ -159,7 +192,7 @@ def view_photos(
             continue
         try:
             decoded = decode_image(
-                answer.content, max_pixels=settings.max_pixels, min_side_px=settings.decode_min_side_px
+                answer.content, max_pixels=run.settings.max_pixels, min_side_px=run.settings.decode_min_side_px
             )
         except DecodeError as error:
             yield PhotoView(record, of_photo, note=f"The photo cannot be read now: {error.reason}")
@@ -167,7 +200,7 @@ def view_photos(
         if (decoded.header.width, decoded.header.height) != (record["width"], record["height"]):
             yield PhotoView(record, of_photo, note="The photo has changed since.")
             continue
-        views = [view_face(face, record, decoded.pixels, template) for face in of_photo[:MAX_FACES_OF_A_PHOTO]]
+        views = [view_face(face, record, decoded.pixels, run.template) for face in of_photo[:MAX_FACES_OF_A_PHOTO]]
         yield PhotoView(record, of_photo, _jpeg(_shrunk(decoded.pixels, PHOTO_PX), 82), views)
 
 
@@ -224,18 +257,18 @@ def likest_faces(photos: Sequence[PhotoView]) -> dict[tuple[str, int], tuple[Fac
 # --- the page
 
 
-def render_page(root: str, run: Mapping[str, Any], photos: Sequence[PhotoView], failures: Sequence[Row]) -> str:
+def render_page(root: str, run: Run, photos: Sequence[PhotoView], failures: Sequence[Row]) -> str:
     """The page as HTML; all that comes from files or tables is escaped."""
     likest = likest_faces(photos)
     shown_faces = sum(len(photo.faces) for photo in photos)
     models = "".join(
-        f"<li><b>{_text(role)}</b> {_text(model['identity'])} <span class=dim>{_text(model['licence'])}</span></li>"
-        for role, model in run["models"].items()
+        f"<li><b>{_text(role)}</b> {_text(identity)} <span class=dim>{_text(licence)}</span></li>"
+        for role, identity, licence in run.models
     )
     head = (
-        f"<h1>Faces</h1><p class=dim>{_text(root)} · run {_text(run['run_id'])}, {_text(run['finished'])}</p>"
+        f"<h1>Faces</h1><p class=dim>{_text(root)} · run {_text(run.run_id)}, {_text(run.finished)}</p>"
         f"<ul class=totals>{''.join(_totals(run))}</ul><ul class=models>{models}</ul>"
-        f"<p class=dim>Shown here: {len(photos):,} of {_count(run['output']['images'], 'image')}, with "
+        f"<p class=dim>Shown here: {len(photos):,} of {_count(run.counts['images'], 'image')}, with "
         f"{_count(shown_faces, 'face')}. Each face as it lies in the photo, and as the embedder sees it, turned and "
         "scaled by the eyes; below it the likest face shown of another photo, with the cosine between the two.</p>"
     )
@@ -249,15 +282,13 @@ def render_page(root: str, run: Mapping[str, Any], photos: Sequence[PhotoView], 
     )
 
 
-def _totals(run: Mapping[str, Any]) -> Iterator[str]:
-    output = run["output"]
-    yield f"<li><b>{output['images']:,}</b> images</li>"
+def _totals(run: Run) -> Iterator[str]:
+    yield f"<li><b>{run.counts['images']:,}</b> images</li>"
     for status in Status:
-        if output.get(status.value):
-            yield f"<li class={status.value}><b>{output[status.value]:,}</b> {status.value}</li>"
-    per_s = run["throughput"]["images_per_s"]
-    if per_s:
-        yield f"<li><b>{per_s:,}</b> images/s in this run</li>"
+        if run.counts[status]:
+            yield f"<li class={status.value}><b>{run.counts[status]:,}</b> {status.value}</li>"
+    if run.images_per_s:
+        yield f"<li><b>{run.images_per_s:,}</b> images/s in this run</li>"
 
 
 def _photo(photo: PhotoView, likest: Mapping[tuple[str, int], tuple[FaceView, float]]) -> str:
@@ -337,10 +368,10 @@ def _face(view: FaceView, likest: tuple[FaceView, float] | None) -> str:
     )
 
 
-def _failures(failures: Sequence[Row], run: Mapping[str, Any]) -> str:
+def _failures(failures: Sequence[Row], run: Run) -> str:
     if not failures:
         return ""
-    total = run["output"]["images"] - sum(run["output"].get(status.value, 0) for status in GOOD)
+    total = run.counts["images"] - sum(run.counts[status] for status in GOOD)
     rows = "".join(
         f"<tr><td><span class='{_text(record['status'])}'>{_text(record['status'])}</span><td>{_text(record['error'])}"
         f"<td>{_text(record['uri'])}"

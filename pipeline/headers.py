@@ -212,15 +212,14 @@ def read_tiff(content: bytes) -> TiffParts:
         (n_tags,) = struct.unpack_from(order + count, content, start)
     except struct.error:
         return TiffParts(0, True)
-    if n_tags > MAX_PARTS:
-        raise Overload(f"more than {MAX_PARTS} tags")
     start += struct.calcsize(count)
     end = start + n_tags * tags.size
-    entries = memoryview(content)[start:end]
     if end + struct.calcsize(offset) > len(content):       # behind the tags stands where the next directory is
         return TiffParts(0, True)
+    if n_tags > MAX_PARTS:
+        raise Overload(f"more than {MAX_PARTS} tags")
     numbers, data_end = {}, end
-    for tag, kind, length, value in tags.iter_unpack(entries):
+    for tag, kind, length, value in tags.iter_unpack(memoryview(content)[start:end]):
         n_bytes = length * _TIFF_TYPE_BYTES.get(kind, 0)
         if tag in (*_TILE_SIDES, *_PIECE_OFFSETS, *_PIECE_BYTES) and kind in _TIFF_NUMBERS and tag not in numbers:
             if length > MAX_PARTS:

@@ -59,10 +59,14 @@ class Holder:
         """The holder; None if the content is not one."""
         try:
             holder = Holder(**json.loads(content))
-            datetime.fromisoformat(holder.heartbeat)
-        except (TypeError, ValueError):
+            heartbeat = datetime.fromisoformat(holder.heartbeat)
+        except (TypeError, ValueError, RecursionError):
             return None
-        return holder
+        texts = (holder.run_id, holder.host, holder.machine or "", holder.command)
+        numbers = (holder.pid, holder.pid_start or 0)
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+            return None
+        return holder if 0 < holder.pid < 2**31 and heartbeat.tzinfo and isinstance(holder.released, bool) else None
 
     def is_process_of(self, other: Holder) -> bool:
         """Whether both are the same run in the same process."""

@@ -58,6 +58,13 @@ def may_be_image(name: str) -> bool:
     return extension(name) in ("", *IMAGE_EXTENSIONS)
 
 
+def printable(text: str) -> str:
+    r"""The text as it may be shown on a terminal: control characters of a name, `\x1b[2J` or a newline, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def is_hidden(name: str) -> bool:
     """Whether a part of a path is hidden. "." and ".." are not: they stand in keys of object stores as they are."""
     return name.startswith(".") and name not in (".", "..")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,8 +36,8 @@ class RowSettings:
         for name in ("min_score", "nms_iou"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.min_face_px < 0:
-            raise ValueError(f"min_face_px must not be negative, got {self.min_face_px}")
+        if not 0 <= self.min_face_px < math.inf:
+            raise ValueError(f"min_face_px must be a number and not negative, got {self.min_face_px}")
         for name in ("max_faces", "max_pixels"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:

@@ -59,7 +59,7 @@ def any_damage(format: str) -> frozenset[Outcome]:
                                 "arithmetic coding") | too_large(format, "more than 100 scans")
         case "tiff":
             said |= unsupported(format, "a camera's raw file", "colours given as LAB")
-            said |= too_large(format, "more than 1000000 strips or tiles")
+            said |= too_large(format, "more than 1000000 strips or tiles") | too_large(format, "more than 1000000 tags")
             said |= too_large(format, f"tiles over the limit of {MAX_PIXELS} pixels")
         case "bmp":
             said |= too_large(format, "run-length coded and more than 65535 pixels wide")
@@ -633,6 +633,7 @@ def bad_samples() -> Iterator[Sample]:
     yield from bombs()
 
 
+@functools.cache
 def small_files() -> dict[str, tuple[str, bytes]]:
     """A small good file of every kind, by extension, with its format; what is cut to pieces and flipped."""
     noise = np.random.default_rng(7).integers(0, 256, (24, 32, 3), dtype=np.uint8)

@@ -9,20 +9,26 @@ from pathlib import Path
 import pytest
 
 from pipeline.batch import Status, TodoRow
-from pipeline.decode import Decode, DecodeError, decode_image
+from pipeline.decode import Decode, DecodeError, decode_image, prepare_pillow
 from pipeline.fetch import Fetch
 from pipeline.names import local_uri
 from pipeline.schemas import records_to_table
 from tests import corpus
 
 pytestmark = [
-    pytest.mark.timeout(20),
+    pytest.mark.timeout(120),                # of any one case; CASE_SECONDS of CPU are what is promised
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),       # pytest undoes what prepare_pillow set
 ]
 
 ROOT = Path(__file__).parent.parent
 BOMBS = [*corpus.bombs(), *(sample for sample in corpus.samples() if "-of-" in sample.name or "10000" in sample.name)]
 CASE_SECONDS = 3.0            # of CPU; the slowest takes 1.2: half a picture of 90 megapixels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pillow():
+    """Set Pillow as the job does."""
+    prepare_pillow()
 
 
 def outcome(content):

@@ -34,6 +34,7 @@ def test_settings_that_cannot_be_are_refused():
         ("", {"min_score": RowSettings().min_score}),
         ("min-score: 0.6\nmax_faces: 3\nrotate-retry: true\npools: decode/detect+keypoint+align+embed\n",
          {"min_score": 0.6, "max_faces": 3, "rotate_retry": True, "pools": "decode/detect+keypoint+align+embed"}),
+        ("embedder: 50\n", {"embedder": "50"}),
     ],
 )
 def test_config_file(tmp_path, text, expected):
@@ -59,6 +60,9 @@ def test_the_command_line_wins_over_the_file(tmp_path):
         ("device: tpu", "must be one of auto, cpu, cuda"),
         ("- a\n- b", "expected lines of the form"),
         ("a: [", "job.yaml"),
+        ("[" * 1500, "job.yaml"),
+        ("pools: [decode, detect]", "pools takes a value"),
+        ("weights:", "weights takes a value"),
     ],
 )
 def test_wrong_config_files_say_what_is_wrong(tmp_path, capsys, text, message):
@@ -67,6 +71,13 @@ def test_wrong_config_files_say_what_is_wrong(tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as end:
         parse_arguments(["in", "out", "--config", str(path)])
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_config_file_in_another_encoding(tmp_path, capsys):
+    (tmp_path / "job.yaml").write_bytes(b"weights: caf\xe9")
+    with pytest.raises(SystemExit):
+        parse_arguments(["in", "out", "--config", str(tmp_path / "job.yaml")])
+    assert "utf-8" in capsys.readouterr().err
 
 
 def test_a_missing_config_file(capsys):

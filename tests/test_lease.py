@@ -290,6 +290,17 @@ def test_holders_survive_json_and_pickle():
     assert pickle.loads(pickle.dumps(me)) == me
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"pid": "1"}, {"pid": True}, {"pid": -1}, {"pid": 2**40}, {"pid_start": 1.5}, {"host": None}, {"released": 1},
+     {"heartbeat": "2026-01-01T00:00:00"}, {"heartbeat": "soon"}, {"command": ["rm"]}, {"more": 1}],
+)
+def test_what_is_no_holder_is_told(changed):
+    me = this_process("run", "command")
+    content = json.dumps(json.loads(me.to_json()) | changed).encode() if changed else b"[" * 100_000
+    assert Holder.from_json(content) is None
+
+
 RACE = """
 me, roots = sys.argv[1], sys.argv[2:]
 print("ready", flush=True)

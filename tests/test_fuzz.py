@@ -1,0 +1,468 @@
+"""Properties that hold for any input, tried by hypothesis: nothing from outside makes an exception that is ours."""
+
+import csv
+import glob
+import io
+import json
+import math
+import os
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+
+from jobs.extract_options import argument_parser, read_config
+from jobs.preview import main as preview
+from pipeline import align, geometry, headers, lease
+from pipeline.batch import Status
+from pipeline.decode import DecodeError, decode_image, prepare_pillow
+from pipeline.detect import cut_chip
+from pipeline.geometry import CROP_PX, EYES_MID_XY, AlignmentTemplate
+from pipeline.manifest import read_manifest
+from pipeline.names import Glob, InputError, local_path, local_uri, printable
+from pipeline.objectstore import StoreOptions
+from pipeline.schemas import LISTING
+from pipeline.storage import open_storage
+from tests import corpus
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),
+    pytest.mark.filterwarnings("ignore::SyntaxWarning"),
+]
+
+MAX_PIXELS = 1_000_000
+TRIED = Counter()
+
+
+def fuzz(examples):
+    """The same examples every time, none kept, however slow the machine is."""
+    return settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),         # explaining takes minutes
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def figures(request):
+    """Set Pillow as the job does; say in the end how much was tried."""
+    prepare_pillow()
+    yield
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nfuzzing: {len(TRIED)} properties, {sum(TRIED.values()):,} examples")
+
+
+@pytest.fixture(autouse=True)
+def count(request):
+    """A test adds its examples to the figures by calling this."""
+    return lambda: TRIED.update([request.node.name])
+
+
+# --- decode
+
+
+def outcome(content, min_side_px=None):
+    """Status, reason and pixels of a file; whatever else is raised fails the test."""
+    try:
+        decoded = decode_image(content, max_pixels=MAX_PIXELS, min_side_px=min_side_px)
+    except DecodeError as error:
+        return error.status, error.reason, error.format, None
+    width, height = decoded.header.decoded_wh
+    assert decoded.pixels.shape == (height, width, 3) and decoded.pixels.dtype == np.uint8
+    return Status.OK, None, decoded.header.format, decoded.pixels
+
+
+def assert_known(content, min_side_px=None):
+    """Of the few outcomes that there are for its format, and the same again."""
+    first, again = (outcome(content, min_side_px) for _ in range(2))
+    assert first[:3] == again[:3] and np.array_equal(first[3], again[3])
+    status, reason, format, _ = first
+    if not content:
+        assert (status, reason) == (Status.UNREADABLE, "empty file")
+    else:
+        known = corpus.any_damage(format or "none")
+        limits = {(state, text and text.replace(str(corpus.MAX_PIXELS), str(MAX_PIXELS))) for state, text in known}
+        assert (status, reason) in limits
+
+
+MAGIC = (
+    b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\0\x20Exif\0\0", b"\x89PNG\r\n\x1a\n", b"GIF89a",
+    b"BM" + bytes(12) + b"\x28\0\0\0", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0",
+    b"RIFF\x40\0\0\0WEBPVP8 ", b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0", b"\0\0\0\x18ftypavif\0\0\0\0mif1miaf",
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+)
+
+
+@fuzz(100)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_told_to_be_no_image(count, content):
+    count()
+    assert_known(content)
+
+
+@fuzz(300)
+@given(magic=st.sampled_from(MAGIC), rest=st.binary(max_size=300))
+def test_any_bytes_behind_a_format_s_first_ones_are_told(count, magic, rest):
+    count()
+    assert_known(magic + rest)
+
+
+EDITS = st.one_of(
+    st.tuples(st.just("set"), st.floats(0, 1), st.binary(min_size=1, max_size=4)),
+    st.tuples(st.just("insert"), st.floats(0, 1), st.binary(min_size=1, max_size=16)),
+    st.tuples(st.just("remove"), st.floats(0, 1), st.integers(1, 64)),
+    st.tuples(st.just("repeat"), st.floats(0, 1), st.integers(1, 64)),
+    st.tuples(st.just("cut"), st.floats(0, 1), st.none()),
+)
+
+
+def edited(content, edits):
+    """The file after some edits. Half of the places lie in the first 256 bytes, where headers are."""
+    for what, place, how in edits:
+        at = int(2 * place * min(len(content), 256) if place < 0.5 else (2 * place - 1) * len(content))
+        match what:
+            case "set":
+                content = content[:at] + how + content[at + len(how) :]
+            case "insert":
+                content = content[:at] + how + content[at:]
+            case "remove":
+                content = content[:at] + content[at + how :]
+            case "repeat":
+                content = content[:at] + content[at : at + how] * 2 + content[at + how :]
+            case "cut":
+                content = content[:at]
+    return content
+
+
+@pytest.mark.parametrize("extension", corpus.small_files())
+@fuzz(40)
+@given(edits=st.lists(EDITS, min_size=1, max_size=3), min_side_px=st.sampled_from([None, 1, 16, 60]))
+def test_a_file_with_some_bytes_changed_is_told_or_decoded(count, extension, edits, min_side_px):
+    count()
+    assert_known(edited(corpus.small_files()[extension][1], edits), min_side_px)
+
+
+@fuzz(150)
+@given(extension=st.sampled_from([*corpus.small_files()]), edits=st.lists(EDITS, max_size=3))
+def test_what_is_kept_of_a_file_is_kept_again(count, extension, edits):
+    """The parts that make pixels, of the parts that make pixels, are they."""
+    count()
+    content = edited(corpus.small_files()[extension][1], edits)
+    for read in (headers.read_jpeg, headers.read_png, headers.read_tiff):
+        read(content)
+    if (jpeg := headers.read_jpeg(content)) and content.startswith(b"\xff\xd8"):
+        again = headers.read_jpeg(jpeg.tidied + content[jpeg.data_start :])
+        assert again.tidied == jpeg.tidied
+        assert (again.process, again.precision_bits, again.components, again.scans) == (
+            jpeg.process, jpeg.precision_bits, jpeg.components, jpeg.scans)
+    png = headers.read_png(content)
+    if not png.cut_off:
+        assert headers.read_png(png.tidied) == headers.PngParts(png.tidied, None, cut_off=False)
+
+
+# --- geometry
+
+COORDINATES = st.floats(-1e5, 1e5, width=32)
+SIDES = st.floats(2**-10, 1e5, width=32)
+POINTS = st.tuples(COORDINATES, COORDINATES).map(np.array)
+BOXES = st.tuples(COORDINATES, COORDINATES, SIDES, SIDES).map(
+    lambda box: np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]], np.float64)
+)
+TEMPLATE = AlignmentTemplate()
+
+
+@fuzz(300)
+@given(angle=st.floats(-10, 10), scale=st.floats(1e-3, 1e3), shift=POINTS, point=POINTS)
+def test_a_transform_and_its_inverse_leave_points_where_they_are(count, angle, scale, shift, point):
+    count()
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    matrix = np.array([[cos, -sin, shift[0]], [sin, cos, shift[1]]])
+    back = geometry.compose(geometry.invert(matrix), matrix)
+    size = max(1.0, np.abs(point).max(), np.abs(shift).max() / scale)
+    assert np.allclose(geometry.transform(back, point[None])[0], point, atol=1e-9 * size)
+
+
+@fuzz(300)
+@given(width=st.integers(1, 60_000), height=st.integers(1, 60_000), turn=st.sampled_from([0, 90, 180, 270]), box=BOXES)
+def test_a_quarter_turn_keeps_a_box_s_sides(count, width, height, turn, box):
+    count()
+    turned = geometry.transform_boxes(geometry.quarter_turn(turn, width, height), box[None])[0]
+    sides, kept = (b[2:] - b[:2] for b in (turned.astype(np.float64), box))
+    expected = kept[::-1] if turn in (90, 270) else kept
+    assert np.allclose(sides, expected, atol=0.05) and (sides >= 0).all()      # float32 of 160,000 px is off by 1/64
+
+
+@fuzz(150)
+@given(
+    width=st.integers(1, 90), height=st.integers(1, 90), fractions=st.tuples(*[st.floats(0, 1)] * 4),
+    at=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_a_chip_s_points_are_the_image_s(count, width, height, fractions, at):
+    """A point of the image, wherever in the box, has its colour in the chip as well; to and fro is the same point."""
+    count()
+    (x1, x2), (y1, y2) = sorted(fractions[:2]), sorted(fractions[2:])
+    box = np.array([x1 * width, y1 * height, x2 * width, y2 * height], np.float32)
+    assume(min(box[2] - box[0], box[3] - box[1]) > 0)
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+    pixels.flags.writeable = False
+    chip, chip_to_image = cut_chip(pixels, box)
+    side = chip.shape[0]
+    assert chip.shape == (side, side, 3) and 1 <= side <= geometry.CHIP_MAX_PX
+    point = np.array([[box[0] + at[0] * (box[2] - box[0]), box[1] + at[1] * (box[3] - box[1])]])
+    in_chip = geometry.transform(geometry.invert(chip_to_image), point)
+    assert np.allclose(geometry.transform(chip_to_image, in_chip), point, atol=1e-6)
+    column, row = np.clip(np.floor(in_chip[0]), 0, side - 1).astype(int)
+    here = np.clip(point[0], 0.5, (width - 0.5, height - 0.5)) - 0.5
+    assert np.abs(chip[row, column, :2] - here).max() <= 1.0 + 1e-3
+
+
+@fuzz(300)
+@given(box=BOXES, left=POINTS, right=POINTS)
+def test_alignment_makes_the_eyes_level_and_puts_their_middle_in_place(count, box, left, right):
+    count()
+    distance = math.dist(left, right)
+    assume(distance > 1e-3)
+    matrix = geometry.align_matrix(box, left, right, TEMPLATE)
+    assert np.isfinite(matrix).all()
+    eyes = geometry.transform(matrix, np.stack([left, right]))
+    off = 1e-9 * (1 + np.abs(matrix).max() * max(np.abs(left).max(), np.abs(right).max(), 1))
+    assert abs(eyes[0, 1] - eyes[1, 1]) <= off and eyes[0, 0] < eyes[1, 0] + off
+    assert np.allclose(eyes.mean(axis=0), EYES_MID_XY, atol=off)
+    assert np.isclose(geometry.turn_deg(matrix), geometry.roll_deg(left, right), atol=1e-6) or distance < 1
+
+
+@fuzz(300)
+@given(left=POINTS, right=POINTS)
+def test_roll_is_an_angle(count, left, right):
+    count()
+    assert -180 < float(geometry.roll_deg(left, right)) <= 180
+    assert -180 < float(geometry.roll_deg(left, left - np.array([1.0, -0.0]))) <= 180
+
+
+@fuzz(150)
+@given(
+    box=BOXES,
+    eyes=st.lists(st.tuples(st.floats(width=32), st.floats(width=32)), min_size=12, max_size=12),
+    side=st.integers(1, 256),
+)
+def test_any_eyes_give_a_crop_and_a_roll(count, box, eyes, side):
+    """NaN, infinite, far away, all in one place: the crop then follows the box, and nothing is NaN."""
+    count()
+    chip = np.full((side, side, 3), 77, np.uint8)
+    chip.flags.writeable = False
+    left, top, length = geometry.chip_square(box)
+    chip_to_image = geometry.scale_shift((length / side, length / side), (left, top))
+    with np.errstate(all="ignore"):
+        face = align.align_chip(chip, chip_to_image, box, np.array(eyes, np.float32), TEMPLATE)
+    assert face.crop.shape == (CROP_PX, CROP_PX, 3) and (face.crop == 77).all()
+    assert -180 < face.roll_deg <= 180
+    assert math.isfinite(align.sharpness(face.crop))
+
+
+# --- names
+
+PARTS = st.text("ab.", min_size=1, max_size=3).filter(lambda part: part not in (".", ".."))
+PATTERN_PARTS = st.one_of(st.just("**"), st.text("ab.*?[!]", min_size=1, max_size=4).filter(
+    lambda part: part not in (".", "..") and "**" not in part))
+
+
+@fuzz(300)
+@given(name=st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name))
+def test_any_local_name_is_found_again_by_its_uri(count, name):
+    count()
+    path = os.fsdecode(b"/" + name)
+    uri = local_uri(path)
+    uri.encode()                                   # what a table of UTF-8 takes
+    assert (local_path(uri) if uri.startswith("file://") else uri) == path
+
+
+@fuzz(120)
+@given(
+    files=st.lists(st.lists(PARTS, min_size=1, max_size=3), min_size=1, max_size=6),
+    pattern=st.lists(PATTERN_PARTS, min_size=1, max_size=3),
+    hidden=st.booleans(),
+)
+def test_globs_match_as_python_s_own(count, tmp_path_factory, files, pattern, hidden):
+    count()
+    root = tmp_path_factory.mktemp("tree")
+    for parts in files:
+        path = root.joinpath(*parts)
+        if not any(parent.is_file() for parent in path.parents) and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    tree = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    found = glob.glob("/".join(pattern), root_dir=root, recursive=True, include_hidden=hidden)   # noqa: PTH207
+    ours = Glob(f"/r/{'/'.join(pattern)}", hidden=hidden)
+    matched = [path for path in tree if ours.matches(f"/r/{path}")]
+    assert matched == sorted({path for path in found if (root / path).is_file()})
+    for path in matched:                           # no folder is left out that holds one
+        folders = Path(path).parents
+        assert all(ours.may_hold(f"/r/{folder}".removesuffix("/.")) for folder in folders)
+
+
+@fuzz(300)
+@given(text=st.text(max_size=60))
+def test_what_is_printed_moves_no_cursor(count, text):
+    count()
+    shown = printable(text)
+    assert shown.isprintable()
+    assert shown == text or not text.isprintable()
+
+
+# --- manifests
+
+
+def manifest(folder, name, content):
+    """The rows of a manifest, or None for what is told to be none."""
+    path = folder / name
+    path.write_bytes(content)
+    try:
+        tables = [table for table, _ in read_manifest(str(path), StoreOptions())]
+    except InputError as error:
+        assert "\n" not in str(error) and str(error)
+        return None
+    table = pa.concat_tables([LISTING.empty_table(), *tables])
+    table.validate(full=True)
+    assert table.schema == LISTING and not table["uri"].null_count
+    return table["uri"].to_pylist()
+
+
+@pytest.mark.parametrize("name", ["m.txt", "m.csv", "m.parquet"])
+@fuzz(120)
+@given(content=st.one_of(
+    st.binary(max_size=200),
+    st.text("uri,sizeag\"'\t\n\r /:.s3\0é", max_size=80).map(str.encode),
+    st.binary(max_size=60).map(lambda rest: b"uri,size,mtime\n" + rest),
+    st.binary(max_size=60).map(lambda middle: b"PAR1" + middle + b"PAR1"),
+))
+def test_any_bytes_are_a_manifest_or_told_to_be_none(count, tmp_path, name, content):
+    count()
+    manifest(tmp_path, name, content)
+
+
+def parquet_manifest(uris, **columns):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"uri": pa.array(uris, pa.string()), **columns}), buffer)
+    return buffer.getvalue()
+
+
+SOUND = parquet_manifest(["/a.jpg", None, "b.jpg"], size=[1, None, 3])
+
+
+@fuzz(150)
+@given(edits=st.lists(EDITS, min_size=1, max_size=3))
+def test_a_parquet_file_with_some_bytes_changed_is_read_or_told(count, tmp_path, edits):
+    count()
+    manifest(tmp_path, "m.parquet", edited(SOUND, edits))
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_size=1, max_size=20)
+
+
+@fuzz(120)
+@given(names=st.lists(TEXTS, min_size=1, max_size=5))
+def test_names_written_to_a_manifest_are_read_back(count, tmp_path, names):
+    count()
+    paths = [os.path.abspath(f"/folder/{name}") for name in names]   # noqa: PTH100
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["uri"], *([path] for path in paths)])
+    assert manifest(tmp_path, "m.csv", text.getvalue().encode()) == paths
+    assert manifest(tmp_path, "m.txt", "\n".join(["uri", *paths]).encode()) == paths
+    assert manifest(tmp_path, "m.parquet", parquet_manifest(paths)) == paths
+
+
+NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 10, 13} & {*name})
+
+
+@fuzz(100)
+@given(names=st.lists(NAMES, min_size=1, max_size=4))
+def test_names_of_any_bytes_in_a_text_manifest_are_those_of_a_listing(count, tmp_path, names):
+    count()
+    lines = [b"/folder/x" + name for name in names]
+    assert manifest(tmp_path, "m.txt", b"uri\n" + b"\n".join(lines)) == [
+        local_uri(os.path.abspath(os.fsdecode(line))) for line in lines   # noqa: PTH100
+    ]
+
+
+# --- configuration and small JSON files
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+OPTIONS = st.sampled_from(
+    ["min-score", "max_faces", "device", "rotate-retry", "pools", "help", "config", "batch-mb", "x"]
+)
+RUN_KEYS = st.sampled_from(["run_id", "finished", "settings", "alignment", "models", "output", "throughput"])
+
+
+@fuzz(200)
+@given(content=st.one_of(
+    st.binary(max_size=60),
+    st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")),
+    JSON.map(lambda value: yaml.safe_dump(value).encode()),
+    st.dictionaries(OPTIONS, JSON, max_size=3).map(lambda value: yaml.safe_dump(value).encode()),
+    st.just(b"[" * 1500),
+    st.just(b"x: &a [" + b"0" * 99 + b"]\n" + b"".join(b"x: &%c [*%c, *%c]\n" % (c + 1, c, c) for c in range(97, 121))
+            + b"min-score: *y\n"),                    # sixteen million times the same, written in full
+))
+def test_any_configuration_is_options_or_told_to_be_none(count, tmp_path, capsys, content):
+    count()
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    parser = argument_parser()
+    try:
+        options = read_config(str(path), parser)
+    except SystemExit as end:
+        said = capsys.readouterr().err
+        assert end.code == 2 and "--config" in said and "Traceback" not in said
+    else:
+        assert options.keys() <= {action.dest for action in parser._actions}
+        assert all(isinstance(value, str | int | float) for value in options.values())
+        parser.set_defaults(**options)
+        parser.parse_args(["in", "out"])
+
+
+HOLDER = lease.Holder("run", "host", "boot", 1, 2, "2026-01-01T00:00:00+00:00", "command")
+
+
+@fuzz(200)
+@given(content=st.one_of(
+    st.binary(max_size=60),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.tuples(st.sampled_from([*asdict(HOLDER)]), JSON).map(
+        lambda change: json.dumps(asdict(HOLDER) | dict([change])).encode()),
+    st.just(b"[" * 100_000),
+))
+def test_any_lease_has_a_holder_or_none(count, content):
+    count()
+    holder = lease.Holder.from_json(content)
+    if holder is not None:
+        assert isinstance(lease.process_lives(holder), bool) and math.isfinite(lease._age_s(holder))
+        assert lease.Holder.from_json(holder.to_json()) == holder
+
+
+@fuzz(150)
+@given(content=st.one_of(
+    st.binary(max_size=60),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.dictionaries(RUN_KEYS, JSON).map(lambda value: json.dumps(value).encode()),
+    st.just(b"[" * 100_000),
+))
+def test_any_run_json_makes_a_page_or_is_told_to_be_none(count, tmp_path, capsys, content):
+    count()
+    storage = open_storage(str(tmp_path / "out"))
+    storage.write("run.json", content)
+    code = preview([str(tmp_path / "out"), "--html", str(tmp_path / "p.html")])
+    said = capsys.readouterr().err
+    assert code == 2 and said.startswith("preview: ") and said.count("\n") == 1
