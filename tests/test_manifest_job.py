@@ -143,6 +143,20 @@ def test_an_interrupted_folder_is_listed_anew(tmp_path, out, monkeypatch):
     assert uris(out) == [f"{tmp_path}/in/a.jpg", f"{tmp_path}/in/b.jpg"] and len(parts(out)) == 1
 
 
+def test_extract_reads_it_when_it_is_complete(bucket, out, monkeypatch, small):
+    for key in NAMES:
+        bucket.put(key)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "write", Broken(LocalStorage.write, at=3))
+        assert run(bucket.uri, out) == 1
+    with pytest.raises(manifest.InputError, match=f"is unfinished.*: python -m jobs.manifest {bucket.uri} {out}$"):
+        list_inputs([str(out)], lambda table: None, Rules())
+    assert run(bucket.uri, out) == 0
+    tables = []
+    list_inputs([str(out)], tables.append, Rules())
+    assert sorted(pyarrow.concat_tables(tables)["uri"].to_pylist()) == [f"{bucket.uri}/{name}" for name in NAMES]
+
+
 def test_duckdb_reads_it(bucket, out):
     bucket.put("a.jpg", b"123")
     assert run(bucket.uri, out) == 0
