@@ -1,6 +1,7 @@
 """The main job as its users run it: a process of its own, the shipped weights, real photos."""
 
 import importlib.util
+import io
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -302,20 +304,43 @@ def test_every_broken_and_odd_file_gets_its_row(tmp_path):
     assert "Traceback" not in said
 
 
-def test_from_a_bucket_to_a_bucket(bucket, undisturbed):
+def test_from_a_bucket_a_tar_and_a_parquet_file_to_a_bucket(bucket, tmp_path):
+    """An image has the same faces wherever it lies."""
+    zidane = (ASSETS / "zidane.jpg").read_bytes()
     for name in ("bus.jpg", "zidane.jpg"):
         bucket.put(f"photos/{name}", (ASSETS / name).read_bytes())
-    bucket.put("photos/a b+c%20ü.jpg", (ASSETS / "zidane.jpg").read_bytes())
+    bucket.put("photos/a b+c%20ü.jpg", zidane)
     bucket.put("photos/empty.jpg")
     bucket.put("photos/notes.txt", b"text")
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as archive:
+        for name, content in (("1.jpg", zidane), ("1.json", b"{}"), ("2.jpg", b"")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    bucket.put("photos/shard.tar", shard.getvalue())
+    rows = pa.table({"picture": [{"bytes": zidane, "path": "z"}, None], "name": ["first", "second"]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
     output = f"{bucket.uri}/faces out"
-    said = extract(f"{bucket.uri}/photos/", output, expect=3)
-    assert "4 images listed" in said
+    inputs = [f"{bucket.uri}/photos/", tmp_path / "rows.parquet", output, "--image-column", "picture",
+              "--uri-column", "name"]
+    said = extract(*inputs, expect=3)
+    assert "8 images listed" in said
     storage = open_storage(output)
-    rows = ledger.read_ledger(storage, ("uri", "status", "etag")).sort_by("uri").to_pylist()
-    assert [(row["uri"], row["status"]) for row in rows] == [
+    images = ledger.read_ledger(storage, ("uri", "status", "etag")).sort_by("uri").to_pylist()
+    assert sorted((row["uri"], row["status"]) for row in images) == sorted([
         (f"{bucket.uri}/photos/a b+c%20ü.jpg", "ok"), (f"{bucket.uri}/photos/bus.jpg", "ok"),
         (f"{bucket.uri}/photos/empty.jpg", "unreadable"), (f"{bucket.uri}/photos/zidane.jpg", "ok"),
-    ]
-    assert all(row["etag"] for row in rows)
-    assert "nothing to do" in extract(f"{bucket.uri}/photos/", output, "--max-error-rate", "1")
+        (f"{bucket.uri}/photos/shard.tar#1.jpg", "ok"), (f"{bucket.uri}/photos/shard.tar#2.jpg", "unreadable"),
+        (f"{tmp_path}/rows.parquet#first", "ok"), (f"{tmp_path}/rows.parquet#second", "unreadable"),
+    ])
+    assert all(row["etag"] for row in images if row["uri"].startswith("s3://"))
+    faces = pa.concat_tables(pq.read_table(pa.BufferReader(storage.read(file.path))) for file in storage.list("faces"))
+    vectors = {}
+    for uri, vector in zip(faces["uri"].to_pylist(), faces["embedding"].to_pylist(), strict=True):
+        vectors.setdefault(uri, []).append(vector)
+    copies = [f"{bucket.uri}/photos/{name}" for name in ("a b+c%20ü.jpg", "zidane.jpg", "shard.tar#1.jpg")]
+    for uri in [*copies, f"{tmp_path}/rows.parquet#first"]:
+        assert np.allclose(vectors[uri], vectors[copies[0]], atol=1e-4)
+    assert "nothing to do" in extract(*inputs, "--max-error-rate", "1")
+    assert not [file.path for file in storage.list("_todo")]
