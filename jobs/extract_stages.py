@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.store import DEFAULT_WEIGHTS_DIR, WeightCard, fetch_weights
 from pipeline.align import Align
-from pipeline.decode import Decode
+from pipeline.decode import Decode, is_too_large
 from pipeline.detect import Detect
 from pipeline.embed import Embed
 from pipeline.fetch import Fetch
@@ -61,7 +61,10 @@ def stage_builders(config: StageConfig) -> StageBuilders:
 def build_decode(config: StageConfig, threads: int) -> Decode:
     """Fetch and decode with that many threads."""
     return Decode(
-        Fetch(config.store_options, image_column=config.image_column),
+        Fetch(
+            config.store_options, image_column=config.image_column,
+            refuses=partial(is_too_large, max_pixels=config.settings.max_pixels),
+        ),
         max_pixels=config.settings.max_pixels,
         min_side_px=config.settings.decode_min_side_px,
         batch_images=config.batch_images,

@@ -43,11 +43,15 @@ class TodoRow:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The bytes of one image file, and what its store says of them. None where it says nothing."""
+    """The bytes of one image file, and what its store says of them. None where it says nothing.
+
+    file_bytes: of the whole file, where `content` is only its beginning, since that says enough.
+    """
 
     content: bytes
     etag: str | None = None
     mtime: datetime | None = None     # UTC
+    file_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,15 @@ def _valid_orientation(value: object) -> int | None:
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
+def is_too_large(beginning: bytes, *, max_pixels: int) -> bool:
+    """Whether the beginning of a file says already that it is `too_large`, so that the rest need not be read."""
+    try:
+        read_header(beginning, max_pixels=max_pixels, min_side_px=None)
+    except DecodeError as error:
+        return error.status is Status.TOO_LARGE
+    return False
+
+
 def jpeg_scale(width: int, height: int, min_side_px: int | None) -> float:
     """The smallest of 1, 1/2, 1/4, 1/8 that keeps the longest side at or above min_side_px."""
     if min_side_px is None:
@@ -514,12 +523,13 @@ class Decode:
         content = answer.content
         # What the listing said comes first: a file that changed since then must show up as changed in the next one.
         record = replace(
-            record, etag=row.etag or answer.etag, mtime=row.mtime or answer.mtime, file_bytes=len(content)
+            record, etag=row.etag or answer.etag, mtime=row.mtime or answer.mtime,
+            file_bytes=answer.file_bytes or len(content),
         )
         try:
             header = read_header(content, max_pixels=self._max_pixels, min_side_px=self._min_side_px)
-        except Exception as error:
-            return _failed(record, error), content, None
+        except Exception as error:        # a beginning alone has no sha256
+            return _failed(record, error), None if answer.file_bytes else content, None
         record = replace(
             record, width=header.width, height=header.height, format=header.format,
             exif_orientation=header.exif_orientation, decode_scale=header.decode_scale,

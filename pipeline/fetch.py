@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -16,6 +18,7 @@ from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
 from pipeline.containers import ParquetImages
 from pipeline.objectstore import (
     FROM_ENVIRONMENT,
+    REQUEST_TIMEOUT_S,
     StoreOptions,
     is_addressable,
     is_remote,
@@ -29,6 +32,8 @@ from pipeline.objectstore import (
 THREADS = 16                      # a GET from S3 takes 30 to 100 ms: 16 keep a few hundred a second in flight
 AHEAD_BYTES = 64 << 20
 MAX_FILE_BYTES = 2 << 30          # a 200-megapixel TIFF of 16-bit RGBA has 1.6 GB; a disk image named .jpg has more
+LOOK_FIRST_BYTES = 8 << 20         # larger files are looked at by their beginning before the rest is read
+BEGINNING_BYTES = 256 << 10        # EXIF with a preview has 64 KB at most, a colour profile some hundred
 UNKNOWN_BYTES = 4 << 20           # taken for the size of a file while nobody has said it
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -41,6 +46,7 @@ class Fetch:
     is the `size` bytes at `offset` of that file or object. Throttling, resets and cut-off bodies are tried again by the
     object store's client, within the deadlines of `pipeline.objectstore`. A row with a container and no size is the row
     number `offset` of a Parquet file, its image in the column `image_column`; those are read one after the other.
+    refuses: told the beginning of a large file, says whether the rest need not be read.
     Can be pickled; clients are made when used.
     """
 
@@ -49,12 +55,14 @@ class Fetch:
         options: StoreOptions = FROM_ENVIRONMENT,
         *,
         image_column: str | None = None,
+        refuses: Callable[[bytes], bool] | None = None,
         threads: int = THREADS,
         ahead_bytes: int = AHEAD_BYTES,
         max_file_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         self._options = options
         self._image_column = image_column
+        self._refuses = refuses
         self._threads = threads
         self._ahead_bytes = ahead_bytes
         self._max_file_bytes = max_file_bytes
@@ -132,11 +140,12 @@ class Fetch:
                 return failure
             if part is None and status.st_size > self._max_file_bytes:
                 return self._too_large(status.st_size)
-            if part is None:
-                content = file.read()
-            else:
-                file.seek(part[0])
-                content = file.read(part[1])
+            start, n_bytes = part or (0, status.st_size)
+            file.seek(start)
+            if n_bytes >= LOOK_FIRST_BYTES and self._says_no(beginning := file.read(BEGINNING_BYTES)):
+                return Fetched(beginning, None, _mtime(status), file_bytes=n_bytes)
+            file.seek(start)
+            content = file.read() if part is None else file.read(n_bytes)
         return _whole(part, Fetched(content, None, _mtime(status)))
 
     def _fetch_object(self, uri: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
@@ -154,17 +163,37 @@ class Fetch:
         result = obstore.get(open_bucket(bucket_uri, self._options), key, options=ranged)
         if part is None and result.meta["size"] > self._max_file_bytes:
             return self._too_large(result.meta["size"])
-        content = bytes(result.bytes())
-        return _whole(part, Fetched(content, plain_etag(result.meta["e_tag"]), result.meta["last_modified"]))
+        version = plain_etag(result.meta["e_tag"]), result.meta["last_modified"]
+        n_bytes = part[1] if part else result.meta["size"]
+        if n_bytes < LOOK_FIRST_BYTES:
+            return _whole(part, Fetched(bytes(result.bytes()), *version))
+        return self._gather(part, n_bytes, map(bytes, result.stream(min_chunk_size=BEGINNING_BYTES)), version)
 
     def _fetch_by_boto3(self, bucket: str, key: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         ranged = {"Range": f"bytes={part[0]}-{part[0] + part[1] - 1}"} if part else {}
         result = s3_client(self._options).get_object(Bucket=bucket, Key=key, **ranged)
-        with result["Body"] as body:
+        with closing(result["Body"]) as body:
             if result["ContentLength"] > self._max_file_bytes:
                 return self._too_large(result["ContentLength"])
-            content = body.read()
-        return _whole(part, Fetched(content, plain_etag(result["ETag"]), result["LastModified"]))
+            version = plain_etag(result["ETag"]), result["LastModified"]
+            pieces = _within(REQUEST_TIMEOUT_S, body.iter_chunks(BEGINNING_BYTES))
+            return self._gather(part, result["ContentLength"], pieces, version)
+
+    def _gather(
+        self,
+        part: tuple[int, int] | None,
+        n_bytes: int,
+        pieces: Iterator[bytes],
+        version: tuple[str | None, datetime | None],
+    ) -> Fetched | FetchFailure:
+        """The pieces of an object joined; of a large one only the beginning, if that is refused."""
+        beginning = next(pieces, b"")
+        if n_bytes >= LOOK_FIRST_BYTES and self._says_no(beginning):
+            return Fetched(beginning, *version, file_bytes=n_bytes)
+        return _whole(part, Fetched(b"".join([beginning, *pieces]), *version))
+
+    def _says_no(self, beginning: bytes) -> bool:
+        return self._refuses is not None and self._refuses(beginning)
 
     def _too_large(self, n_bytes: int) -> FetchFailure:
         return FetchFailure(f"a file of {n_bytes} bytes, the limit is {self._max_file_bytes}", Status.TOO_LARGE)
@@ -173,6 +202,15 @@ class Fetch:
 def local_path(uri: str) -> Path:
     """The file that a local uri names: an absolute path as it is, or `file://` with percent-encoded bytes."""
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))) if uri.startswith("file://") else Path(uri)
+
+
+def _within(seconds: float, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces; raises TimeoutError when they take longer."""
+    end = time.monotonic() + seconds
+    for piece in pieces:
+        if time.monotonic() > end:
+            raise TimeoutError(f"not there after {seconds:.0f} s")
+        yield piece
 
 
 def _expected_bytes(size: int | None) -> int:

@@ -3,6 +3,7 @@ import io
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import cv2
@@ -12,7 +13,16 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from pipeline.batch import Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
-from pipeline.decode import Decode, DecodeError, _MemoryGate, decode_image, jpeg_scale, read_header, upright
+from pipeline.decode import (
+    Decode,
+    DecodeError,
+    _MemoryGate,
+    decode_image,
+    is_too_large,
+    jpeg_scale,
+    read_header,
+    upright,
+)
 from tests import corpus
 
 # pytest undoes what prepare_pillow set.
@@ -337,3 +347,15 @@ def test_pillow_s_own_limit_does_not_stand_in_the_way(monkeypatch):
     Image.fromarray(corpus.picture()).save(buffer, "WEBP")
     (batch,) = decoder({"a": buffer.getvalue()})([TodoRow("a")])
     assert batch.records[0].status is Status.OK
+
+
+def test_a_beginning_that_says_too_large_makes_the_row_of_the_whole_file():
+    """All but the sha256, which takes the whole file."""
+    content = corpus.encode(np.zeros((300, 500, 3), np.uint8), "PNG") + bytes(1000)
+    assert is_too_large(content[:100], max_pixels=1000) and not is_too_large(content[:100], max_pixels=10**6)
+    assert not is_too_large(content[:20], max_pixels=1000) and not is_too_large(b"", max_pixels=1000)
+    contents = {"whole": content, "beginning": Fetched(content[:100], file_bytes=len(content))}
+    [batch] = decoder(contents, max_pixels=1000)([TodoRow("whole"), TodoRow("beginning")])
+    whole, beginning = batch.records
+    assert beginning.status is Status.TOO_LARGE and beginning.sha256 is None and len(whole.sha256) == 64
+    assert replace(beginning, uri="whole", sha256=whole.sha256) == whole

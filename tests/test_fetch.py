@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
-from pipeline.fetch import Fetch, local_path
+from pipeline.fetch import BEGINNING_BYTES, Fetch, _within, local_path
 from pipeline.objectstore import StoreOptions
 
 BODY = bytes(range(256)) * 40
@@ -326,3 +326,39 @@ def test_what_stands_for_the_rest_of_a_damaged_container_fails(tmp_path):
     for image_column in (None, "image"):
         [answer] = fetch(TodoRow("/s.tar", container="/s.tar"), image_column=image_column)
         assert answer == FetchFailure("a damaged container: its members could not all be listed")
+
+
+# --- large files are looked at first
+
+
+LARGE = b"no!" + bytes(9 << 20)
+
+
+def refuses(beginning: bytes) -> bool:
+    return beginning.startswith(b"no!")
+
+
+@pytest.mark.parametrize("refuse", [refuses, None, lambda beginning: len(beginning) > 1 << 20])
+def test_of_a_large_file_that_is_refused_only_the_beginning_is_read(tmp_path, bucket, refuse):
+    (tmp_path / "large.bin").write_bytes(LARGE)
+    (tmp_path / "small.bin").write_bytes(b"no!")
+    bucket.put("large.bin", LARGE)
+    bucket.put("a//b.bin", LARGE)
+    rows = [TodoRow(str(tmp_path / "large.bin")), TodoRow(f"{bucket.uri}/large.bin"), TodoRow(f"{bucket.uri}/a//b.bin")]
+    rows += [part(name, 0, len(LARGE)) for name in (tmp_path / "large.bin", f"{bucket.uri}/large.bin")]
+    for answer in fetch(*rows, refuses=refuse):
+        if refuse is refuses:
+            assert answer.content == LARGE[: len(answer.content)] and answer.file_bytes == len(LARGE)
+            assert BEGINNING_BYTES <= len(answer.content) <= 2 << 20
+        else:
+            assert answer.content == LARGE and answer.file_bytes is None
+        assert answer.mtime
+    [small] = fetch(TodoRow(str(tmp_path / "small.bin")), refuses=refuses)
+    assert (small.content, small.file_bytes) == (b"no!", None)
+
+
+def test_pieces_that_never_end_are_given_up():
+    now = iter(range(100))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError, match="not there after 5 s"):
+        patch.setattr(time, "monotonic", lambda: next(now))
+        list(_within(5, iter([b"x"] * 50)))
