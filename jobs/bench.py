@@ -8,6 +8,7 @@
     python -m jobs.bench decode-scale FACES.parquet  what decoding JPEGs at 1/2 costs in recall and likeness
     python -m jobs.bench memory                      peak memory over one hundred photos of 24 megapixels
     python -m jobs.bench manifest --keys 10000000    jobs.manifest on a simulated S3: seconds and peak memory
+    python -m jobs.bench plan                        10 million images listed, 9 million done: seconds to the first part
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--keys", type=int, default=1_000_000)
     command.add_argument("--threads", type=int, default=16)
     command.add_argument("--latency-ms", type=float, default=100.0, help="of every answer (default: %(default)s)")
+    command = commands.add_parser("plan")
+    command.add_argument("--listed", type=int, default=10_000_000)
+    command.add_argument("--done", type=int, default=9_000_000)
     arguments = parser.parse_args(argv)
     print(f"{os.cpu_count()} CPUs, {_cpu_name()}")
     match arguments.command:
@@ -88,6 +92,8 @@ def main(argv: list[str] | None = None) -> int:
             bench_memory(arguments.photos, arguments.megapixels)
         case "manifest":
             bench_manifest(arguments.keys, arguments.threads, arguments.latency_ms / 1000)
+        case "plan":
+            bench_plan(arguments.listed, arguments.done)
     return 0
 
 
@@ -288,6 +294,48 @@ def _write_photos(folder: Path, count: int, megapixels: float) -> None:
     picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for i in range(count):
         cv2.imwrite(str(folder / f"{i:04}.jpg"), np.roll(picture, 37 * i, axis=1), [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def bench_plan(listed: int, done: int) -> None:
+    """jobs.extract on a manifest of files that do not exist, most of them in the ledger: until its first new part."""
+    import psutil
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline import ledger, schemas
+    from pipeline.storage import open_storage
+
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        (top / "photos").mkdir()
+        _write_photos(top / "photos", 1, 1.0)
+        command = [sys.executable, "-m", "jobs.extract", str(top / "manifest.parquet"), str(top / "out")]
+        subprocess.run([*command[:3], str(top / "photos"), str(top / "out")], stderr=subprocess.DEVNULL, check=True)
+        storage = open_storage(str(top / "out"))
+        known = ledger.committed_parts(storage)
+        no_faces = pq.read_table(top / "out" / "faces").slice(0, 0)
+        [done_image] = pq.read_table(top / "out" / "images").to_pylist()
+        with pq.ParquetWriter(top / "manifest.parquet", schemas.LISTING) as manifest:
+            for start in range(0, listed, 2000):
+                uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + 2000, listed))]
+                rows = {name: pa.nulls(len(uris), schemas.LISTING.field(name).type) for name in schemas.LISTING.names}
+                manifest.write_table(pa.table(rows | {"uri": pa.array(uris)}, schema=schemas.LISTING))
+                if start < done:
+                    images = pa.Table.from_pylist([done_image], schema=schemas.IMAGES).take([0] * len(uris))
+                    images = images.set_column(0, schemas.IMAGES.field("uri"), pa.array(uris)).slice(0, done - start)
+                    ledger.write_pair(storage, f"part-made-{start:012}", no_faces, images, before_commit=lambda: None)
+                    known.append(f"part-made-{start:012}")
+        started = time.monotonic()
+        job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        driver, peak, images_folder = psutil.Process(job.pid), 0, top / "out" / "images"
+        while len(os.listdir(images_folder)) <= len(known) and job.poll() is None:   # noqa: PTH208  (names alone)
+            peak = max(peak, driver.memory_info().rss)
+            time.sleep(0.1)
+        seconds = time.monotonic() - started
+        job.terminate()
+        print(job.communicate()[1])
+    print(f"{listed:,} listed, {done:,} done before: first new part after {seconds:.1f} s, "
+          f"the driver's memory peaks at {peak / 2**30:.2f} GiB")
 
 
 def bench_manifest(keys: int, threads: int, latency_s: float) -> None:

@@ -21,6 +21,7 @@ from pipeline import cluster, ledger, output, plan, report
 from pipeline.erased import read_erased
 from pipeline.interrupt import Interrupted, catch_signals, interruptible
 from pipeline.lease import Lease, LeaseHeld, LeaseLost
+from pipeline.names import printable
 from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
 from pipeline.output import OutputError
 from pipeline.plan import Plan, PlanError
@@ -74,7 +75,7 @@ def extract(
     with Planner() as planner:
         listing = list_inputs(inputs, planner.add_listing, rules)
         for warning in listing.warnings:
-            say(warning)
+            say(printable(warning))
         with output.lease(storage, run_id, command, say) as lease:
             if arguments.overwrite:
                 output.clear(storage)
@@ -112,7 +113,7 @@ def extract(
                     },
                     alignment=asdict(alignment_template(cards["embedder"])),
                     cosine_thresholds=cards["embedder"].thresholds,
-                    plan=planned, todo=todo, listing=listing, outcome=outcome, progress=progress,
+                    plan=planned, todo=todo, listing=listing, parquet=rules.parquet, outcome=outcome, progress=progress,
                 )
                 storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
 
@@ -206,8 +207,8 @@ def default_rows_per_file(images: int) -> int:
 
 
 def say(line: str) -> None:
-    """A line for the user, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for the user, at once; what stands in names moves no cursor."""
+    print("\n".join(map(printable, line.split("\n"))), file=sys.stderr, flush=True)
 
 
 def cause(error: BaseException) -> str:

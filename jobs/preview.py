@@ -8,6 +8,7 @@ import argparse
 import base64
 import json
 import posixpath
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,18 +25,22 @@ import simplejpeg
 from pipeline import geometry
 from pipeline.align import align_chip
 from pipeline.batch import GOOD, FetchFailure, Status, TodoRow
+from pipeline.containers import ParquetColumns, is_container, list_members
 from pipeline.decode import DecodeError, decode_image, prepare_pillow
 from pipeline.detect import cut_chip
 from pipeline.fetch import Fetch
 from pipeline.geometry import AlignmentTemplate
 from pipeline.ledger import committed_parts
+from pipeline.names import printable
 from pipeline.objectstore import StoreOptions, parse_input_uri
+from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings
 from pipeline.storage import Storage, open_storage
 
 MAX_IMAGES = 60
 MAX_FACES_OF_A_PHOTO = 40         # shown one by one; boxes are drawn for all
 MAX_FAILURES = 200
+_MEMBER = re.compile(r"(.*?\.(?:tar|parquet))#", re.IGNORECASE | re.DOTALL)
 PHOTO_PX = 1000                   # longest side
 
 Row = Mapping[str, Any]
@@ -56,6 +61,7 @@ class Run:
     models: Sequence[tuple[str, str, str]]
     counts: Mapping[str, int]
     images_per_s: float | None
+    parquet: ParquetColumns | None       # where images of Parquet files are
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,7 @@ def read_run(storage: Storage) -> Run:
         run = json.loads(content)
         box_side_px, (x, y) = run["alignment"]["box_side_px"], run["alignment"]["eyes_in_box_xy"]
         per_s = run["throughput"]["images_per_s"]
+        parquet = run.get("listing", {}).get("parquet")
         return Run(
             run_id=str(run["run_id"]),
             finished=str(run["finished"]),
@@ -138,6 +145,7 @@ def read_run(storage: Storage) -> Run:
             models=[(role, str(model["identity"]), str(model["licence"])) for role, model in run["models"].items()],
             counts={name: int(run["output"].get(name, 0)) for name in ("images", *Status)},
             images_per_s=None if per_s is None else float(per_s),
+            parquet=ParquetColumns(**parquet) if parquet else None,
         )
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         raise PreviewError(
@@ -180,11 +188,23 @@ def _by_uri(record: Row) -> str:
 # --- pictures
 
 
+def locate(uris: Sequence[str], parquet: ParquetColumns | None, options: StoreOptions) -> list[TodoRow]:
+    """Where the images lie; those in tars and Parquet files are looked up in the index of their container."""
+    found: dict[str, TodoRow] = {}
+    containers = {match[1] for uri in uris if (match := _MEMBER.match(uri))}
+    for container in sorted(each for each in containers if is_container(each, parquet)):
+        row = dict.fromkeys(LISTING.names) | {"uri": container}
+        members = list_members(row, options, parquet, all_files=True)
+        found |= {row["uri"]: TodoRow(**row) for row in members.rows.to_pylist()}
+    return [found.get(uri, TodoRow(uri)) for uri in uris]
+
+
 def view_photos(
     records: Sequence[Row], faces: Mapping[str, Sequence[Row]], run: Run, options: StoreOptions
 ) -> Iterator[PhotoView]:
     """The photos with their faces cut out, in the order of the records."""
-    answers = Fetch(options, threads=4)([TodoRow(record["uri"]) for record in records])
+    fetch = Fetch(options, image_column=run.parquet.image if run.parquet else None, threads=4)
+    answers = fetch(locate([record["uri"] for record in records], run.parquet, options))
     for record, answer in zip(records, answers, strict=True):
         of_photo = sorted(faces.get(record["uri"], ()), key=lambda face: face["face_index"])
         if isinstance(answer, FetchFailure):
@@ -384,9 +404,9 @@ def _failures(failures: Sequence[Row], run: Run) -> str:
 
 
 def _text(value: object) -> str:
-    """Escaped, with control characters made visible: a file's name may have any."""
+    """Escaped, with control characters made visible: a file's name may have any, also such that turn what follows."""
     visible = {code: chr(0x2400 + code) for code in range(32)}
-    return escape(str(value).translate(visible))
+    return escape(printable(str(value).translate(visible)))
 
 
 def _name(uri: str) -> str:

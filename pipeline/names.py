@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import unicodedata
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 # What the decoder reads, in all its spellings. Raw camera files lie beside their JPEGs and are left out on purpose.
@@ -18,6 +19,7 @@ HIDDEN = "hidden"
 MARKER = "directory markers"
 OUTPUT = "of the output itself"
 
+_CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}     # controls, marks that turn the direction of writing, ends of lines
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -62,7 +64,9 @@ def printable(text: str) -> str:
     r"""The text as it may be shown on a terminal: control characters of a name, `\x1b[2J` or a newline, as escapes."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROLS else c for c in text
+    )
 
 
 def is_hidden(name: str) -> bool:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.batch import GOOD, Status
+from pipeline.containers import ParquetColumns
+from pipeline.names import printable
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.source import Listing
@@ -31,7 +33,10 @@ def bad_share(counts: Mapping[str, int]) -> float:
 
 def error_lines(outcome: Outcome) -> list[str]:
     """Lines "12 unreadable: cut off (for example …)", the most frequent first."""
-    lines = [f"{kind.images:,} {kind.status}: {kind.error} (for example {kind.example})" for kind in outcome.errors]
+    lines = [
+        printable(f"{kind.images:,} {kind.status}: {kind.error} (for example {kind.example})")
+        for kind in outcome.errors
+    ]
     if outcome.other_kinds:
         lines.append(
             f"{outcome.other_images:,} more of {outcome.other_kinds:,} other kinds; see `error` in images/"
@@ -85,10 +90,11 @@ def run_json(
     plan: Plan | None,
     todo: Todo,
     listing: Listing,
+    parquet: ParquetColumns | None,
     outcome: Outcome,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The content of run.json. `models` maps roles to identity and licence."""
+    """The content of run.json. `models` maps roles to identity and licence; parquet: where their images were."""
     seconds = progress.seconds if progress.images else 0.0
     return {
         "run_id": run_id,
@@ -102,6 +108,7 @@ def run_json(
         "plan": [asdict(pool) | {"stages": list(pool.stages)} for pool in plan.pools] if plan else None,
         "listing": {
             "listed": todo.listed, "duplicates": todo.duplicates, "vanished": todo.vanished, "skipped": listing.skipped,
+            "parquet": asdict(parquet) if parquet else None,
         },
         "this_run": {
             "images": progress.images,

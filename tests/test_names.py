@@ -37,7 +37,7 @@ def test_may_be_image(name, image):
     ("text", "shown"),
     [
         ("", ""),
-        ("größe 北京 🙂 \\n.jpg", "größe 北京 🙂 \\n.jpg"),
+        ("größe 北京\u3000🙂 \\n.jpg", "größe 北京\u3000🙂 \\n.jpg"),
         ("\x1b[2J\a\r\n\t\x7f", r"\x1b[2J\x07\r\n\t\x7f"),
         ("gnp.\u202ejpg \x9b2J caf\udce9", r"gnp.\u202ejpg \x9b2J caf\udce9"),
     ],

@@ -2,24 +2,32 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
+import tarfile
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs import preview
 from jobs.preview import PreviewError, main, write_preview
 from pipeline import ledger, sink
 from pipeline.align import Align
 from pipeline.batch import FaceBatch, ImageRecord, Status, TodoRow
+from pipeline.containers import ParquetColumns
 from pipeline.decode import Decode
 from pipeline.detect import Detect
 from pipeline.fetch import Fetch
 from pipeline.geometry import AlignmentTemplate
 from pipeline.keypoint import Keypoint
+from pipeline.objectstore import FROM_ENVIRONMENT
 from pipeline.settings import RowSettings
 from pipeline.storage import open_storage
 from tests import corpus
@@ -196,6 +204,97 @@ def test_the_page_needs_nothing_else_and_shows_names_as_text(tmp_path):
     assert [picture.shape for picture in page.pictures["in the photo"]] == [(224, 224, 3)] * 2
 
 
+PWN = "document.title='pwned'"
+HOSTILE = (
+    f"<img src=x onerror={PWN}>.jpg",
+    f"</style><script>{PWN}</script>.jpg",
+    f"<svg onload={PWN}>.jpg",
+    f"\"><script>{PWN}</script>.jpg",
+    f"' onerror='{PWN}' x='.jpg",
+    f"--><iframe srcdoc=<script>parent.{PWN}</script>>.jpg",
+    f"javascript:{PWN}.jpg",
+    "&lt;script&gt; &amp; &#60;b&#62;.jpg",
+    "\u202egnp.exe\x1b[2J\x7f.jpg",
+)
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """A real browser: the title, the tags with their attributes, and the text of a page after its scripts have run."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium or google-chrome is installed")
+
+    def browse(html):
+        file = tmp_path / "page.html"
+        file.write_text(html, encoding="utf-8")
+        ended = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--virtual-time-budget=2000", "--dump-dom", file.as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        )
+        return Dom(ended.stdout)
+
+    return browse
+
+
+class Dom(HTMLParser):
+    """A page as a browser has it."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.title, self._open = set(), [], "", "", ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+        self._open = tag
+
+    def handle_data(self, text):
+        if self._open == "title":
+            self.title += text
+        elif self._open != "style":
+            self.text += text
+
+    def handle_endtag(self, tag):
+        self._open = ""
+
+
+@pytest.mark.timeout(300)
+def test_hostile_names_are_text_in_a_real_browser(tmp_path, browse):
+    """In names, reasons, models and the place of the output; the page's policy forbids scripts besides."""
+    folder = tmp_path / f"<b title='{PWN}'>"
+    for name in HOSTILE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_photo(folder, name, photo(len(name)))
+    batch = aligned(folder, HOSTILE)
+    failed = tuple(ImageRecord(f"{folder}/{name}", Status.FAILED, name) for name in HOSTILE)
+    output = folder / "<script>" / "out"
+    write_output(output, batch, FaceBatch.without_faces(failed))
+    run = json.loads((output / "run.json").read_text())
+    run["models"][HOSTILE[0]] = {"identity": HOSTILE[1], "licence": HOSTILE[3]}
+    (output / "run.json").write_text(json.dumps(run | {"run_id": HOSTILE[2], "finished": HOSTILE[4]}))
+    html = write_preview(output, tmp_path / "p.html").read_text(encoding="utf-8")
+    policy = re.search(r"<meta http-equiv=Content-Security-Policy [^>]*>", html)[0]
+    assert "default-src 'none'" in policy
+
+    shows_that_it_could_fail = browse(f"<!doctype html><title>safe</title>{HOSTILE[0]}")
+    assert shows_that_it_could_fail.title == "pwned"
+    assert browse(f"<!doctype html>{policy}<title>safe</title>{HOSTILE[0]}<script>{PWN}</script>").title == "safe"
+
+    for page in (browse(html), browse(html.replace(policy, ""))):       # escaping alone is enough
+        assert page.title == f"Faces: {output}"
+        assert not page.tags & {"script", "iframe", "a", "object", "embed", "form", "base", "link"}
+        assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("href", "srcdoc")]
+        sources = [value for name, value in page.attributes if name == "src"]
+        assert sources and all(value.startswith("data:image/jpeg;base64,") for value in sources)
+        for name in HOSTILE[:-1]:
+            assert page.text.count(f"{folder}/{name}") == 2, name        # under the photo, and where it failed
+        assert page.text.count(r"\u202egnp.exe␛[2J\x7f.jpg") == 5         # the two, and heading, likest and reason
+        assert not re.search("[\u202e\x1b\x7f]", page.text)
+
+
 def test_each_face_has_the_likest_one_of_another_photo(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_photo(tmp_path, name, photo(ord(name[0])))
@@ -263,3 +362,19 @@ def test_an_output_and_photos_in_a_bucket(bucket, s3_endpoint, tmp_path):
     page = Page(write_preview(f"{bucket.uri}/out?endpoint={s3_endpoint}", tmp_path / "p.html"))
     assert f"{bucket.uri}/photos/a b.jpg" in page.text
     assert len(page.pictures["aligned"]) == 1
+
+
+def test_photos_in_tars_and_parquet_files_are_found_again(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for content in (b"one", b"two2"):
+            member = tarfile.TarInfo(f"a b/{len(content)}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    pq.write_table(pa.table({"picture": [b"zero", b"first"], "name": ["z", "f#.tar#"]}), tmp_path / "p.parquet")
+    uris = [f"{tmp_path}/s.tar#a b/4", f"{tmp_path}/p.parquet#f#.tar#", "/plain#.jpg", f"{tmp_path}/none.tar#x",
+            f"{tmp_path}/s.tar#gone"]
+    rows = preview.locate(uris, ParquetColumns("picture", "name"), FROM_ENVIRONMENT)
+    assert [row.uri for row in rows] == uris
+    answers = Fetch(image_column="picture")(rows)
+    assert [getattr(answer, "content", None) for answer in answers] == [b"two2", b"first", None, None, None]
+    assert preview.locate(uris[1:2], None, FROM_ENVIRONMENT) == [TodoRow(uris[1])]

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import report
 from pipeline.batch import Status
+from pipeline.containers import ParquetColumns
 from pipeline.plan import Cluster, make_plan
 from pipeline.progress import Progress
 from pipeline.todo import ErrorKind, Outcome, Todo
@@ -88,11 +89,12 @@ def test_run_json_is_plain_and_whole(ran):
         run_id="r", started=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="f", covered={"settings": {"min_score": 0.5}},
         models={"detector": {"identity": "d@1"}}, alignment={"box_side_px": 110.0}, cosine_thresholds={"0.01": 0.4},
         plan=make_plan("decode+detect+keypoint+align+embed", Cluster(2, 0), "cpu") if ran else None,
-        todo=todo(vanished=4), listing=Listing(), outcome=outcome(images=1),
+        todo=todo(vanished=4), listing=Listing(), parquet=ParquetColumns("image"), outcome=outcome(images=1),
         progress=receipts() if ran else Progress(0, io.StringIO()),
     )
     assert json.loads(json.dumps(content)) == content
     assert content["output"]["images"] == content["output"]["ok"] == 8 and content["listing"]["vanished"] == 4
+    assert content["listing"]["parquet"] == {"image": "image", "uri": None}
     assert content["this_run"]["images"] == (2 if ran else 0)
     assert (content["throughput"]["images_per_s"] is None) == (not ran)
     assert (content["plan"] is None) == (not ran)
