@@ -9,30 +9,26 @@
     python -m jobs.bench memory                      peak memory over one hundred photos of 24 megapixels
     python -m jobs.bench manifest --keys 10000000    jobs.manifest on a simulated S3: seconds and peak memory
     python -m jobs.bench plan                        10 million images listed, 9 million done: seconds to the first part
+    python -m jobs.bench scale OUTPUT                what a billion images like those of OUTPUT come to
 """
 
 from __future__ import annotations
 
 import argparse
-import bisect
-import hashlib
-import io
 import json
-import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from jobs.bench_scale import bench_manifest, bench_plan, bench_scale
 from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import read_card
 from pipeline.batch import FaceBatch, ImageBatch, TodoRow
@@ -73,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("plan")
     command.add_argument("--listed", type=int, default=10_000_000)
     command.add_argument("--done", type=int, default=9_000_000)
+    command = commands.add_parser("scale")
+    command.add_argument("output", metavar="OUTPUT", help="a finished output of jobs.extract, to reckon from")
+    command.add_argument("--images", type=int, default=1_000_000_000)
     arguments = parser.parse_args(argv)
     print(f"{os.cpu_count()} CPUs, {_cpu_name()}")
     match arguments.command:
@@ -94,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
             bench_manifest(arguments.keys, arguments.threads, arguments.latency_ms / 1000)
         case "plan":
             bench_plan(arguments.listed, arguments.done)
+        case "scale":
+            bench_scale(arguments.output, arguments.images)
     return 0
 
 
@@ -294,117 +295,6 @@ def _write_photos(folder: Path, count: int, megapixels: float) -> None:
     picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for i in range(count):
         cv2.imwrite(str(folder / f"{i:04}.jpg"), np.roll(picture, 37 * i, axis=1), [cv2.IMWRITE_JPEG_QUALITY, 90])
-
-
-def bench_plan(listed: int, done: int) -> None:
-    """jobs.extract on a manifest of files that do not exist, most of them in the ledger: until its first new part."""
-    import psutil
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from pipeline import ledger, schemas
-    from pipeline.storage import open_storage
-
-    with tempfile.TemporaryDirectory() as folder:
-        top = Path(folder)
-        (top / "photos").mkdir()
-        _write_photos(top / "photos", 1, 1.0)
-        command = [sys.executable, "-m", "jobs.extract", str(top / "manifest.parquet"), str(top / "out")]
-        subprocess.run([*command[:3], str(top / "photos"), str(top / "out")], stderr=subprocess.DEVNULL, check=True)
-        storage = open_storage(str(top / "out"))
-        known = ledger.committed_parts(storage)
-        no_faces = pq.read_table(top / "out" / "faces").slice(0, 0)
-        [done_image] = pq.read_table(top / "out" / "images").to_pylist()
-        with pq.ParquetWriter(top / "manifest.parquet", schemas.LISTING) as manifest:
-            for start in range(0, listed, 2000):
-                uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + 2000, listed))]
-                rows = {name: pa.nulls(len(uris), schemas.LISTING.field(name).type) for name in schemas.LISTING.names}
-                manifest.write_table(pa.table(rows | {"uri": pa.array(uris)}, schema=schemas.LISTING))
-                if start < done:
-                    images = pa.Table.from_pylist([done_image], schema=schemas.IMAGES).take([0] * len(uris))
-                    images = images.set_column(0, schemas.IMAGES.field("uri"), pa.array(uris)).slice(0, done - start)
-                    ledger.write_pair(storage, f"part-made-{start:012}", no_faces, images, before_commit=lambda: None)
-                    known.append(f"part-made-{start:012}")
-        started = time.monotonic()
-        job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        driver, peak, images_folder = psutil.Process(job.pid), 0, top / "out" / "images"
-        while len(os.listdir(images_folder)) <= len(known) and job.poll() is None:   # noqa: PTH208  (names alone)
-            peak = max(peak, driver.memory_info().rss)
-            time.sleep(0.1)
-        seconds = time.monotonic() - started
-        job.terminate()
-        print(job.communicate()[1])
-    print(f"{listed:,} listed, {done:,} done before: first new part after {seconds:.1f} s, "
-          f"the driver's memory peaks at {peak / 2**30:.2f} GiB")
-
-
-def bench_manifest(keys: int, threads: int, latency_s: float) -> None:
-    """jobs.manifest as it is, boto3 too, but for the network: answers are made here, each after the latency."""
-    from jobs import manifest
-    from pipeline.objectstore import StoreOptions, s3_client
-
-    asked: list[int] = []                 # keys of each answer
-
-    def answer(request: Any, **_: Any) -> Any:
-        time.sleep(latency_s)
-        found = _simulated_keys(request.url, keys)
-        asked.append(len(found))
-        return _s3_answer(request.url, [_simulated_key(i) for i in found], more=bool(found) and found[-1] + 1 < keys)
-
-    client = s3_client(StoreOptions(region="simulated", anonymous=True))   # of our own: it never reaches the network
-    client.meta.events.register("before-send.s3.ListObjectsV2", answer)
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.parquet"
-        code = manifest.main(["s3://b/?region=simulated&anonymous=true", str(out), "--threads", str(threads)])
-        seconds = time.perf_counter() - started
-        parts = [path.stat().st_size for path in out.glob("*.parquet")]
-        state = json.loads((out / "_manifest.json").read_text())
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"exit code {code}, {state['rows']:,} rows of {keys:,} keys in {len(parts)} parts of "
-          f"{sum(parts) / 1e6:,.0f} MB together")
-    print(f"{seconds:.1f} s, {keys / seconds:,.0f} keys/s, {cpu_s:.1f} s of CPU with the making of the answers; "
-          f"{threads} threads, {sum(n > 1 for n in asked):,} pages and {sum(n <= 1 for n in asked):,} probes, "
-          f"each {1000 * latency_s:g} ms")
-    print(f"peak memory {after.ru_maxrss / 2**10:,.0f} MiB, {before.ru_maxrss / 2**10:,.0f} MiB before it began")
-
-
-def _simulated_key(i: int) -> str:
-    """Keys as cameras and dates make them: folders of very different sizes, names that begin alike."""
-    return f"photos/{2000 + math.isqrt(i) // 150:04}/{i // 1000:07}/IMG_{i:010}.jpg"
-
-
-def _simulated_keys(url: str, count: int) -> range:
-    """The numbers of the keys that a request asks for."""
-    query = parse_qs(urlsplit(url).query)
-    after = query.get("continuation-token", query.get("start-after", [""]))[0]
-    start = bisect.bisect_right(range(count), after, key=_simulated_key)
-    return range(start, min(count, start + int(query["max-keys"][0])))
-
-
-def _s3_answer(url: str, keys: list[str], more: bool) -> Any:
-    """S3's answer to ListObjectsV2, as boto3 gets it from the network."""
-    from botocore.awsrequest import AWSResponse
-
-    class Body(io.BytesIO):
-        def stream(self) -> Iterator[bytes]:
-            yield self.read()
-
-    contents = "".join(
-        f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>&quot;"
-        f"{hashlib.md5(key.encode()).hexdigest()}&quot;</ETag><Size>{hash(key) % 10_000_000}</Size>"
-        "<StorageClass>STANDARD</StorageClass></Contents>"
-        for key in keys
-    )
-    token = f"<NextContinuationToken>{keys[-1]}</NextContinuationToken>" if more else ""
-    body = (
-        "<?xml version='1.0' encoding='UTF-8'?><ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"
-        f"<EncodingType>url</EncodingType><IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}"
-        "</ListBucketResult>"
-    )
-    return AWSResponse(url, 200, {"Content-Type": "application/xml"}, Body(body.encode()))
 
 
 def _memory_of_job(pid: int) -> dict[str, int]:
