@@ -40,13 +40,16 @@ def bench_scale(output: str, images: int) -> None:
     uri, options = parse_input_uri(output)
     storage = open_storage(uri, options)
     run = json.loads(storage.read("run.json"))
-    rows = {"images": 0, "faces": 0}
-    stored = dict(rows)
-    for folder in rows:
+    rows, row_bytes = {}, {}
+    for folder in ("images", "faces"):
+        tables, rows[folder] = [], 0
         for file in storage.list(folder):
-            with storage.open(file.path) as opened:
-                rows[folder] += pq.ParquetFile(opened).metadata.num_rows
-            stored[folder] += file.size
+            with storage.open(file.path) as opened, pq.ParquetFile(opened) as parquet:
+                if rows[folder] < ROWS_PER_PART:         # as they lie in a part of the usual size
+                    tables.append(parquet.read())
+                rows[folder] += parquet.metadata.num_rows
+        sample = pa.concat_tables(tables).slice(0, ROWS_PER_PART)
+        row_bytes[folder] = len(ledger.to_parquet(sample)) / max(len(sample), 1)
     faces = images * rows["faces"] / rows["images"]
     per_s = run["throughput"]["images_per_s_after_start"] or run["throughput"]["images_per_s"]
     parts = math.ceil(images / ROWS_PER_PART)
@@ -55,8 +58,8 @@ def bench_scale(output: str, images: int) -> None:
         ("requests to list them", f"{math.ceil(images / LIST_KEYS):,}"),
         ("parts of 2,000 images, each two files", f"{parts:,}"),
         ("requests to write them", f"{2 * parts:,}"),
-        ("images/ (the ledger)", f"{images * stored['images'] / rows['images'] / 1e9:,.0f} GB"),
-        ("faces/", f"{faces * stored['faces'] / max(rows['faces'], 1) / 1e12:,.2f} TB"),
+        ("images/ (the ledger)", f"{images * row_bytes['images'] / 1e9:,.0f} GB"),
+        ("faces/", f"{faces * row_bytes['faces'] / 1e12:,.2f} TB"),
         ("images that one block of the to-do has", f"{max(256, math.ceil(images / MAX_BLOCKS)):,}"),
         (f"machine hours at {per_s:,.1f} images/s", f"{images / per_s / 3600:,.0f}"),
     ):
