@@ -51,7 +51,7 @@ class Server:
         self.page_keys = page_keys
         self.seconds = seconds
         self.asked = Counter()
-        self.listed = []
+        self.by_thread = Counter()
 
     def __call__(self, after, page_size):
         at = bisect_right(self.keys, after)
@@ -60,8 +60,7 @@ class Server:
             self.asked["probe" if page_size == 1 else "page"] += 1
             time.sleep(self.seconds)
             page = [(key, 7, None, T0) for key in self.keys[at : at + size]]
-            if page_size > 1:
-                self.listed += [key for key, *_ in page]
+            self.by_thread[threading.get_ident()] += page_size > 1
             yield page
             at += size
             if at >= len(self.keys):
@@ -176,18 +175,16 @@ def test_only_the_spans_are_listed(spans, expected):
 def test_threads_share_the_work():
     keys = [f"p/2026/{i:05}.jpg" for i in range(3000)]
     server = Server(keys, page_keys=10, seconds=0.003)
-    started = time.perf_counter()
     assert sorted(list_all(server, "p/", threads=16)) == keys
-    seconds = time.perf_counter() - started
-    assert seconds < 300 * 0.003 * 0.6          # one thread lists 300 pages, each after the other
+    assert max(server.by_thread.values()) < 0.4 * server.asked["page"]     # alone the first would list them all
     assert 300 <= server.asked["page"] < 450 and server.asked["probe"] < 600
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 6])
+@pytest.mark.parametrize("count", [0, 1, 3])
 def test_what_is_small_is_listed_by_one_thread(count):
     server = Server([f"{i}" for i in range(count)], page_keys=3, seconds=0.002)
     list_all(server, threads=16)
-    assert server.asked["probe"] == 0 and server.asked["page"] == max(1, -(-count // 3))
+    assert server.asked == {"page": 1}
 
 
 def test_a_range_that_cannot_be_halved_is_left_alone_for_longer_each_time():
