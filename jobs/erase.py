@@ -29,7 +29,7 @@ from pipeline.boundary import STAGES
 from pipeline.interrupt import Interrupted, interruptible
 from pipeline.lease import LeaseHeld, LeaseLost
 from pipeline.manifest import read_manifest
-from pipeline.names import InputError, absolute, local_path, local_uri
+from pipeline.names import InputError, absolute, local_path, local_uri, printable
 from pipeline.objectstore import UriError, parse_input_uri, uri_scheme
 from pipeline.output import OutputError
 from pipeline.report import status_counts
@@ -187,14 +187,18 @@ def forget_uris(storage: Storage, uris: pa.Array) -> None:
 
 
 def write_list(storage: Storage, wanted: pa.Table) -> None:
-    """What would go, to stdout: tab-separated uri, its faces and, with --like, the cosine; likest first."""
+    """What would go, to stdout: tab-separated uri, its faces and, with --like, the cosine; likest first.
+
+    On a terminal control characters in names are escaped; elsewhere names are as they are, so that --uris finds them.
+    """
     found = ledger.read_ledger(storage, ("uri", "n_faces"), only=wanted["uri"])
     rows = found.join(wanted, "uri").to_pylist()
     writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
+    shown = printable if sys.stdout.isatty() else str
     writer.writerow(["uri", "faces", "cosine"])
     for row in sorted(rows, key=lambda row: (-(row["cosine"] or 0), row["uri"])):
         cosine = "" if row["cosine"] is None else f"{row['cosine']:.3f}"
-        writer.writerow([row["uri"], row["n_faces"] or 0, cosine])
+        writer.writerow([shown(row["uri"]), row["n_faces"] or 0, cosine])
     faces = sum(row["n_faces"] or 0 for row in rows)
     say(f"would erase {len(rows):,} images with {faces:,} faces from {storage.root}; nothing was changed")
 

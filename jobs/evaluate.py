@@ -17,6 +17,7 @@ from jobs.evaluate_eyes import eyes
 from jobs.evaluate_identity import identification, verification
 from jobs.extract_options import positive, share
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
+from pipeline.names import printable
 from pipeline.settings import RowSettings
 
 OUTPUT_TOO = "or an output of jobs.extract, with --truth"
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out:
             report.write(args.out, args.command)
     except (DataError, WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.store import WeightCard, write_card
+from pipeline.names import printable
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Plot:
             axes.plot(x, y, label=label, linewidth=1.5)
         axes.set_xscale("log" if self.log_x else "linear")
         axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=self.x_range, ylim=(0, 1.01))
-        axes.set_title(title, fontsize=9, wrap=True)
+        axes.set_title(title, fontsize=9, wrap=True, parse_math=False)        # a path may have dollars in it
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, loc="lower center")
         figure.savefig(path, dpi=100)
@@ -51,7 +52,7 @@ class Report:
 
     def markdown(self) -> str:
         """Title and table."""
-        lines = [f"## {self.title}", "", *(f"| {' | '.join(row)} |" for row in (self.header, *self.rows))]
+        lines = [f"## {printable(self.title)}", "", *(f"| {' | '.join(row)} |" for row in (self.header, *self.rows))]
         lines.insert(3, "|" + " --- |" * len(self.header))
         return "\n".join(lines) + "\n"
 

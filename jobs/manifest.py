@@ -23,7 +23,7 @@ from pipeline.interrupt import Interrupted, interruptible
 from pipeline.inventory import inventory_stretches, is_inventory, read_inventory
 from pipeline.lease import Lease, LeaseHeld, LeaseLost, still_held
 from pipeline.manifest_folder import ManifestError, ManifestState, PartWriter, Span, Stretch
-from pipeline.names import InputError, absolute
+from pipeline.names import InputError, absolute, printable
 from pipeline.objectstore import BUCKET_SCHEMES, UriError, parse_input_uri, split_uri, uri_scheme
 from pipeline.progress import LOG_INTERVAL_S, TERMINAL_INTERVAL_S
 from pipeline.schemas import LISTING
@@ -206,7 +206,7 @@ def folder_source(uri: str, rules: Rules) -> Source:
 
         found = list_inputs([uri], add_table, rules)
         for warning in found.warnings:
-            say(warning)
+            say(printable(warning))
         add(Stretch((after, None), LISTING.empty_table(), sum(found.skipped.values()), found.skipped))
 
     return Source(uri if uri_scheme(uri) else absolute(uri), list_spans, has_order=False)

@@ -17,7 +17,7 @@ import torch
 from torchvision.ops import box_convert, nms
 
 from models.batches import PaddedBatches, torch_device
-from models.store import WeightCard, WeightsError, load_tensors, read_card
+from models.store import WeightCard, WeightsError, load_tensors, own_folder, read_card
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -38,7 +38,9 @@ def import_ultralytics() -> None:
     Its settings file goes to the folder for temporary files instead of the user's home.
     """
     os.environ.update(ULTRALYTICS_ENV)
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(tempfile.gettempdir()) / f"facelake-{os.getuid()}"))
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        settings = own_folder(Path(tempfile.gettempdir()) / f"facelake-{os.getuid()}")
+        os.environ["YOLO_CONFIG_DIR"] = str(settings)
     # Left unset it becomes 1 on import, for every process started afterwards.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     import ultralytics  # noqa: F401

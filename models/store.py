@@ -10,8 +10,9 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ DEFAULT_WEIGHTS_DIR = Path(__file__).parent / "weights"
 TASKS = {"detector": "face", "keypointer": "eyes", "embedder": "arcface"}
 """Every role, and the word that names its task in `WeightCard.identity`."""
 
+
+_JSON_NAMES = {str: "a text", dict: "an object", list: "a list"}
 
 EMBEDDING_DIM = 512
 """Length of every embedder's vectors, and of the column that holds them."""
@@ -60,15 +63,22 @@ class WeightCard:
     thresholds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        kinds = {"name": str, "role": str, "architecture": dict, "preprocessing": dict, "licence": str,
+                 "started_from": str, "data": list, "metrics": dict, "command": str, "thresholds": dict}
+        for key, kind in kinds.items():
+            if not isinstance(getattr(self, key), kind):
+                raise ValueError(f"{key} must be {_JSON_NAMES[kind]}, got {getattr(self, key)!r}")
         if self.role not in TASKS:
             raise ValueError(f"role must be one of {', '.join(TASKS)}, got {self.role!r}")
-        if not self.name or set(self.name) & set("/\\@ "):
+        if not self.name.isprintable() or not self.name or set(self.name) & set("/\\@ "):
             raise ValueError(f"name must be a word without slash, blank or @, got {self.name!r}")
         if not isinstance(self.commercial_use, bool):
             raise ValueError(f"commercial_use must be true or false, got {self.commercial_use!r}")
         _require_keys("architecture", self.architecture, "network")
         _require_keys("preprocessing", self.preprocessing, "input_px", "mean", "std", "colour_order")
         for source in self.data:
+            if not isinstance(source, dict):
+                raise ValueError(f"every entry of data must be an object, got {source!r}")
             _require_keys("every entry of data", source, "name", "licence")
         if self.thresholds and self.role != "embedder":
             raise ValueError(f"thresholds belong to embedders only, got {self.thresholds} for a {self.role}")
@@ -110,7 +120,7 @@ def read_card(weights_dir: Path, role: str, name: str) -> WeightCard:
             f"there is no {role} {name!r}: {path} does not exist; "
             + (f"available: {', '.join(known)}" if known else f"{weights_dir} holds no {role}")
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON ({error}); restore it from its source") from None
     card = _parse_card(path, values)
     if (card.role, card.name) != (role, name):
@@ -180,7 +190,8 @@ def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:
     A local folder is returned as it is. A folder on an object store (`s3://…`, `gs://…`, `az://…`; credentials, region
     and endpoint from the environment) is copied into a folder of its own under cache_dir; weights that are there
     already and match their card are not copied again. Of several processes that ask at once, one copies and the others
-    wait for it. Raises WeightsError.
+    wait for it. cache_dir must be this user's alone: whoever else could write to it could put other weights there after
+    they were checked. Raises WeightsError.
     """
     if "://" not in str(uri_or_dir):
         if not Path(uri_or_dir).is_dir():
@@ -192,8 +203,8 @@ def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:
     from obstore.store import from_url
 
     uri = str(uri_or_dir).rstrip("/")
-    target = cache_dir / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    target.mkdir(parents=True, exist_ok=True)
+    target = own_folder(cache_dir) / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    target.mkdir(mode=0o700, exist_ok=True)
     plain_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")     # a server of one's own
     try:
         store = from_url(uri, client_options={"allow_http": plain_http})
@@ -207,11 +218,31 @@ def fetch_weights(uri_or_dir: str | Path, cache_dir: Path) -> Path:
                 if not local.exists() or hashlib.sha256(local.read_bytes()).hexdigest() != card.sha256:
                     _write(local, bytes(obstore.get(store, card.file_name).bytes()))
                 _write(target / name, content)
-    except (BaseError, OSError, ValueError) as error:
+    except (BaseError, OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"weights: cannot copy {uri}: {str(error).splitlines()[0]}") from error
     if not names:
         raise WeightsError(f"weights: {uri} holds no model card (*.json)")
     return target
+
+
+def own_folder(folder: Path) -> Path:
+    """The folder, made if need be, that this user alone can write to. Raises WeightsError for anything else there.
+
+    The name of a folder for temporary files can be guessed, so another user may have been there first.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()                   # not stat: it would follow a link
+    except OSError as error:
+        raise WeightsError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise WeightsError(
+            f"{folder} is no folder of this user alone, so others may have put things there: remove it, or name "
+            "another place for temporary files by TMPDIR"
+        )
+    return folder
 
 
 def tensors_digest(content: bytes) -> str:
@@ -230,7 +261,7 @@ def tensors_digest(content: bytes) -> str:
             first, end = entry["data_offsets"]
             digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
             digest.update(memoryview(content)[start + first : start + end])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"these bytes are not a safetensors file: {error}") from None
     return digest.hexdigest()
 

@@ -269,7 +269,7 @@ def test_hostile_names_are_text_in_a_real_browser(tmp_path, browse):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_photo(folder, name, photo(len(name)))
     batch = aligned(folder, HOSTILE)
-    failed = tuple(ImageRecord(f"{folder}/{name}", Status.FAILED, name) for name in HOSTILE)
+    failed = tuple(ImageRecord(f"{folder}/failed/{name}", Status.FAILED, name) for name in HOSTILE)
     output = folder / "<script>" / "out"
     write_output(output, batch, FaceBatch.without_faces(failed))
     run = json.loads((output / "run.json").read_text())
@@ -290,8 +290,8 @@ def test_hostile_names_are_text_in_a_real_browser(tmp_path, browse):
         sources = [value for name, value in page.attributes if name == "src"]
         assert sources and all(value.startswith("data:image/jpeg;base64,") for value in sources)
         for name in HOSTILE[:-1]:
-            assert page.text.count(f"{folder}/{name}") == 2, name        # under the photo, and where it failed
-        assert page.text.count(r"\u202egnp.exe␛[2J\x7f.jpg") == 5         # the two, and heading, likest and reason
+            assert f"{folder}/{name}" in page.text and f"{folder}/failed/{name}" in page.text, name
+        assert page.text.count(r"\u202egnp.exe␛[2J\x7f.jpg") >= 4       # heading, place, reason, and its place
         assert not re.search("[\u202e\x1b\x7f]", page.text)
 
 
