@@ -83,12 +83,14 @@ def extract(
             output.recover(storage)
             for rows in ledger.scan_ledger(storage):
                 planner.add_ledger(rows, listing.scopes)
-            todo = planner.plan(redo_changed=arguments.redo_changed, erased=read_erased(storage))
+            todo = planner.plan(redo_changed=arguments.redo_changed, erased=read_erased(storage), whole=listing.whole)
             say(report.todo_line(todo, listing))
             progress, planned = Progress(todo.images), None
-            if todo.images:
+            redone = planner.redone()
+            if len(redone) or todo.images:
                 output.unfinish(storage)
-                ledger.drop_uris(storage, run_id, planner.redone())
+                ledger.drop_uris(storage, run_id, redone)
+            if todo.images:
                 rows_per_file = arguments.rows_per_file or default_rows_per_file(todo.images)
                 blocks = write_todo(storage, run_id, planner.rows(plan.block_rows(todo.images, rows_per_file)))
                 names = ModelNames(**{role: card.identity for role, card in cards.items()})
@@ -154,7 +156,7 @@ def run_on_ray(
         planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
         say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
         receipts = plan.run(
-            planned, blocks, ReadTodo(sink.storage), build_stages(device), sink, rows_per_file, arguments.batch_images
+            planned, blocks, ReadTodo(sink.storage), build_stages(device), sink, rows_per_file
         )
         for table in receipts:
             for receipt in table.to_pylist():

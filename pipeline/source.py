@@ -89,6 +89,7 @@ class Listing:
     skipped: dict[str, int]       # how many names were left out, by reason
     warnings: tuple[str, ...]     # a line for each folder that could not be read, each damaged container
     scopes: tuple[str, ...]       # beginnings of uris: all that begins so was listed
+    whole: tuple[str, ...] = ()   # containers all of whose members were listed
 
     def skipped_line(self) -> str:
         """What was left out, in one line for the user; empty if nothing was."""
@@ -137,7 +138,7 @@ def list_inputs(inputs: Sequence[str], add: Callable[[pa.Table], None], rules: R
         rows.finish()
         if rows.count == before:
             raise InputError(_nothing_in(each, kinds[-1], rows))
-    return Listing(tuple(kinds), dict(rows.skipped), tuple(rows.warnings), tuple(rows.scopes))
+    return Listing(tuple(kinds), dict(rows.skipped), tuple(rows.warnings), tuple(rows.scopes), tuple(rows.whole))
 
 
 def _list_input(uri: str, rules: Rules, rows: _Rows) -> InputKind:
@@ -162,6 +163,7 @@ class _Rows:
     skipped: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
     scopes: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
     _uris: list[str] = field(default_factory=list)
     _sizes: list[int | None] = field(default_factory=list)
     _etags: list[str | None] = field(default_factory=list)
@@ -221,15 +223,18 @@ class _Rows:
         def members(container: dict[str, Any]) -> Members:
             return list_members(container, rules.options, rules.parquet, rules.all_files)
 
+        listed = containers.to_pylist()
         with ThreadPoolExecutor(_INDEX_THREADS, "index") as threads:
-            for found in threads.map(members, containers.to_pylist()):
+            for container, found in zip(listed, threads.map(members, listed), strict=True):
                 self.skipped += found.skipped
                 if found.damage:
                     self.warnings.append(found.damage)
+                else:
+                    self.whole.append(container["uri"])
                 if len(found.rows):
                     self.count += len(found.rows)
                     self.hand_on(found.rows)
-        self.scopes += [f"{uri}#" for uri in containers["uri"].to_pylist()]
+        self.scopes += [f"{container['uri']}#" for container in listed]
 
 
 def _one(path: str, kind: InputKind, rules: Rules, rows: _Rows, add: Callable[[str], None]) -> InputKind:

@@ -107,6 +107,7 @@ class Planner:
             "below BOOLEAN)"
         )
         self._redone: tuple[int, ...] = ()
+        self._mended: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -134,9 +135,10 @@ class Planner:
             [[str(status) for status in RETRIED], *scopes],
         )
 
-    def plan(self, *, redo_changed: bool, erased: Erased | None = None) -> Todo:
+    def plan(self, *, redo_changed: bool, erased: Erased | None = None, whole: Sequence[str] = ()) -> Todo:
         """Work out what of the listing the ledger does not have; called once, when both are complete.
 
+        whole: containers all of whose members are listed; the ledger may have a row that stood for lost ones.
         Those whose fetch or processing failed are done again, and with `redo_changed` those whose object has changed.
         What is on the list of `erased` is not done.
         """
@@ -150,8 +152,11 @@ class Planner:
         if erased is not None and len(erased.hashes):
             self._database.register("erased", pa.table({"hash": erased.hashes}))
             self._database.execute(_LEAVE_OUT_ERASED, {"salt": erased.salt})
+        self._database.register("whole", pa.table({"uri": pa.array(whole, pa.string())}))
+        lost = "SELECT md5_number(uri) AS key, uri FROM whole SEMI JOIN known ON md5_number(uri) = key"
+        self._mended = [uri for _, uri in self._database.execute(lost).fetchall()]
         [(vanished,)] = self._database.execute(
-            "SELECT count(*) FROM known ANTI JOIN plan USING (key) WHERE below"
+            f"SELECT count(*) FROM known ANTI JOIN plan USING (key) ANTI JOIN ({lost}) mended USING (key) WHERE below"
         ).fetchall()
         self._database.execute("DROP TABLE known")
         states = dict(self._database.execute("SELECT state, count(*) FROM plan GROUP BY state").fetchall())
@@ -187,10 +192,10 @@ class Planner:
             yield waiting
 
     def redone(self) -> pa.Array:
-        """The uris among the rows to do that have rows in the ledger already (string)."""
+        """The uris whose rows in the ledger must go (string): of images to do, and of containers that are whole now."""
         states = self._redone * 2     # DuckDB reads "(1,)" as no list
         table = self._database.sql(f"SELECT uri FROM plan WHERE state IN {states} ORDER BY uri").to_arrow_table()
-        return table["uri"].cast(pa.string()).combine_chunks()
+        return pa.concat_arrays([table["uri"].cast(pa.string()).combine_chunks(), pa.array(self._mended, pa.string())])
 
     def outcome(self, ledger: Iterator[pa.Table]) -> Outcome:
         """What became of the listed images: `ledger` gives rows of uri, status and error."""

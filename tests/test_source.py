@@ -456,7 +456,7 @@ def test_tars_are_looked_into_wherever_they_are_found(tmp_path, inputs):
     alone = [] if inputs.endswith(".tar") else [f"{tmp_path}/in/a.jpg"]
     assert uris(found) == sorted([*alone, *members])
     assert found.skipped == {source.OTHER_EXTENSION: 1}
-    assert f"{tmp_path}/in/s.tar#" in found.listing.scopes
+    assert f"{tmp_path}/in/s.tar#" in found.listing.scopes and found.listing.whole == (f"{tmp_path}/in/s.tar",)
 
 
 def test_tars_below_a_prefix(bucket):
@@ -472,7 +472,7 @@ def test_a_damaged_tar_warns_and_keeps_a_row(tmp_path):
     found = listing(tmp_path)
     assert uris(found) == [f"{tmp_path}/s.tar"] and found.rows["container"].to_pylist() == [f"{tmp_path}/s.tar"]
     [warning] = found.listing.warnings
-    assert warning.startswith(f"cannot read all of {tmp_path}/s.tar: ")
+    assert warning.startswith(f"cannot read all of {tmp_path}/s.tar: ") and found.listing.whole == ()
 
 
 def test_a_compressed_tar_is_refused(tmp_path):

@@ -163,6 +163,13 @@ def test_what_is_not_listed_any_more_below_a_folder_has_vanished(scopes, vanishe
     assert todo.vanished == vanished and rows["uri"].to_pylist() == ["/a/2"]
 
 
+@pytest.mark.parametrize(("whole", "redone", "vanished"), [((), [], 2), (("/a/s.tar", "/a/t.tar"), ["/a/s.tar"], 1)])
+def test_what_stood_for_lost_members_goes_when_the_container_is_whole(whole, redone, vanished):
+    known = ledger(("/a/s.tar", "fetch_failed"), ("/a/s.tar#1", "ok"), ("/a/s.tar#gone", "ok"))
+    todo, rows, found = plan_todo(listing("/a/s.tar#1"), known, scopes=("/a/", "/a/s.tar#"), whole=whole)
+    assert (found, todo.vanished, len(rows)) == (redone, vanished, 0)
+
+
 def test_the_outcome_counts_by_status_and_names_the_kinds_of_errors():
     rows = [("a", "ok", None), ("b", "no_face", None), ("z", "unreadable", "cut"), ("c", "unreadable", "cut"),
             ("d", "failed", "cut"), ("elsewhere", "ok", None), ("bad", "failed", "elsewhere")]
