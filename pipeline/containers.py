@@ -66,7 +66,13 @@ class Members:
 
 def is_container(name: str, columns: ParquetColumns | None) -> bool:
     """Whether a name is that of a tar, or of a Parquet file where their images are asked for."""
-    return extension(name) == "tar" or (columns is not None and extension(name) == "parquet")
+    kind = _kind(name)
+    return kind == "tar" or (columns is not None and kind == "parquet")
+
+
+def _kind(name: str) -> str:
+    """The extension; of an http(s) URI the query does not count."""
+    return extension(name.split("?")[0] if uri_scheme(name) in ("http", "https") else name)
 
 
 def refuse_compressed(name: str) -> None:
@@ -88,7 +94,7 @@ def list_members(
     damage = None
     try:
         with open_file(uri, options) as file:
-            if extension(uri) == "parquet" and columns is not None:
+            if _kind(uri) == "parquet" and columns is not None:
                 rows = _parquet_rows(file, uri, columns)
             else:
                 for name, offset, size in tar_members(file):
@@ -283,7 +289,10 @@ def open_file(uri: str, options: StoreOptions) -> BinaryIO:
     if uri_scheme(uri) in ("s3", "gs") and not is_addressable(key):
         raise OSError(f"a key that the client cannot address: {key!r}")
     store = open_bucket(bucket_uri, options)
-    size = obstore.head(store, key)["size"]
+    if uri_scheme(uri) in ("http", "https"):      # a signed address may allow GET alone
+        size = obstore.get(store, key, options={"range": (0, 1)}).meta["size"]
+    else:
+        size = obstore.head(store, key)["size"]
 
     def read_range(start: int, end: int) -> bytes:
         return bytes(obstore.get_range(store, key, start=start, end=end))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.containers import open_file
 from pipeline.manifest_folder import check_complete
 from pipeline.names import InputError, absolute, extension, local_path, local_uri
-from pipeline.objectstore import REMOTE_SCHEMES, StoreOptions, split_uri, uri_scheme
+from pipeline.objectstore import REMOTE_SCHEMES, StoreOptions, open_bucket, split_uri, uri_scheme
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage
 
@@ -117,7 +117,7 @@ def _is_plain(names: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _tables(path: str, options: StoreOptions) -> Iterator[pa.Table]:
     """Tables that have a column `uri`, and of the other columns those of `LISTING` only."""
-    with open_file(path, options) as file:
+    with _open(path, options) as file:
         kind = extension(path.split("?")[0] if uri_scheme(path) in ("http", "https") else path)
         if kind == "parquet":
             yield from _parse_parquet(file)
@@ -125,6 +125,13 @@ def _tables(path: str, options: StoreOptions) -> Iterator[pa.Table]:
             yield from _parse_csv(file, ",")
         else:
             yield from _parse_txt(file)
+
+
+def _open(path: str, options: StoreOptions) -> BinaryIO:
+    if uri_scheme(path) not in ("http", "https"):
+        return open_file(path, options)
+    bucket_uri, key = split_uri(path)       # web servers need not know of parts
+    return io.BytesIO(bytes(obstore.get(open_bucket(bucket_uri, options), key).bytes()))
 
 
 def _parse_parquet(file: BinaryIO) -> Iterator[pa.Table]:

@@ -208,8 +208,8 @@ class _Rows:
 
     def _hand_on(self, table: pa.Table) -> None:
         """Hand rows on, members in place of containers."""
-        extensions = ("tar", "parquet") if self.rules.parquet else ("tar",)
-        maybe = pc.match_substring_regex(table["uri"], rf"(?i)\.(?:{'|'.join(extensions)})$")
+        ending = r"\.(?:tar|parquet)" if self.rules.parquet else r"\.tar"
+        maybe = pc.match_substring_regex(table["uri"], rf"(?i){ending}$|^https?://[^?]*{ending}\?")
         is_whole = pc.and_(pc.is_null(table["container"]), maybe)
         containers = table.filter(is_whole)
         plain = table.filter(pc.invert(is_whole)) if len(containers) else table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import logging
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +67,48 @@ def bucket(s3_endpoint: str) -> Bucket:
     name = f"test{uuid.uuid4().hex[:12]}"   # no "-": Google's client sends it encoded, which moto does not know
     client.create_bucket(Bucket=name)
     return Bucket(name, client)
+
+
+@dataclass(frozen=True)
+class Web:
+    """A web server that allows GET alone, as signed addresses do; `files` maps paths to what they hold."""
+
+    url: str
+    files: dict[str, bytes]
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A web server without files."""
+    files: dict[str, bytes] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = files.get(self.path)
+            if content is None:
+                self.send_error(404)
+                return
+            total, asked = len(content), self.headers.get("Range", "")
+            if asked:
+                start, end = (int(text) for text in asked.removeprefix("bytes=").split("-"))
+                content = content[start : end + 1]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{total}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Last-Modified", "Tue, 14 Nov 2023 22:13:20 GMT")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Web(f"http://127.0.0.1:{server.server_port}", files)
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import containers
+from pipeline.batch import TodoRow
 from pipeline.containers import (
     NOT_A_FILE_MEMBER,
     OVERWRITTEN,
@@ -24,6 +25,7 @@ from pipeline.containers import (
     refuse_compressed,
     tar_members,
 )
+from pipeline.fetch import Fetch
 from pipeline.names import HIDDEN, OTHER_EXTENSION, InputError
 from pipeline.objectstore import FROM_ENVIRONMENT
 
@@ -62,7 +64,7 @@ def row(uri, **more):
 
 @pytest.mark.parametrize(
     ("name", "columns", "expected"),
-    [("", None, False), ("a.jpg", None, False), ("/s/a.TAR", None, True), ("s3://b/a.parquet", None, False),
+    [("", None, False), ("a.jpg", None, False), ("https://h/a.tar?x=1", None, True), ("s3://b/a.tar?x=1", None, False), ("/s/a.TAR", None, True), ("s3://b/a.parquet", None, False),
      ("a.parquet", ParquetColumns("image"), True), ("a.tar", ParquetColumns("image"), True), ("tar", None, False)],
 )
 def test_is_container(name, columns, expected):
@@ -323,3 +325,13 @@ def test_a_parquet_file_in_a_bucket(bucket, tmp_path):
 def test_a_key_that_cannot_be_addressed(s3_endpoint):
     with pytest.raises(OSError, match="cannot address"):
         open_file("s3://b/a//b.tar", FROM_ENVIRONMENT)
+
+
+@pytest.mark.parametrize("query", ["", "?signature=1%2F2"])
+def test_a_tar_on_a_web_server_that_allows_get_alone(web, query):
+    content = tar(("a.jpg", b"123"), ("b.jpg", b"4567"))
+    web.files[f"/s/a.tar{query}"] = content
+    with open_file(f"{web.url}/s/a.tar{query}", FROM_ENVIRONMENT) as file:
+        places = {name: (offset, size) for name, offset, size in tar_members(file)}
+    [answer] = Fetch()([TodoRow("u", container=f"{web.url}/s/a.tar{query}", offset=places["b.jpg"][0], size=4)])
+    assert answer.content == b"4567"

@@ -138,3 +138,9 @@ def test_what_is_not_a_manifest_is_told(tmp_path, name, content, message):
 def test_a_missing_object_is_told(bucket):
     with pytest.raises(InputError, match="cannot read the manifest"):
         read(f"{bucket.uri}/none.csv")
+
+
+@pytest.mark.parametrize("path", ["/m.csv", "/m.csv?signature=1"])
+def test_a_manifest_on_a_web_server(web, path):
+    web.files[path] = b"uri\ns3://b/k\n/a.jpg\n"
+    assert uris(web.url + path) == ["s3://b/k", "/a.jpg"]

@@ -467,6 +467,12 @@ def test_tars_below_a_prefix(bucket):
     assert listing(f"{bucket.uri}/p/s.tar").kind is InputKind.CONTAINER
 
 
+def test_a_tar_on_a_web_server(web):
+    web.files["/s.tar?signature=1"] = shard("1.jpg")
+    found = listing(f"{web.url}/s.tar?signature=1")
+    assert uris(found) == [f"{web.url}/s.tar?signature=1#1.jpg"] and found.kind is InputKind.CONTAINER
+
+
 def test_a_damaged_tar_warns_and_keeps_a_row(tmp_path):
     (tmp_path / "s.tar").write_bytes(shard("1.jpg")[:200])
     found = listing(tmp_path)
