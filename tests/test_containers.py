@@ -64,7 +64,8 @@ def row(uri, **more):
 
 @pytest.mark.parametrize(
     ("name", "columns", "expected"),
-    [("", None, False), ("a.jpg", None, False), ("https://h/a.tar?x=1", None, True), ("s3://b/a.tar?x=1", None, False), ("/s/a.TAR", None, True), ("s3://b/a.parquet", None, False),
+    [("", None, False), ("a.jpg", None, False), ("https://h/a.tar?x=1", None, True),
+     ("s3://b/a.tar?x=1", None, False), ("/s/a.TAR", None, True), ("s3://b/a.parquet", None, False),
      ("a.parquet", ParquetColumns("image"), True), ("a.tar", ParquetColumns("image"), True), ("tar", None, False)],
 )
 def test_is_container(name, columns, expected):
