@@ -1,7 +1,8 @@
 """Batches as Arrow tables at a pool boundary: one row an image, its faces as lists in it.
 
 Inside a pool batches are plain arrays; only between two Ray actors do they become Arrow. Chips and pixels travel as
-`large_binary`, since a block of them passes 2 GiB of offsets easily.
+`large_binary`, since a block of them passes 2 GiB of offsets easily. Between two pools a batch is folded into one row:
+Ray asks GPU pools for a number of rows to hand over at a time, and batches differ, being capped by bytes.
 """
 
 from __future__ import annotations
@@ -102,6 +103,18 @@ def table_to_faces(table: pa.Table, after: str) -> FaceBatch:
         flat = _flat(_column(table, "embeddings").flatten().flatten(), np.float32)
         values["embeddings"] = flat.reshape(int(face_counts.sum()), -1) if len(flat) else flat.reshape(0, 0)
     return FaceBatch(records=table_to_records(table), face_counts=face_counts, **values)
+
+
+def fold(table: pa.Table) -> pa.Table:
+    """A table as one row, which Ray neither splits nor mixes with others."""
+    rows = table.combine_chunks().to_struct_array()
+    rows = rows.chunk(0) if rows.num_chunks else pa.array([], rows.type)
+    return pa.table({"batch": _lists(np.array([0, len(rows)], np.int64), rows)})
+
+
+def unfold(table: pa.Table) -> pa.Table:
+    """The table of one or more rows that `fold` made, without a copy of what is in one."""
+    return pa.Table.from_struct_array(_column(table, "batch").flatten())
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

@@ -163,7 +163,6 @@ def run(
     builders: StageBuilders,
     sink: Sink,
     rows_per_file: int,
-    batch_images: int,
 ) -> Iterator[pa.Table]:
     """Run the job on the Ray that is connected; yields the sink's receipts as parts are committed.
 
@@ -177,11 +176,11 @@ def run(
     for pool in plan.pools:
         dataset = dataset.map_batches(
             Pool,
-            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, batch_images),
+            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads),
             compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            batch_size=None,
+            batch_size=1,       # a block of the to-do, or a folded batch; without a number Ray refuses GPUs
             batch_format="pyarrow",
         )
     receipts = dataset.map_batches(

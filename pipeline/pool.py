@@ -10,7 +10,7 @@ import cv2
 import pyarrow as pa
 
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
-from pipeline.boundary import STAGES, faces_to_table, images_to_table, table_to_faces, table_to_images
+from pipeline.boundary import STAGES, faces_to_table, fold, images_to_table, table_to_faces, table_to_images, unfold
 from pipeline.spool import ReadTodo
 from pipeline.telemetry import PoolMeter
 
@@ -23,20 +23,18 @@ MAX_FACES = 2048     # that go through a stage together, 77 MB of crops; one ima
 
 
 class Pool:
-    """Neighbouring stages that share one actor; Arrow in, Arrow out, one row an image.
+    """Neighbouring stages that share one actor; Arrow in, Arrow out.
 
-    Called with where a block of to-do rows lies (when `decode` is among the stages) or with what the stage before left,
-    it yields a table for every sub-batch. Models are loaded in the constructor. Decode works one sub-batch ahead by
-    itself, so that the device need not wait for the disk.
+    Called with where a block of to-do rows lies (when `decode` is among the stages) or with a batch as the pool before
+    left it, folded into one row, it yields a table for every sub-batch: one row an image after the last stage, folded
+    before that. Models are loaded in the constructor. Decode works one sub-batch ahead by itself, so that the device
+    need not wait for the disk.
     """
 
-    def __init__(
-        self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int, batch_images: int
-    ) -> None:
+    def __init__(self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int) -> None:
         self._before = STAGES[STAGES.index(stages[0]) - 1] if stages[0] != "decode" else None
         self._after = stages[-1]
         self._read_todo = read_todo
-        self._batch_images = batch_images
         built = {name: builders[name](threads) for name in stages}
         cv2.setNumThreads(threads)      # after the models: importing ultralytics sets it to 0
         self._decode = built.pop("decode", None)
@@ -48,11 +46,12 @@ class Pool:
             rows = self._read_todo(table)
             images, batches = len(rows), self._meter.waited("decode", self._decode(rows))
         else:
-            images, batches = len(table), self._sub_batches(table)
+            batch = self._batch(unfold(table))
+            images, batches = len(batch.records), [batch]
         with self._meter.block(images):
             for batch in batches:
                 for part in self._through_stages(batch):
-                    yield images_to_table(part) if self._after == "decode" else faces_to_table(part, self._after)
+                    yield self._table(part)
                     self._meter.done(len(part.records))
 
     def _through_stages(self, batch: Batch) -> Iterator[Batch]:
@@ -68,10 +67,12 @@ class Pool:
                     done = run_isolated(name, stage, part).parts(MAX_FACES)
                 waiting += [(step + 1, each) for each in reversed(done)]
 
-    def _sub_batches(self, table: pa.Table) -> Iterator[Batch]:
-        for start in range(0, len(table), self._batch_images):
-            part = table.slice(start, self._batch_images)
-            yield table_to_images(part) if self._before == "decode" else table_to_faces(part, self._before)
+    def _batch(self, table: pa.Table) -> Batch:
+        return table_to_images(table) if self._before == "decode" else table_to_faces(table, self._before)
+
+    def _table(self, batch: Batch) -> pa.Table:
+        table = images_to_table(batch) if self._after == "decode" else faces_to_table(batch, self._after)
+        return table if self._after == STAGES[-1] else fold(table)
 
 
 def run_isolated(name: str, stage: Callable[[Batch], FaceBatch], batch: Batch) -> FaceBatch:

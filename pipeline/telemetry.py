@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 
 from pipeline.batch import Status
 
-# Ray shows a gauge no longer when it has not been set for two of its report intervals, 20 s by default.
-REPEAT_S = 5.0
+# Ray shows a gauge no longer when it has not been set for two of its report intervals: 20 s by default, 2 s at least.
+REPEAT_S = 1.0
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class PoolMeter:
 
 
 class _Level:
-    """A number of images that are waiting. Said again every few seconds, since Ray forgets what was not said lately."""
+    """A number of images that are waiting. Said again every second, since Ray forgets what was not said lately."""
 
     def __init__(self, queue: str, images: int) -> None:
         self.images = images

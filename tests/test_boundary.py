@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, Status
-from pipeline.boundary import faces_to_table, images_to_table, table_to_faces, table_to_images
+from pipeline.boundary import faces_to_table, fold, images_to_table, table_to_faces, table_to_images, unfold
 from pipeline.geometry import CROP_PX
 
 RECORDS = {
@@ -88,3 +88,29 @@ def test_images_survive_the_boundary(pixels):
     assert back.records == records
     assert [p.shape for p in back.pixels] == [p.shape for p in pixels]
     assert all(np.array_equal(a, b) for a, b in zip(back.pixels, pixels, strict=True))
+
+
+@pytest.mark.parametrize("stage", ["detect", "keypoint", "align"])
+def test_a_folded_batch_is_one_row_and_comes_back(stage):
+    """Alone, among others in a block, and after it was written and read as Ray does."""
+    tables = [faces_to_table(faces_after(stage, which), stage) for which in RECORDS]
+    folded = [fold(table) for table in tables]
+    assert [len(table) for table in folded] == [1] * len(tables)
+    block = pa.concat_tables(folded).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, block.schema) as stream:
+        stream.write_table(block)
+    read = pa.ipc.open_stream(sink.getvalue()).read_all()
+    for i, (table, which) in enumerate(zip(tables, RECORDS, strict=True)):
+        for row in (folded[i], block.slice(i, 1), read.slice(i, 1)):
+            assert unfold(row).equals(table)
+            assert_same(table_to_faces(unfold(row), stage), faces_after(stage, which))
+
+
+def test_folded_pixels_are_not_copied():
+    pixels = (np.full((40, 50, 3), 7, np.uint8), NO_PIXELS)
+    table = images_to_table(ImageBatch(RECORDS["many"][:2], pixels))
+    before = pa.total_allocated_bytes()
+    again = table_to_images(unfold(fold(table)))
+    assert pa.total_allocated_bytes() - before < pixels[0].nbytes
+    assert np.array_equal(again.pixels[0], pixels[0]) and again.pixels[1].shape == (0, 0, 3)

@@ -149,7 +149,7 @@ BUILDERS = {
 
 def run_on(storage, plan, todo, sink):
     blocks = write_todo(storage, "run", [todo.slice(start, 16) for start in range(0, len(todo), 16)])
-    return run(plan, blocks, ReadTodo(storage), BUILDERS, sink, rows_per_file=16, batch_images=4)
+    return run(plan, blocks, ReadTodo(storage), BUILDERS, sink, rows_per_file=16)
 
 
 @pytest.fixture(scope="module")

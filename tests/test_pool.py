@@ -3,7 +3,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status, TodoRow
-from pipeline.boundary import images_to_table, table_to_faces
+from pipeline.boundary import fold, images_to_table, table_to_faces, unfold
+from pipeline.geometry import CROP_PX
 from pipeline.pool import Pool, run_isolated
 
 
@@ -22,6 +23,16 @@ def one_face_each(batch):
     n = len(batch)
     return FaceBatch(batch.records, np.ones(n, np.int64), np.array([p[0, :4, 0] for p in batch.pixels], np.float32),
                      np.ones(n, np.float32), chips=tuple(batch.pixels), chip_to_image=np.zeros((n, 2, 3)))
+
+
+def with_eyes(batch):
+    return batch.with_eyes(np.zeros((len(batch), 12, 2), np.float32))
+
+
+def with_crops(batch):
+    n = len(batch)
+    crops = np.zeros((n, CROP_PX, CROP_PX, 3), np.uint8)
+    return batch.with_crops(crops, np.ones(n, bool), np.zeros(n, np.float32), np.zeros(n, np.float32))
 
 
 def fails_on(*values):
@@ -46,24 +57,37 @@ def build(**stages):
 
 @pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])
 def test_decode_and_detect_in_one_pool(names):
-    pool = Pool(("decode", "detect"), build(decode=decode, detect=one_face_each), read_todo, 1, 8)
-    tables = list(pool(todo(*names)))
+    pool = Pool(("decode", "detect"), build(decode=decode, detect=one_face_each), read_todo, threads=1)
+    tables = [unfold(table) for table in pool(todo(*names))]
     assert [len(table) for table in tables] == [len(names[i : i + 2]) for i in range(0, len(names), 2)]
     faces = [table_to_faces(table, "detect") for table in tables]
     assert [record.uri for batch in faces for record in batch.records] == list(names)
     assert [box[0] for batch in faces for box in batch.boxes_xyxy] == [float(name) for name in names]
 
 
-def test_a_pool_without_decode_works_in_sub_batches():
-    records, pixels = zip(*(image(str(i), i) for i in range(5)), strict=True)
-    pool = Pool(("detect",), build(detect=one_face_each), read_todo, threads=1, batch_images=2)
-    tables = list(pool(images_to_table(ImageBatch(records, pixels))))
-    assert [len(table) for table in tables] == [2, 2, 1]
+def test_a_pool_without_decode_takes_a_batch_as_it_was():
+    """A row of several batches, cut out of a block as Ray does it."""
+    folded = [fold(images_to_table(ImageBatch(*zip(*(image(str(i), i) for i in range(start, end)), strict=True))))
+              for start, end in ((0, 3), (3, 5))]
+    pool = Pool(("detect",), build(detect=one_face_each), read_todo, threads=1)
+    (out,) = pool(pa.concat_tables(folded).combine_chunks().slice(1, 1))
+    faces = table_to_faces(unfold(out), "detect")
+    assert len(out) == 1 and [record.uri for record in faces.records] == ["3", "4"]
+    assert faces.boxes_xyxy[:, 0].tolist() == [3, 4] and faces.chips[1][0, 0, 0] == 4
+
+
+def test_after_the_last_stage_a_row_is_an_image():
+    def embed(batch):
+        return batch.with_embeddings(np.ones((len(batch), 2), np.float32), np.ones(len(batch), np.float32))
+
+    stages = {"decode": decode, "detect": one_face_each, "keypoint": with_eyes, "align": with_crops, "embed": embed}
+    pool = Pool(tuple(stages), build(**stages), read_todo, threads=1)
+    assert [table["uri"].to_pylist() for table in pool(todo("1", "2", "3"))] == [["1", "2"], ["3"]]
 
 
 def test_builders_get_the_threads():
     got = []
-    Pool(("align",), {"align": lambda threads: got.append(threads)}, read_todo, threads=7, batch_images=1)
+    Pool(("align",), {"align": lambda threads: got.append(threads)}, read_todo, threads=7)
     assert got == [7]
 
 
@@ -96,10 +120,10 @@ def test_crowds_pass_in_parts(monkeypatch):
 
     def counting(batch):
         seen.append(len(batch))
-        return batch.with_eyes(np.zeros((len(batch), 12, 2), np.float32))
+        return with_eyes(batch)
 
     monkeypatch.setattr("pipeline.pool.MAX_FACES", 1)
     builders = build(decode=decode, detect=one_face_each, keypoint=counting)
-    pool = Pool(("decode", "detect", "keypoint"), builders, read_todo, 1, 8)
-    tables = list(pool(todo("1", "2", "3")))
+    pool = Pool(("decode", "detect", "keypoint"), builders, read_todo, threads=1)
+    tables = [unfold(table) for table in pool(todo("1", "2", "3"))]
     assert seen == [1, 1, 1] and [table["uri"].to_pylist() for table in tables] == [["1"], ["2"], ["3"]]

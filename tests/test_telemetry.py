@@ -133,9 +133,12 @@ def test_prometheus_reads_what_a_run_does(ray_session, tmp_path):
     def change(found, *key):
         return found.get(key, 0) - before.get(key, 0)
 
+    def all_wait(found):
+        return found.get(("queue", "run")) == IMAGES and found.get(("queue", "detect+keypoint+align+embed"), 0) > 0
+
     def watch():
         try:
-            during.update(until(lambda found: found.get(("queue", "detect+keypoint+align+embed"), 0) > 0, seconds=90))
+            during.update(until(all_wait, seconds=90))
         finally:
             go.touch()
 
@@ -145,11 +148,11 @@ def test_prometheus_reads_what_a_run_does(ray_session, tmp_path):
         sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
         watching = threading.Thread(target=watch)
         watching.start()
-        receipts = list(run(plan, blocks, ReadTodo(storage), builders(go), sink, rows_per_file=16, batch_images=4))
+        receipts = list(run(plan, blocks, ReadTodo(storage), builders(go), sink, rows_per_file=16))
         watching.join()
 
     assert sum(pa.concat_tables(receipts)["images"].to_pylist()) == IMAGES
-    assert during["queue", "run"] == IMAGES
+    assert during["queue", "run"] == IMAGES and during["queue", "detect+keypoint+align+embed"] == 2
     found = until(lambda found: change(found, "name", "images_total") == IMAGES)
     assert change(found, "status", "unreadable") == IMAGES / 6 and change(found, "status", "ok") == IMAGES - IMAGES / 6
     assert change(found, "name", "faces_total") == IMAGES - IMAGES / 6
