@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from models.store import WeightsError, load_tensors, read_card
 
 
 class Evil:
-    """Unpickled, it writes the environment and the import path of its process to a file."""
+    """Unpickled, it writes the environment, the import path and the folder of its process to a file."""
 
     def __init__(self, marker: Path) -> None:
         self._marker = marker
 
     def __reduce__(self) -> tuple:
-        code = f"import os, sys; open({str(self._marker)!r}, 'w').write(repr((dict(os.environ), sys.path)))"
+        seen = "(dict(os.environ), sys.path, os.getcwd())"
+        code = f"import os, sys; open({str(self._marker)!r}, 'w').write(repr({seen}))"
         return exec, (code,)
 
 
@@ -47,10 +49,14 @@ def test_trusted_code_runs_apart_from_ours(evil, tmp_path: Path, monkeypatch, ca
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
     assert main([str(file), str(tmp_path / "out"), "--name", "x", "--trust"]) == 2
     assert "not an ultralytics checkpoint" in capsys.readouterr().err
-    seen = marker.read_text()                       # it did run, as the user said
-    assert "a secret" not in seen
-    assert f"{str(Path(__file__).parent.parent)!r}" not in seen
-    assert not (tmp_path / "out").exists()
+    environment, path, folder = ast.literal_eval(marker.read_text())         # it did run, as the user said
+    known = {"PATH", "HOME", "YOLO_OFFLINE", "YOLO_AUTOINSTALL", "YOLO_VERBOSE", "YOLO_CONFIG_DIR"}
+    # Beside what we give it, what Python and its libraries set of themselves.
+    assert {name for name in environment if "AWS" in name or "TOKEN" in name or "KEY" in name} == set()
+    assert known <= environment.keys() and len(environment) < 20 and "a secret" not in environment.values()
+    assert environment["HOME"] == environment["YOLO_CONFIG_DIR"] == folder != str(Path.cwd())
+    assert str(Path(__file__).parent.parent) not in path and "" not in path
+    assert not Path(folder).exists() and not (tmp_path / "out").exists()
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path, capsys) -> None:

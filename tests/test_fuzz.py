@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from jobs.extract_options import argument_parser, read_config
 from jobs.preview import main as preview
+from models.store import WeightsError, read_card, tensors_digest
 from pipeline import align, geometry, headers, lease
 from pipeline.batch import Status
 from pipeline.decode import DecodeError, decode_image, prepare_pillow
@@ -451,6 +452,46 @@ def test_any_lease_has_a_holder_or_none(count, content):
     if holder is not None:
         assert isinstance(lease.process_lives(holder), bool) and math.isfinite(lease._age_s(holder))
         assert lease.Holder.from_json(holder.to_json()) == holder
+
+
+CARD = {
+    "name": "x", "role": "detector", "architecture": {"network": "yolov8n"},
+    "preprocessing": {"input_px": 640, "mean": [0], "std": [1], "colour_order": "RGB"}, "licence": "none",
+    "commercial_use": False, "started_from": "", "data": [{"name": "a", "licence": "b"}], "metrics": {}, "command": "",
+    "sha256": "0" * 64, "tensors_sha256": "0" * 64,
+}
+
+
+@fuzz(200)
+@given(content=st.one_of(
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.tuples(st.sampled_from([*CARD]), JSON).map(lambda change: json.dumps(CARD | dict([change])).encode()),
+    st.just(b"[" * 100_000),
+))
+def test_any_card_is_refused_in_a_line(count, tmp_path, content):
+    """Also a sound one, since its weights are missing."""
+    count()
+    (tmp_path / "detector-x.json").write_bytes(content)
+    with pytest.raises(WeightsError) as told:
+        read_card(tmp_path, "detector", "x")
+    assert "\n" not in str(told.value)
+
+
+@fuzz(200)
+@given(header=st.one_of(
+    st.binary(max_size=60),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.dictionaries(st.text(max_size=3), st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON}))
+    .map(lambda value: json.dumps(value).encode()),
+    st.just(b"[" * 100_000),
+), length=st.none() | st.integers(0, 2**64 - 1), rest=st.binary(max_size=20))
+def test_any_bytes_have_a_digest_of_tensors_or_are_told_to_have_none(count, header, length, rest):
+    count()
+    content = (len(header) if length is None else length).to_bytes(8, "little") + header + rest
+    try:
+        assert len(tensors_digest(content)) == 64
+    except WeightsError as error:
+        assert "not a safetensors file" in str(error)
 
 
 @fuzz(150)
