@@ -35,7 +35,6 @@ from pipeline.storage import open_storage
 from tests import corpus
 
 pytestmark = [
-    pytest.mark.timeout(120),
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
 ]
