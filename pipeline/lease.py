@@ -233,6 +233,12 @@ def still_held(storage: Storage, run_id: str) -> bool:
     return holder is not None and holder.run_id == run_id and not holder.released
 
 
+def check_held(storage: Storage, run_id: str) -> None:
+    """Raises LeaseLost unless the lease is this run's, by one read, whether a heartbeat has noticed or not."""
+    if not still_held(storage, run_id):
+        raise LeaseLost(f"another run has taken over {storage.root}; run {run_id} stops here")
+
+
 def _may_take_over(holder: Holder | None, me: Holder, stale_s: float) -> bool:
     """What can be told at once: a lease given back, or a holder of this machine that is dead or silent."""
     if holder is None:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schemas
+from pipeline.lease import LeaseLost
 from pipeline.storage import Storage
 
 FACES, IMAGES, REWRITE = "faces", "images", "_rewrite"
@@ -35,14 +36,31 @@ def part_name(kind: str, run_id: str, uris: Iterable[str]) -> str:
     return f"{kind}-{run_id}-{digest[:16]}"
 
 
-def write_pair(
-    storage: Storage, name: str, faces: pa.Table, images: pa.Table, before_commit: Callable[[], None]
-) -> None:
-    """Commit one part: faces, then `before_commit` (which raises to stop it), then images."""
+def write_pair(storage: Storage, name: str, faces: pa.Table, images: pa.Table, check: Callable[[], None]) -> None:
+    """Commit one part: faces, then images.
+
+    check: raises LeaseLost when another run has taken the output over; called before each half, and behind the second.
+    A writer may outlive its driver, or be suspended anywhere and wake up in another run's time; then it takes back
+    what it wrote and is not committed.
+    """
+    check()
     storage.write(_path(FACES, name), to_parquet(faces))
     image_bytes = to_parquet(images)
-    before_commit()
+    try:
+        check()
+    except LeaseLost:
+        storage.delete(_path(FACES, name))
+        raise
     storage.write(_path(IMAGES, name), image_bytes)
+    try:
+        check()
+    except LeaseLost:
+        # The run that took over removed the faces if it came before the images, and counts them if it came behind.
+        try:
+            storage.open(_path(FACES, name)).close()
+        except FileNotFoundError:
+            storage.delete(_path(IMAGES, name))
+        raise
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -165,10 +183,11 @@ def drop_uris(
         rewrite_parts(storage, run_id, _by_part(read_ledger(storage, ("uri",), only=uris)), before_commit)
 
 
-def repair_duplicates(storage: Storage, run_id: str) -> int:
+def repair_duplicates(storage: Storage, run_id: str, before_commit: Callable[[], None] | None = None) -> int:
     """Keep every uri once, in the first of the parts that have it; returns how many rows were taken out.
 
-    Duplicates can only come from a write that Ray repeated with other rows beside it.
+    Duplicates can only come from a write that Ray repeated with other rows beside it. before_commit: see
+    `rewrite_parts`.
     """
     ledger = read_ledger(storage, ("uri",))
     if len(ledger) == pc.count_distinct(ledger["uri"]).as_py():
@@ -177,7 +196,7 @@ def repair_duplicates(storage: Storage, run_id: str) -> int:
     uris = ledger["uri"].combine_chunks()
     again = pc.equal(uris.slice(1), uris.slice(0, len(uris) - 1))
     repeated = ledger.slice(1).filter(again)
-    rewrite_parts(storage, run_id, _by_part(repeated))
+    rewrite_parts(storage, run_id, _by_part(repeated), before_commit)
     return len(repeated)
 
 

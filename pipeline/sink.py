@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -70,17 +71,13 @@ class Sink:
         try:
             ledger.write_pair(
                 self.storage, name, faces.replace_schema_metadata(metadata), images.replace_schema_metadata(metadata),
-                before_commit=self._check_lease,
+                partial(lease.check_held, self.storage, self.run_id),
             )
         except OSError as error:      # Ray writes text of its own over an OSError's file name
             raise WriteError(str(error)) from error
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
         file_bytes = sum(record.file_bytes or 0 for record in batch.records)
         return {"part": name, "images": len(images), "faces": len(faces), "bytes": file_bytes, **counts}
-
-    def _check_lease(self) -> None:
-        if not lease.still_held(self.storage, self.run_id):
-            raise lease.LeaseLost(f"another run has taken over {self.storage.root}; run {self.run_id} stops here")
 
 
 def images_table(batch: FaceBatch, run_id: str) -> pa.Table:

@@ -24,6 +24,7 @@ from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage
 from pipeline.todo import Planner
+from tests.doubles import Crash, DyingStorage
 
 ROOT = Path(__file__).parent.parent
 ZIDANE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets" / "zidane.jpg"
@@ -248,39 +249,6 @@ def test_an_erasure_that_was_taken_over_commits_nothing(tmp_path):
     assert uris(storage, "images") == sorted(ALL)
 
 
-class DyingStorage:
-    """A storage whose process dies before the n-th change; `die` is how."""
-
-    def __init__(self, storage, survives, die):
-        self._storage, self._left, self._die = storage, survives, die
-
-    def _change(self, method, *arguments):
-        if self._left == 0:
-            self._die()
-        self._left -= 1
-        return method(*arguments)
-
-    def write(self, *arguments):
-        return self._change(self._storage.write, *arguments)
-
-    def delete(self, *arguments):
-        return self._change(self._storage.delete, *arguments)
-
-    def delete_tree(self, *arguments):
-        return self._change(self._storage.delete_tree, *arguments)
-
-    def __getattr__(self, name):
-        return getattr(self._storage, name)
-
-
-class Crash(BaseException):
-    """The process dies here."""
-
-
-def crash():
-    raise Crash
-
-
 def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
     gone = ["/p/ann.jpg", "/p/broken.jpg", "/p/both.jpg"]
     crashes = 0
@@ -290,7 +258,7 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
         storage = open_storage(str(tmp_path / str(crashes)))
         try:
             with Lease.acquire(storage, "r2"):
-                erase.erase_uris(DyingStorage(storage, crashes, crash), "r2", pa.array(gone))
+                erase.erase_uris(DyingStorage(storage, crashes), "r2", pa.array(gone))
         except Crash:
             crashes += 1
         else:
@@ -307,7 +275,7 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
 CHILD = """
 import os, signal, sys
 from jobs import erase
-from tests.test_erase import DyingStorage
+from tests.doubles import DyingStorage
 
 real = erase.open_storage
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -339,19 +307,6 @@ def test_the_images_like_a_vector(tmp_path):
     found = {row["uri"]: round(row["cosine"], 3) for row in erase.images_like(storage, ANN, 0.6 - 1e-6).to_pylist()}
     assert found == {"/p/ann.jpg": 1.0, "/p/both.jpg": 1.0, "/p/ann alone.jpg": 1.0, "/p/like ann.jpg": 0.6}
     assert set(erase.images_like(storage, ANN, 0.61)["uri"].to_pylist()) == set(found) - {"/p/like ann.jpg"}
-
-
-def test_a_photo_finds_the_person_and_not_the_other_one(tmp_path, capsys):
-    """Zidane's face and that of the man beside him, by the shipped models."""
-    cards = {role: read_card(DEFAULT_WEIGHTS_DIR, role, name) for role, name in ROLES.items()}
-    first, second = erase.probe_faces(str(ZIDANE), RowSettings(), DEFAULT_WEIGHTS_DIR, cards).embeddings
-    assert abs(np.linalg.norm(first) - 1) < 1e-5 and first @ second < cards["embedder"].thresholds["0.001"]
-    storage = write_output(
-        tmp_path / "out", [{"/p/1.jpg": [first], "/p/2.jpg": [second]}, {"/p/12.jpg": [second, first]}]
-    )
-    assert erase.main([storage.root, "--like", str(ZIDANE), "--face", "0"]) == 0
-    assert uris(storage, "images") == uris(storage, "faces") == ["/p/2.jpg"]
-    assert f"cosine {cards['embedder'].thresholds['0.001']:.3f} or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.lease import LEASE_PATH, Holder, Lease, LeaseHeld, process_start, still_held, this_process
+from pipeline.lease import (
+    LEASE_PATH,
+    Holder,
+    Lease,
+    LeaseHeld,
+    LeaseLost,
+    check_held,
+    process_start,
+    still_held,
+    this_process,
+)
 from pipeline.storage import open_storage
 
 FAST = {"heartbeat_s": 0.05, "stale_s": 0.3}
@@ -79,6 +89,9 @@ def test_hold_and_give_back(storage):
     with Lease.acquire(storage, "run-1", command="extract A B", **FAST) as lease:
         assert lease.run_id == "run-1" and not lease.lost
         assert still_held(storage, "run-1") and not still_held(storage, "run-2")
+        check_held(storage, "run-1")
+        with pytest.raises(LeaseLost, match="run run-2 stops here"):
+            check_held(storage, "run-2")
         found = json.loads(storage.read(LEASE_PATH))
         assert found["run_id"] == "run-1" and found["pid"] == os.getpid() and found["command"] == "extract A B"
         assert abs((datetime.now(UTC) - datetime.fromisoformat(found["heartbeat"])).total_seconds()) < 5

@@ -3,8 +3,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import ledger
+from pipeline.lease import LeaseLost
 from pipeline.schemas import IMAGES
 from pipeline.storage import open_storage
+from tests.doubles import Crash, Delegate, DyingStorage
 
 
 @pytest.fixture
@@ -25,6 +27,19 @@ def write(storage, kind, *uris, run_id="r1", status="ok"):
     name = ledger.part_name(kind, run_id, uris)
     ledger.write_pair(storage, name, faces(*uris, *uris), images(*uris, status=status, run_id=run_id), lambda: None)
     return name
+
+
+def lost_at(call, watch=lambda: None):
+    """A check of the lease that fails at the n-th call."""
+    calls = []
+
+    def check():
+        calls.append(None)
+        watch()
+        if len(calls) == call:
+            raise LeaseLost("another run has taken over")
+
+    return check
 
 
 def uris_in(storage, folder):
@@ -53,14 +68,44 @@ def test_a_pair_is_read_back_with_its_part(storage):
     assert table.to_pylist() == [{"uri": u, "status": "ok", "part": name} for u in "ab"]
 
 
-def test_faces_come_first_and_images_only_after_the_check(storage):
-    def taken_over():
-        assert len(storage.list("faces")) == 1 and storage.list("images") == []
-        raise RuntimeError("taken over")
+def test_another_runs_lease_stops_a_part_before_its_first_half(storage):
+    with pytest.raises(LeaseLost):
+        ledger.write_pair(storage, "part-x", faces("a"), images("a"), lost_at(1))
+    assert storage.list("faces") == storage.list("images") == []
 
-    with pytest.raises(RuntimeError, match="taken over"):
-        ledger.write_pair(storage, "part-x", faces("a"), images("a"), taken_over)
-    assert ledger.committed_parts(storage) == []
+
+def test_faces_come_first_and_go_again_when_the_lease_is_lost(storage):
+    seen = []
+    with pytest.raises(LeaseLost):
+        ledger.write_pair(storage, "part-x", faces("a"), images("a"), lost_at(2, lambda: seen.append(
+            (len(storage.list("faces")), len(storage.list("images"))))))
+    assert seen == [(0, 0), (1, 0)] and storage.list("faces") == storage.list("images") == []
+
+
+def test_a_part_stays_half_when_the_lease_cannot_be_read(storage):
+    """The same run may be at this part in another process; halves are removed in the end."""
+    def check():
+        if storage.list("faces"):
+            raise OSError("the store is away")
+
+    with pytest.raises(OSError, match="away"):
+        ledger.write_pair(storage, "part-x", faces("a"), images("a"), check)
+    assert len(storage.list("faces")) == 1 and storage.list("images") == []
+
+
+@pytest.mark.parametrize("removed", [True, False], ids=["not counted", "counted"])
+def test_a_writer_that_wakes_up_in_another_runs_time_takes_back_what_that_run_has_not_counted(storage, removed):
+    """It slept just before the second half, and the other run, if it came in that time, removed the first."""
+    class Sleepy(Delegate):
+        def write(self, path, content):
+            if removed and path.startswith("images/"):
+                assert ledger.remove_halves(storage) == 1
+            storage.write(path, content)
+
+    with pytest.raises(LeaseLost):
+        ledger.write_pair(Sleepy(storage), "part-x", faces("a"), images("a"), lost_at(3))
+    assert ledger.committed_parts(storage) == ([] if removed else ["part-x"])
+    assert len(storage.list("images")) == (0 if removed else 1)
 
 
 def test_halves_are_not_committed_and_are_removed(storage):
@@ -118,35 +163,6 @@ def test_a_rewrite_that_may_not_commit_leaves_all_as_it_was(storage):
     assert uris_in(storage, "images") == ["a", "b"] and storage.list("_rewrite/images") == []
 
 
-class Crash(BaseException):
-    """The process dies here."""
-
-
-class CrashingStorage:
-    """A storage whose process dies before the n-th change."""
-
-    def __init__(self, storage, survives):
-        self._storage, self._left = storage, survives
-
-    def _change(self, method, *arguments):
-        if self._left == 0:
-            raise Crash
-        self._left -= 1
-        return method(*arguments)
-
-    def write(self, *arguments):
-        return self._change(self._storage.write, *arguments)
-
-    def delete(self, *arguments):
-        return self._change(self._storage.delete, *arguments)
-
-    def delete_tree(self, *arguments):
-        return self._change(self._storage.delete_tree, *arguments)
-
-    def __getattr__(self, name):
-        return getattr(self._storage, name)
-
-
 @pytest.mark.parametrize("survives", range(14))
 def test_a_crash_at_any_step_of_a_rewrite_loses_nothing(storage, survives):
     write(storage, "part", "a", "b")
@@ -154,7 +170,7 @@ def test_a_crash_at_any_step_of_a_rewrite_loses_nothing(storage, survives):
     dropped = pa.array(["b", "c"])
     crashed = False
     try:
-        ledger.drop_uris(CrashingStorage(storage, survives), "r2", dropped)
+        ledger.drop_uris(DyingStorage(storage, survives), "r2", dropped)
     except Crash:
         crashed = True
     # The next run: roll forward, clear halves, then the same again.

@@ -98,7 +98,7 @@ def write_output(folder, *batches, embeddings=((1.0, 0.0), (0.6, 0.8), (0.0, 1.0
         name = ledger.part_name("part", "run-1", [record.uri for record in batch.records])
         ledger.write_pair(
             storage, name, sink.faces_table(embedded, MODELS, 2, "float32"), sink.images_table(embedded, "run-1"),
-            before_commit=lambda: None,
+            check=lambda: None,
         )
         records += batch.records
     counts = {status.value: sum(record.status is status for record in records) for status in Status}
