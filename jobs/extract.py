@@ -20,7 +20,7 @@ from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
 from pipeline.erased import read_erased
 from pipeline.interrupt import Interrupted, catch_signals, interruptible
-from pipeline.lease import Lease, LeaseHeld, LeaseLost
+from pipeline.lease import Lease, LeaseHeld, LeaseLost, check_held
 from pipeline.names import printable
 from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
 from pipeline.output import OutputError
@@ -33,8 +33,10 @@ from pipeline.source import InputError, Rules, list_inputs
 from pipeline.spool import ReadTodo, write_todo
 from pipeline.storage import open_storage
 from pipeline.todo import Planner
+from pipeline.watchdog import Stalled, Watchdog
 
 DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
+AGAIN = "What was committed stays, and the same command goes on from there:"
 ROLES = ("detector", "keypointer", "embedder")
 
 
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], St
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
     command = f"python -m jobs.extract {shlex.join(argv)}"
-    again = f"What was committed stays, and the same command goes on from there: {command}"
+    again = f"{AGAIN} {command}"
     try:
         with interruptible():
             return extract(arguments, command, build_stages)
@@ -53,6 +55,9 @@ def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], St
     except Interrupted as interrupt:
         say(f"\nfacelake: interrupted. {again}")
         return interrupt.exit_code
+    except Stalled as stalled:
+        say(f"\nfacelake: the run broke: {stalled}. {again}")
+        return BROKEN
     except Exception as error:
         say(f"\nfacelake: the run broke. {cause(error)}\n{again}")
         return BROKEN
@@ -72,6 +77,7 @@ def extract(
     rules = Rules(storage.root, arguments.all_files, parquet_columns(arguments), input_options)
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    still_ours = partial(check_held, storage, run_id)
     with Planner() as planner:
         listing = list_inputs(inputs, planner.add_listing, rules)
         for warning in listing.warnings:
@@ -89,7 +95,7 @@ def extract(
             redone = planner.redone()
             if len(redone) or todo.images:
                 output.unfinish(storage)
-                ledger.drop_uris(storage, run_id, redone)
+                ledger.drop_uris(storage, run_id, redone, still_ours)
             if todo.images:
                 rows_per_file = arguments.rows_per_file or default_rows_per_file(todo.images)
                 blocks = write_todo(storage, run_id, planner.rows(plan.block_rows(todo.images, rows_per_file)))
@@ -97,12 +103,14 @@ def extract(
                 sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
                 config = partial(stage_config, arguments, settings, cards, input_options)
                 planned = run_on_ray(
-                    arguments, lambda device: build_stages(config(device)), blocks, sink, rows_per_file, progress, lease
+                    arguments, lambda device: build_stages(config(device)), blocks, sink, rows_per_file, progress,
+                    lease, command,
                 )
+                still_ours()
                 output.recover(storage)
             outcome = planner.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
             if outcome.repeated:
-                ledger.repair_duplicates(storage, run_id)
+                ledger.repair_duplicates(storage, run_id, still_ours)
                 outcome = planner.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
             if todo.images or not output.is_finished(storage):
                 content = report.run_json(
@@ -117,6 +125,7 @@ def extract(
                     cosine_thresholds=cards["embedder"].thresholds,
                     plan=planned, todo=todo, listing=listing, parquet=rules.parquet, outcome=outcome, progress=progress,
                 )
+                still_ours()
                 storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
 
     for line in report.summary_lines(storage.root, outcome, progress):
@@ -140,6 +149,7 @@ def run_on_ray(
     rows_per_file: int,
     progress: Progress,
     lease: Lease,
+    command: str,
 ) -> Plan:
     """Start or join Ray, make the plan, run it and count receipts; returns the plan.
 
@@ -156,7 +166,8 @@ def run_on_ray(
         planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
         say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
         receipts = plan.run(
-            planned, blocks, ReadTodo(sink.storage), build_stages(device), sink, rows_per_file
+            planned, blocks, ReadTodo(sink.storage), build_stages(device), sink, rows_per_file,
+            partial(Watchdog, arguments.stall_timeout, say, f"{AGAIN} {command}"),
         )
         for table in receipts:
             for receipt in table.to_pylist():

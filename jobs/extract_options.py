@@ -120,6 +120,17 @@ def share(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return value
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     defaults = RowSettings()
@@ -208,6 +219,9 @@ def argument_parser() -> argparse.ArgumentParser:
                               "default: %(default)s")
     running.add_argument("--rows-per-file", type=positive, metavar="N",
                          help="images a Parquet part; default: a hundredth of the to-do, between 16 and 2000")
+    running.add_argument("--stall-timeout", type=seconds, default=600.0, metavar="S",
+                         help="end the run, saying what waits for what, when nothing moves for so many seconds: no "
+                              "file arrives, no stage ends, no node starts; 0 waits for ever; default: %(default)g")
     running.add_argument("--max-error-rate", type=share, default=0.1, metavar="SHARE",
                          help="exit code 3 when a larger share of the listed images failed; default: %(default)s")
     running.add_argument("--shared-filesystem", action="store_true",

@@ -452,6 +452,7 @@ class Decode:
     A sub-batch has at most batch_images images and, files and pixels together, batch_bytes bytes (one image may have
     more). Alive at once are the sub-batch that the caller works on, the next one, and what decoders need for a while,
     batch_bytes at most (one image may need more).
+    For whoever watches: `files_read` counts the files that have arrived, `reading` is the uri of the one waited for.
     """
 
     def __init__(
@@ -470,6 +471,7 @@ class Decode:
         self._threads = threads
         self._batch_images = batch_images
         self._batch_bytes = batch_bytes
+        self.files_read, self.reading = 0, None
         prepare_pillow()
 
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[ImageBatch, None, None]:
@@ -504,7 +506,8 @@ class Decode:
         group: list[_Waiting] = []
         held_bytes = 0
         with closing(self._fetch(rows)) as answers:
-            for row, answer in zip(rows, answers, strict=True):
+            for row, answer in zip(self._noted(rows), answers, strict=True):
+                self.files_read += 1
                 waiting = self._read_header(row, answer)
                 _, content, header = waiting
                 n_bytes = len(content or b"") + (header.decoded_bytes if header else 0)
@@ -515,6 +518,12 @@ class Decode:
                 held_bytes += n_bytes
         if group:
             yield group
+
+    def _noted(self, rows: Sequence[TodoRow]) -> Generator[TodoRow, None, None]:
+        for row in rows:
+            self.reading = row.uri
+            yield row
+        self.reading = None
 
     def _read_header(self, row: TodoRow, answer: Fetched | FetchFailure) -> _Waiting:
         record = ImageRecord(row.uri, etag=row.etag, mtime=row.mtime, file_bytes=row.size)

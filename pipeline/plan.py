@@ -6,17 +6,25 @@ This file alone knows Ray's graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.board import Board
 from pipeline.boundary import STAGES
 from pipeline.pool import Pool, StageBuilders
+from pipeline.quarantine import guard_decode
 from pipeline.sink import Sink
 from pipeline.spool import ReadTodo
 from pipeline.telemetry import RunMeter
+from pipeline.watchdog import Report, Reporter, explain_pool, report_stages
+
+Watch = Callable[[Callable[[], object], Callable[[], list[str]]], AbstractContextManager]
 
 GPU_STAGES = frozenset({"detect", "keypoint", "embed"})
 WORK_SHARE = {"decode": 0.2, "detect": 0.55, "keypoint": 0.08, "align": 0.02, "embed": 0.15}
@@ -52,7 +60,12 @@ class PoolPlan:
 
     def __str__(self) -> str:
         gpus = f" + {self.gpus:g} GPU" if self.gpus else ""
-        return f"{'+'.join(self.stages)}: {self.actors} × ({self.cpus:g} CPU{gpus}, {self.threads} threads)"
+        return f"{self.name}: {self.actors} × ({self.cpus:g} CPU{gpus}, {self.threads} threads)"
+
+    @property
+    def name(self) -> str:
+        """Its stages, as in --pools."""
+        return "+".join(self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +76,12 @@ class Plan:
     sink_workers: int
 
     def __str__(self) -> str:
-        return " → ".join([*(str(pool) for pool in self.pools), f"sink: {self.sink_workers} × 0 CPU"])
+        return " → ".join([*(str(pool) for pool in self.pools), self.sink])
+
+    @property
+    def sink(self) -> str:
+        """The writers in words."""
+        return f"sink: {self.sink_workers} × 0 CPU"
 
 
 def parse_pools(layout: str) -> list[tuple[tuple[str, ...], int | None]]:
@@ -163,20 +181,28 @@ def run(
     builders: StageBuilders,
     sink: Sink,
     rows_per_file: int,
+    watch: Watch = lambda look, explain: nullcontext(),
 ) -> Iterator[pa.Table]:
     """Run the job on the Ray that is connected; yields the sink's receipts as parts are committed.
 
-    blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them.
+    blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them. watch: what stands by
+    meanwhile, a `watchdog.Watchdog` that lacks only what it looks at.
     """
+    import ray
     import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
+    DataContext.get_current().execution_no_progress_timeout_s = -1      # `watch` sees more
+    board = Board(sink.run_id)
     # Blocks in memory need no read tasks; from_arrow would start a task of one CPU for each to read its schema.
     dataset = ray.data.from_blocks([blocks.slice(i, 1) for i in range(len(blocks))])
     for pool in plan.pools:
+        watched = report_stages(builders, pool.stages, Reporter(pool.name, board.report))
+        if "decode" in pool.stages:
+            watched = guard_decode(watched, board)
         dataset = dataset.map_batches(
             Pool,
-            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads),
+            fn_constructor_args=(pool.stages, watched, read_todo, pool.threads),
             compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
@@ -185,17 +211,48 @@ def run(
         )
     receipts = dataset.map_batches(
         _write,
-        fn_kwargs={"sink": sink},
+        fn_kwargs={"sink": sink, "board": board},
         compute=TaskPoolStrategy(size=plan.sink_workers),   # unbounded, Ray starts a process for every block
         num_cpus=0,
         batch_size=rows_per_file,
         batch_format="pyarrow",
     )
-    with RunMeter(pc.sum(blocks["images"]).as_py() or 0) as meter:
-        for written in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
-            meter.add(written)
-            yield written
+    committed = 0
+
+    def look() -> object:
+        return committed, sum(node["Alive"] for node in ray.nodes()), board.reports()
+
+    def explain() -> list[str]:
+        reports = [Report.from_json(content) for content in board.reports()]
+        pools = [*((pool.name, str(pool)) for pool in plan.pools), ("sink", plan.sink)]
+        return [*(line for pool in pools for line in explain_pool(*pool, reports)), f"  {_resources_line()}"]
+
+    try:
+        with watch(look, explain), RunMeter(pc.sum(blocks["images"]).as_py() or 0) as meter:
+            for written in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
+                committed += len(written)
+                meter.add(written)
+                yield written
+    finally:
+        board.clear()
 
 
-def _write(table: pa.Table, sink: Sink) -> pa.Table:
-    return sink(table)
+def _resources_line() -> str:
+    """What of the cluster is free, and how full its object store is."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    shares = [f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s" for name in ("CPU", "GPU")]
+    store_gb = [resources.get("object_store_memory", 0) / 1e9 for resources in (total, free)]
+    return (
+        f"Ray: {' and '.join(shares)} free, nodes: {sum(node['Alive'] for node in ray.nodes())}, "
+        f"object store: {store_gb[0] - store_gb[1]:.2f} of {store_gb[0]:.2f} GB used"
+    )
+
+
+def _write(table: pa.Table, sink: Sink, board: Board) -> pa.Table:
+    report = Report("sink", socket.gethostname(), os.getpid()).begins("writing", table["uri"].to_pylist())
+    board.report(report.to_json())
+    receipts = sink(table)
+    board.report(report.ends().to_json())
+    return receipts

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "ultralytics", "timm"}
-RAY_FILES = {"pipeline/plan.py", "pipeline/cluster.py", "pipeline/telemetry.py"}   # the graph, the start, the metrics
+# the graph, the start, the metrics, the reports
+RAY_FILES = {"pipeline/plan.py", "pipeline/cluster.py", "pipeline/telemetry.py", "pipeline/board.py"}
 
 
 def imported(path):
