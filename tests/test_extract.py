@@ -4,13 +4,10 @@ import importlib.util
 import io
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import cv2
@@ -22,7 +19,6 @@ import pytest
 
 from pipeline import lease, ledger
 from pipeline.names import local_uri
-from pipeline.schemas import IMAGES
 from pipeline.storage import open_storage
 from tests.corpus import build_corpus
 
@@ -228,67 +224,6 @@ def test_a_leased_output_is_refused_naming_the_holder(tmp_path):
     with lease.Lease.acquire(open_storage(str(tmp_path / "out")), "the-first-run"):
         said = extract(ASSETS, tmp_path / "out", expect=2)
     assert "the-first-run" in said and str(os.getpid()) in said
-
-
-def test_a_full_disk_breaks_the_run_in_a_line(tmp_path):
-    """A faces/ that is a file stands in for the disk that cannot take a part."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "faces").write_text("")
-    said = extract(ASSETS, tmp_path / "out", expect=1)
-    broke = next(line for line in said.splitlines() if line.startswith("facelake: the run broke."))
-    assert str(tmp_path / "out" / "faces") in broke and "UDF" not in said and "Traceback" not in said
-    assert "the same command goes on from there" in said
-
-
-def start(*arguments):
-    return subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_parts(output, count, process):
-    """Until that many parts are committed."""
-    storage = open_storage(str(output))
-    deadline = time.monotonic() + 120
-    while len(ledger.committed_parts(storage)) < count and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-
-
-def test_killed_at_random_moments_the_tables_are_those_of_an_undisturbed_run(photos, undisturbed, tmp_path):
-    output = tmp_path / "out"
-    seed = random.randrange(10**6)
-    moments = random.Random(seed)
-    kept = {}
-    for survived in (1, 2, 3):                     # killed a random moment after the first, second, third part
-        process = start(photos, output, "--rows-per-file", "4")
-        wait_for_parts(output, survived, process)
-        time.sleep(moments.uniform(0, 0.4))
-        process.kill()
-        process.communicate()
-        committed = {f"{name}.parquet" for name in ledger.committed_parts(open_storage(str(output)))}
-        now = {path: mark for path, mark in parts(output).items() if path.name in committed}
-        assert kept.items() <= now.items(), f"seed {seed}"     # no part of an earlier run was written again
-        kept = now
-    extract(photos, output, "--rows-per-file", "4")
-    assert kept.items() <= parts(output).items(), f"seed {seed}"
-    names = [{path.name for path in (output / folder).iterdir()} for folder in ("faces", "images")]
-    assert names[0] == names[1], f"seed {seed}: half a pair is left"
-    assert_same_rows(output, undisturbed[0])
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_it_ends_soon_and_says_how_to_go_on(photos, tmp_path, number, code):
-    process = start(photos, tmp_path / "out", "--rows-per-file", "4")
-    wait_for_parts(tmp_path / "out", 1, process)
-    sent = time.monotonic()
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    if "nothing" not in said and process.returncode == 0:
-        pytest.fail("the run ended before the signal came")
-    assert process.returncode == code, said
-    assert time.monotonic() - sent < 30
-    assert f"the same command goes on from there: python -m jobs.extract {photos}" in said and "Traceback" not in said
-    images = table(tmp_path / "out", "images")
-    assert 4 <= len(images) < 22 and images.schema.remove_metadata() == IMAGES
-    assert not lease.still_held(open_storage(str(tmp_path / "out")), images["run_id"][0].as_py())
 
 
 def test_every_broken_and_odd_file_gets_its_row(tmp_path):

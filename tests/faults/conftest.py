@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
@@ -14,6 +15,16 @@ import pytest
 from botocore.exceptions import BotoCoreError
 
 from tests.faults.harness import SMALL, Place, Starter, Tables, photo, read_tables, wait_until
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What faults are tried on: "disk" or "S3", the input there, and what an undisturbed run makes of it."""
+
+    name: str
+    place: Place
+    expected: Tables
+
 
 FIGURES: list[tuple[str, dict[str, object]]] = []
 IMAGES = 48
@@ -45,8 +56,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """moto's HTTP server in a process of its own; the environment points AWS clients at it."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -104,27 +113,44 @@ def s3_place(s3_endpoint: str) -> Place:
     return Place(f"s3://{name}/in/", "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
 
 
-@pytest.fixture(scope="session", params=["disk", "S3"])
-def tried(request, tmp_path_factory) -> Iterator[tuple[str, Place, Tables]]:
-    """Disk or S3 by name, the place without an output, and the tables of a run that nobody disturbs."""
-    folder = tmp_path_factory.mktemp(request.param)
-    place = disk_place(folder) if request.param == "disk" else s3_place(request.getfixturevalue("s3_endpoint"))
+def undisturbed(place: Place, folder: Path) -> Iterator[Tried]:
+    """The place, and the tables of a run that nobody disturbs."""
     starter = Starter(folder)
-    undisturbed = place.at(output_of(place, "undisturbed", folder))
-    starter.run(undisturbed)
-    tables = read_tables(undisturbed.storage)
+    first = place.at(output_of(place, folder, "undisturbed"))
+    starter.run(first)
+    tables = read_tables(first.storage)
     assert len(tables.images) == IMAGES + 2 and len(tables.faces) > IMAGES
     assert sorted(set(tables.images["status"].to_pylist())) == ["fetch_failed", "no_face", "ok", "unreadable"]
-    yield request.param, place, tables
+    yield Tried("S3" if place.input.startswith("s3://") else "disk", place, tables)
     starter.close()
 
 
-def output_of(place: Place, name: str, folder: Path) -> str:
-    """An output of that name beside the place's input."""
-    return place.input.replace("/in/", f"/{name}") if place.input.startswith("s3://") else os.fspath(folder / name)
+@pytest.fixture(scope="session")
+def on_disk(tmp_path_factory) -> Iterator[Tried]:
+    """A folder to try things on."""
+    folder = tmp_path_factory.mktemp("disk")
+    yield from undisturbed(disk_place(folder), folder)
+
+
+@pytest.fixture(scope="session")
+def on_s3(s3_endpoint, tmp_path_factory) -> Iterator[Tried]:
+    """A bucket to try things on."""
+    yield from undisturbed(s3_place(s3_endpoint), tmp_path_factory.mktemp("S3"))
+
+
+@pytest.fixture(params=["on_disk", "on_s3"], ids=["disk", "S3"])
+def tried(request) -> Tried:
+    """Either."""
+    return request.getfixturevalue(request.param)
+
+
+def output_of(place: Place, folder: Path, name: str) -> str:
+    """An output of that name: in the folder, or in the place's bucket."""
+    return place.input.replace("/in/", f"/{folder.name} {name}") if place.input.startswith("s3://") else str(
+        folder / name)
 
 
 @pytest.fixture
-def output(tried, tmp_path) -> Callable[[str], Place]:
-    """The place with a new output of a name."""
-    return lambda name: tried[1].at(output_of(tried[1], f"{tmp_path.name} {name}", tmp_path))
+def new_output(tmp_path) -> Callable[..., Place]:
+    """Call it with what is tried and a name: the place with an output that is new."""
+    return lambda tried, name="out": tried.place.at(output_of(tried.place, tmp_path, name))

@@ -27,8 +27,11 @@ from pipeline.batch import FaceBatch, ImageBatch
 from pipeline.detect import Detect
 from pipeline.embed import Embed
 from pipeline.keypoint import Keypoint
+from pipeline.lease import Lease
 from pipeline.pool import StageBuilders
 from pipeline.sink import Sink
+from pipeline.storage import Storage
+from tests.doubles import Delegate
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Faults:
     image_s: seconds that the detector takes for each image. block: it never comes back from the image whose name is
     that. kill: its process kills itself at that image, kill_times times over. memory: the n-th call of the detector
     in each process runs out of memory. load_s: seconds that each model takes to load. between_s: seconds between the
-    halves of a pair. marks: a folder where every process that holds a stage leaves a file `<what>-<pid>-<when>`,
-    and every one that writes a part.
+    halves of a pair. cuda_memory: how many images the GPU of the detector has room for. stale_s: seconds
+    without a heartbeat after which a run is taken over. marks: a folder where every
+    process that loads the detector or is between two halves leaves a file `<what>-<pid>-<when>`.
     """
 
     image_s: float = 0.0
@@ -50,6 +54,7 @@ class Faults:
     load_s: float = 0.0
     between_s: float = 0.0
     cuda_memory: int | None = None
+    stale_s: float | None = None
     marks: str | None = None
 
     def mark(self, name: str) -> None:
@@ -142,20 +147,23 @@ def on_small_gpu(fits: int, batch_size: int) -> Callable[[np.ndarray], list[tupl
     return detect
 
 
-@dataclass(frozen=True)
-class MarkingSink(Sink):
-    """The real sink; leaves a mark and takes its time between the halves."""
+class SlowStorage(Delegate):
+    """The real storage for the sink; marks every part, and takes its time before the second half of a pair."""
 
-    faults: Faults = Faults()
+    def __init__(self, storage: Storage, faults: Faults) -> None:
+        super().__init__(storage)
+        self._faults = faults
 
-    def __call__(self, table: Any) -> Any:
-        self.faults.mark("sink")
-        return super().__call__(table)
+    def write(self, path: str, content: bytes) -> None:
+        if path.startswith("images/"):
+            self._faults.mark("between")
+            time.sleep(self._faults.between_s)
+        self._storage.write(path, content)
 
-    def _check_lease(self) -> None:
-        self.faults.mark("between")
-        time.sleep(self.faults.between_s)
-        super()._check_lease()
+
+def slow_sink(faults: Faults, storage: Storage, *settings: Any) -> Sink:
+    """The real sink on such a storage."""
+    return Sink(SlowStorage(storage, faults), *settings)
 
 
 def stub_builders(faults: Faults, config: StageConfig) -> StageBuilders:
@@ -172,6 +180,9 @@ def stub_builders(faults: Faults, config: StageConfig) -> StageBuilders:
 def main(argv: list[str]) -> int:
     """The main job with the stubs and the faults of the environment."""
     faults = Faults(**json.loads(os.environ.get("STUB_FAULTS", "{}")))
+    if faults.stale_s:
+        Lease.acquire.__func__.__kwdefaults__.update(stale_s=faults.stale_s, heartbeat_s=faults.stale_s / 6)
+    extract.Sink = partial(slow_sink, faults)
     return extract.main(argv, build_stages=partial(stub_builders, faults))
 
 

@@ -28,17 +28,13 @@ def holder(storage: Storage) -> str | None:
 class Moments:
     """When to kill: phases of a run, each with a random moment in it."""
 
-    PHASES = ("start", "lease", "Ray", "first part", "parts", "parts", "halves", "last part", "end")
+    PHASES = ("start", "lease", "Ray", "first part", "parts", "parts", "halves", "halves", "last part", "end")
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, chain: int) -> None:
         self._random = random.Random(seed)
-        self._left: list[str] = []
-
-    def next(self) -> str:
-        """The next phase: all of them in random order, then again."""
-        if not self._left:
-            self._left = self._random.sample(self.PHASES, len(self.PHASES))
-        return self._left.pop()
+        # All phases in two chains.
+        shuffled = random.Random(chain // 2).sample(self.PHASES, len(self.PHASES))
+        self.phases = shuffled[:CHAIN] if chain % 2 else shuffled[CHAIN:]
 
     def wait(self, phase: str, job: Job, storage: Storage, faults: Faults, images: int) -> bool:
         """Until a random moment in that phase of the job; False if the job has ended before."""
@@ -64,29 +60,26 @@ class Moments:
 
 
 @pytest.mark.parametrize("chain", range(4))
-def test_the_driver_is_killed_again_and_again(tried, output, starter, tmp_path, figures, chain):
-    where, _, expected = tried
-    place, seed = output(f"chain {chain}"), random.randrange(10**6)
-    moments = Moments(seed)
+def test_the_driver_is_killed_again_and_again(tried, new_output, starter, tmp_path, figures, chain):
+    place, seed = new_output(tried), random.randrange(10**6)
+    moments = Moments(seed, chain)
     faults = Faults(**SLOW, marks=str(tmp_path))
-    phases, kept = [], set()
-    while len(phases) < CHAIN:
+    kept = set()
+    for phase in moments.phases:
         job = starter.start(place, faults=faults)
-        phase = moments.next()
-        if not moments.wait(phase, job, place.storage, faults, place.images):
+        while not moments.wait(phase, job, place.storage, faults, place.images):
             assert job.process.returncode == 0, f"seed {seed}, {phase}: {job.said()}"
-            assert_exact(place, expected)            # it was quicker than the killer: on with a new output
-            place, kept = output(f"chain {chain} after {len(phases)}"), set()
-            continue
+            assert_exact(place, tried.expected)            # it was quicker than the killer: anew with a new output
+            place, kept = new_output(tried, f"after {phase}"), set()
+            job = starter.start(place, faults=faults)
         if chain % 2:
             job.kill_group()
         else:
             job.kill_driver()
-        phases.append(phase)
         now = committed(place.storage)
-        assert kept <= now, f"seed {seed}, {phases}: {kept - now} were done and are not any more"
+        assert kept <= now, f"seed {seed}, {phase}: {kept - now} were done and are not any more"
         kept = now
     starter.run(place)
-    assert_exact(place, expected)
-    figures(f"driver killed ({where}, {'all processes' if chain % 2 else 'driver alone'})", kills=len(phases),
-            survived=len(phases), phases="/".join(phases), rows_lost=0, seed=seed)
+    assert_exact(place, tried.expected)
+    figures(f"driver killed ({tried.name}, {'all processes' if chain % 2 else 'driver alone'})", kills=CHAIN,
+            survived=CHAIN, rows_lost=0, in_phases="/".join(moments.phases), seed=seed)

@@ -1,0 +1,86 @@
+"""Kills under the shipped models and real photos, on disk and on S3; and a person erased by a photo."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from jobs import erase
+from models.store import DEFAULT_WEIGHTS_DIR, read_card
+from pipeline import ledger
+from pipeline.settings import RowSettings
+from tests.faults.conftest import output_of
+from tests.faults.harness import Place, Starter, assert_exact, committed, read_tables, wait_until
+from tests.test_erase import ROLES, ZIDANE, uris, write_output
+
+SIZES_PX = (1280, 1024, 768, 640, 576, 512, 448, 384, 320)
+
+
+def photos() -> dict[str, bytes]:
+    """Two real photos in nine sizes each, one without a face, one broken."""
+    contents = {}
+    for asset in (ZIDANE, ZIDANE.with_name("bus.jpg")):
+        image = cv2.imread(str(asset))
+        for side in SIZES_PX:
+            scale = side / max(image.shape)
+            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            contents[f"{asset.stem} {side}.jpg"] = cv2.imencode(".jpg", small)[1].tobytes()
+    contents["grey.jpg"] = cv2.imencode(".jpg", np.full((300, 400, 3), 90, np.uint8))[1].tobytes()
+    contents["broken.jpg"] = ZIDANE.read_bytes()[:9000]
+    return contents
+
+
+@pytest.fixture(params=["disk", "S3"])
+def place(request, tmp_path) -> Place:
+    """The photos, on disk or in a bucket."""
+    contents = photos()
+    if request.param == "disk":
+        (tmp_path / "in").mkdir()
+        for name, content in contents.items():
+            (tmp_path / "in" / name).write_bytes(content)
+        return Place(str(tmp_path / "in"), "", len(contents), ("--rows-per-file", 4))
+    bucket = request.getfixturevalue("bucket")
+    for name, content in contents.items():
+        bucket.put(f"in/{name}", content)
+    return Place(f"{bucket.uri}/in/", "", len(contents), ("--rows-per-file", 4))
+
+
+def test_killed_at_random_moments_the_tables_are_those_of_an_undisturbed_run(place, tmp_path, figures):
+    starter = Starter(tmp_path, module="jobs.extract")
+    undisturbed = place.at(output_of(place, tmp_path, "undisturbed"))
+    starter.run(undisturbed)
+    expected = read_tables(undisturbed.storage)
+    assert len(expected.faces) > 60
+    disturbed = place.at(output_of(place, tmp_path, "out"))
+    seed = random.randrange(10**6)
+    moments, kept = random.Random(seed), set()
+    for survived in (1, 2, 3):                     # killed a random moment after the first, second, third part
+        job = starter.start(disturbed)
+        wait_until(lambda survived=survived: len(ledger.committed_parts(disturbed.storage)) >= survived, job)
+        time.sleep(moments.uniform(0, 0.4))
+        job.kill_driver()
+        now = committed(disturbed.storage)
+        assert kept <= now, f"seed {seed}"
+        kept = now
+    starter.run(disturbed)
+    starter.close()
+    assert_exact(disturbed, expected, tolerance=1e-4)
+    figures(f"driver killed under the shipped models ({'S3' if '://' in place.input else 'disk'})", kills=3,
+            survived=3, faces=len(expected.faces), rows_lost=0, seed=seed)
+
+
+def test_a_photo_finds_the_person_and_not_the_other_one(tmp_path, capsys):
+    """Zidane's face and that of the man beside him, by the shipped models."""
+    cards = {role: read_card(DEFAULT_WEIGHTS_DIR, role, name) for role, name in ROLES.items()}
+    first, second = erase.probe_faces(str(ZIDANE), RowSettings(), DEFAULT_WEIGHTS_DIR, cards).embeddings
+    assert abs(np.linalg.norm(first) - 1) < 1e-5 and first @ second < cards["embedder"].thresholds["0.001"]
+    storage = write_output(
+        tmp_path / "out", [{"/p/1.jpg": [first], "/p/2.jpg": [second]}, {"/p/12.jpg": [second, first]}]
+    )
+    assert erase.main([storage.root, "--like", str(ZIDANE), "--face", "0"]) == 0
+    assert uris(storage, "images") == uris(storage, "faces") == ["/p/2.jpg"]
+    assert f"cosine {cards['embedder'].thresholds['0.001']:.3f} or more" in capsys.readouterr().err
