@@ -210,7 +210,7 @@ def read_tiff(content: bytes) -> TiffParts:
     try:
         (start,) = struct.unpack_from(order + offset, content, 8 if offset == "Q" else 4)
         (n_tags,) = struct.unpack_from(order + count, content, start)
-    except struct.error:
+    except (struct.error, OverflowError):
         return TiffParts(0, True)
     start += struct.calcsize(count)
     end = start + n_tags * tags.size

@@ -628,6 +628,8 @@ def bad_samples() -> Iterator[Sample]:
     yield Sample("negative-width.bmp", bmp_of_runs(-10, 10, b"\0\1"),
                  too_large("bmp", "run-length coded and more than 65535 pixels wide"), "bmp")
     yield Sample("says-65535-tags.tif", b"II*\0\x08\0\0\0\xff\xff" + bytes(1000), unreadable("tiff", CUT_OFF), "tiff")
+    far_away = b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(100)
+    yield Sample("starts-beyond-all-memory.tif", far_away, unreadable("tiff", CUT_OFF), "tiff")
     same = [(1000 + i, 7, 500_000, 8 + 2 + 12 * 500 + 4) for i in range(500)]
     yield Sample("tags-of-250-mb.tif", ifd(*same, after=bytes(500_000)), unreadable("tiff", DAMAGED_HEADER), "tiff")
     yield from bombs()
