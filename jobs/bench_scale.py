@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -90,15 +91,25 @@ def bench_plan(listed: int, done: int) -> None:
                     known.append(f"part-made-{start:012}")
         started = time.monotonic()
         job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        driver, peak, images_folder = psutil.Process(job.pid), 0, top / "out" / "images"
+        driver, images_folder = psutil.Process(job.pid), top / "out" / "images"
+        memory = spilled = 0
         while len(os.listdir(images_folder)) <= len(known) and job.poll() is None:   # noqa: PTH208  (names alone)
-            peak = max(peak, driver.memory_info().rss)
+            memory = max(memory, driver.memory_info().rss)
+            spilled = max(spilled, _bytes_of(top.parent.glob("facelake-todo-*/*")))
             time.sleep(0.1)
         seconds = time.monotonic() - started
         job.terminate()
         print(job.communicate()[1])
     print(f"{listed:,} listed, {done:,} done before: first new part after {seconds:.1f} s, "
-          f"the driver's memory peaks at {peak / 2**30:.2f} GiB")
+          f"the driver holds up to {memory / 2**30:.2f} GiB, and {spilled / 2**30:.2f} GiB on disk")
+
+
+def _bytes_of(paths: Iterable[Path]) -> int:
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):      # gone meanwhile
+            total += path.stat().st_size
+    return total
 
 
 def bench_manifest(keys: int, threads: int, latency_s: float) -> None:
