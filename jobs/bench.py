@@ -328,11 +328,12 @@ def _photo_rows(folder: str) -> list[TodoRow]:
 
 
 def _config(device: str) -> StageConfig:
-    card = read_card(local_weights(None), "embedder", "edgenext")
+    models = {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
+    cards = {role: read_card(local_weights(None), role, name) for role, name in models.items()}
     gpu = device == "cuda"
     return StageConfig(
-        settings=RowSettings(), store_options=FROM_ENVIRONMENT, image_column=None, weights=None, detector="yolov8n",
-        keypointer="resnet18", embedder="edgenext", template=alignment_template(card), device=device,
+        settings=RowSettings(), store_options=FROM_ENVIRONMENT, image_column=None, weights=None, **cards,
+        template=alignment_template(cards["embedder"]), device=device,
         detect_batch=32 if gpu else 4, face_batch=256 if gpu else 32, batch_images=64, batch_bytes=256 << 20,
     )
 

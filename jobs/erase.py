@@ -288,7 +288,7 @@ def probe_faces(
     """The faces of a photo, made as those of the output. Raises ArgumentError where the photo cannot be read."""
     config = StageConfig(
         settings=settings, store_options=parse_input_uri(photo)[1], image_column=None, weights=str(weights_dir),
-        **{role: card.name for role, card in cards.items()}, template=alignment_template(cards["embedder"]),
+        **cards, template=alignment_template(cards["embedder"]),
         device="cpu", detect_batch=1, face_batch=32, batch_images=1, batch_bytes=256 << 20,
     )
     builders, threads = stage_builders(config), os.cpu_count() or 1

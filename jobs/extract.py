@@ -191,7 +191,7 @@ def stage_config(
         store_options=store_options,
         image_column=arguments.image_column,
         weights=arguments.weights,
-        **{role: cards[role].name for role in ROLES},
+        **cards,
         template=alignment_template(cards["embedder"]),
         device=device,
         detect_batch=arguments.detect_batch or (32 if device == "cuda" else 4),

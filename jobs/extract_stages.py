@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from models.store import DEFAULT_WEIGHTS_DIR, WeightCard, fetch_weights
+from models.store import DEFAULT_WEIGHTS_DIR, WeightCard, WeightsError, fetch_weights, read_card
 from pipeline.align import Align
 from pipeline.decode import Decode, is_too_large
 from pipeline.detect import Detect
@@ -28,17 +28,18 @@ class StageConfig:
     """All that the stages are built from; travels to every actor.
 
     image_column: of Parquet files that hold images. weights: a folder or a bucket URI, None for the weights of this
-    repository. device: "cpu" or "cuda". detect_batch, face_batch: images and faces that a network takes at a time.
-    batch_images, batch_bytes: images and decoded bytes that pass through the stages together.
+    repository. detector, keypointer, embedder: the models as the driver found them there. device: "cpu" or "cuda".
+    detect_batch, face_batch: images and faces that a network takes at a time. batch_images, batch_bytes: images and
+    decoded bytes that pass through the stages together.
     """
 
     settings: RowSettings
     store_options: StoreOptions
     image_column: str | None
     weights: str | None
-    detector: str
-    keypointer: str
-    embedder: str
+    detector: WeightCard
+    keypointer: WeightCard
+    embedder: WeightCard
     template: AlignmentTemplate
     device: str
     detect_batch: int
@@ -81,8 +82,9 @@ def build_detect(config: StageConfig, threads: int) -> Detect:
     set_threads(threads)
     settings = config.settings
     detector = load_detector(
-        local_weights(config.weights), config.detector, device=config.device, min_score=settings.min_score,
-        nms_iou=settings.nms_iou, batch_size=config.detect_batch, max_detections=MAX_DETECTIONS,
+        weights_of(config, config.detector), config.detector.name, device=config.device,
+        min_score=settings.min_score, nms_iou=settings.nms_iou, batch_size=config.detect_batch,
+        max_detections=MAX_DETECTIONS,
     )
     return Detect(
         detector, input_px=settings.detect_px, second_pass_px=settings.second_pass_px,
@@ -97,8 +99,8 @@ def build_keypoint(config: StageConfig, threads: int) -> Keypoint:
     from models.eyes import load_keypointer
 
     set_threads(threads)
-    weights = local_weights(config.weights)
-    return Keypoint(load_keypointer(weights, config.keypointer, device=config.device, batch_size=config.face_batch))
+    weights, name = weights_of(config, config.keypointer), config.keypointer.name
+    return Keypoint(load_keypointer(weights, name, device=config.device, batch_size=config.face_batch))
 
 
 def build_align(config: StageConfig, threads: int) -> Align:
@@ -112,8 +114,24 @@ def build_embed(config: StageConfig, threads: int) -> Embed:
     from models.embedder import load_embedder
 
     set_threads(threads)
-    weights = local_weights(config.weights)
-    return Embed(load_embedder(weights, config.embedder, device=config.device, batch_size=config.face_batch))
+    weights, name = weights_of(config, config.embedder), config.embedder.name
+    return Embed(load_embedder(weights, name, device=config.device, batch_size=config.face_batch))
+
+
+def weights_of(config: StageConfig, card: WeightCard) -> Path:
+    """The folder with a model's weights on this machine.
+
+    Raises WeightsError when the model is not the one that the run began with: a node that comes later would find other
+    weights in the bucket, and its rows would say that they are of the first.
+    """
+    folder = local_weights(config.weights)
+    found = read_card(folder, card.role, card.name)
+    if found.fingerprint() != card.fingerprint():
+        raise WeightsError(
+            f"the {card.role} of this run is {card.identity}, but {config.weights or folder} holds {found.identity} "
+            "now; put the first back, or give another output"
+        )
+    return folder
 
 
 def local_weights(weights: str | None) -> Path:
