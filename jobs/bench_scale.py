@@ -87,7 +87,7 @@ def bench_plan(listed: int, done: int) -> None:
                 if start < done:
                     images = pa.Table.from_pylist([done_image], schema=schemas.IMAGES).take([0] * len(uris))
                     images = images.set_column(0, schemas.IMAGES.field("uri"), pa.array(uris)).slice(0, done - start)
-                    ledger.write_pair(storage, f"part-made-{start:012}", no_faces, images, before_commit=lambda: None)
+                    ledger.write_pair(storage, f"part-made-{start:012}", no_faces, images, check=lambda: None)
                     known.append(f"part-made-{start:012}")
         started = time.monotonic()
         job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -106,7 +106,7 @@ class Fetch:
             if row.size == 0:
                 return Fetched(b"")
             if row.size > self._max_file_bytes:
-                return self._too_large(row.size)
+                return self._too_large()
             part = row.offset, row.size
         try:
             if is_remote(location):
@@ -127,7 +127,7 @@ class Fetch:
         except Exception as error:        # of several kinds, as above
             return FetchFailure(_plain(error))
         if len(content) > self._max_file_bytes:
-            return self._too_large(len(content))
+            return self._too_large()
         return Fetched(content)
 
     def _fetch_local(self, path: Path, part: tuple[int, int] | None) -> Fetched | FetchFailure:
@@ -139,7 +139,7 @@ class Fetch:
             if failure := _not_a_file(status):
                 return failure
             if part is None and status.st_size > self._max_file_bytes:
-                return self._too_large(status.st_size)
+                return self._too_large()
             start, n_bytes = part or (0, status.st_size)
             file.seek(start)
             if n_bytes >= LOOK_FIRST_BYTES and self._says_no(beginning := file.read(BEGINNING_BYTES)):
@@ -162,7 +162,7 @@ class Fetch:
         ranged = {"range": (part[0], part[0] + part[1])} if part else None
         result = obstore.get(open_bucket(bucket_uri, self._options), key, options=ranged)
         if part is None and result.meta["size"] > self._max_file_bytes:
-            return self._too_large(result.meta["size"])
+            return self._too_large()
         version = plain_etag(result.meta["e_tag"]), result.meta["last_modified"]
         n_bytes = part[1] if part else result.meta["size"]
         if n_bytes < LOOK_FIRST_BYTES:
@@ -174,7 +174,7 @@ class Fetch:
         result = s3_client(self._options).get_object(Bucket=bucket, Key=key, **ranged)
         with closing(result["Body"]) as body:
             if result["ContentLength"] > self._max_file_bytes:
-                return self._too_large(result["ContentLength"])
+                return self._too_large()
             version = plain_etag(result["ETag"]), result["LastModified"]
             pieces = _within(REQUEST_TIMEOUT_S, body.iter_chunks(BEGINNING_BYTES))
             return self._gather(part, result["ContentLength"], pieces, version)
@@ -195,8 +195,8 @@ class Fetch:
     def _says_no(self, beginning: bytes) -> bool:
         return self._refuses is not None and self._refuses(beginning)
 
-    def _too_large(self, n_bytes: int) -> FetchFailure:
-        return FetchFailure(f"a file of {n_bytes} bytes, the limit is {self._max_file_bytes}", Status.TOO_LARGE)
+    def _too_large(self) -> FetchFailure:
+        return FetchFailure(f"over the limit of {self._max_file_bytes} bytes", Status.TOO_LARGE)
 
 
 def local_path(uri: str) -> Path:

@@ -61,16 +61,3 @@ def test_embedders_are_compared_with_the_first_and_shipped_ones_show_their_rates
     assert shipped[:3] == ["| resnet18", "32", "3.2"] and other[1] == "16"
     assert shipped[4] == "1.00" and float(other[4]) < 1
     assert shipped[5].startswith("0.") and other[5] == "not trained here |"
-
-
-def test_a_simulated_bucket_is_listed_whole(capsys):
-    assert bench.main(["manifest", "--keys", "2500", "--threads", "2", "--latency-ms", "0"]) == 0
-    assert "exit code 0, 2,500 rows of 2,500 keys in 1 parts" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("after", "expected"),
-    [("", range(0, 5)), ("photos/", range(0, 5)), (bench._simulated_key(7), range(8, 10)), ("q", range(10, 10))],
-)
-def test_a_simulated_bucket_goes_on_after_any_key(after, expected):
-    assert bench._simulated_keys(f"https://s3/b?max-keys=5&start-after={after}", 10) == expected
