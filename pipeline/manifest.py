@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, BinaryIO
 
@@ -43,7 +43,7 @@ def is_manifest_folder(path: str) -> bool:
     return extension(path) == "parquet"
 
 
-def read_manifest(path: str, options: StoreOptions) -> Iterator[tuple[pa.Table, int]]:
+def read_manifest(path: str, options: StoreOptions) -> Generator[tuple[pa.Table, int], None, None]:
     """A manifest's rows as tables of `schemas.LISTING`, each with how many more rows there had no uri.
 
     `.parquet` and `.csv` have a column `uri` and may have the others of `LISTING`; `.csv` and `.txt` may as well have
@@ -54,7 +54,7 @@ def read_manifest(path: str, options: StoreOptions) -> Iterator[tuple[pa.Table, 
         yield from _normal(path, path.rpartition("/")[0], tables)
 
 
-def read_manifest_folder(folder: str, options: StoreOptions) -> Iterator[tuple[pa.Table, int]]:
+def read_manifest_folder(folder: str, options: StoreOptions) -> Generator[tuple[pa.Table, int], None, None]:
     """The same for a folder of Parquet files, as `jobs.manifest` and others write them; in the order of their names.
 
     Raises InputError also where `jobs.manifest` has not come to its end.
@@ -115,7 +115,7 @@ def _is_plain(names: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.or_(local, pc.match_substring_regex(names, _PLAIN_REMOTE))
 
 
-def _tables(path: str, options: StoreOptions) -> Iterator[pa.Table]:
+def _tables(path: str, options: StoreOptions) -> Generator[pa.Table, None, None]:
     """Tables that have a column `uri`, and of the other columns those of `LISTING` only."""
     with _open(path, options) as file:
         kind = extension(path.split("?")[0] if uri_scheme(path) in ("http", "https") else path)

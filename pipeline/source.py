@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -186,11 +187,12 @@ class _Rows:
             mtime_us = found.st_mtime_ns // 1000
             self.add(local_uri(path), found.st_size, None, mtime_us if abs(mtime_us) < _MAX_MTIME_US else None)
 
-    def add_manifest(self, pieces: Iterator[tuple[pa.Table, int]]) -> None:
-        for table, nameless in pieces:
-            self._hand_on(table)
-            if nameless:
-                self.skipped[NO_URI] += nameless
+    def add_manifest(self, pieces: Generator[tuple[pa.Table, int], None, None]) -> None:
+        with closing(pieces):       # Arrow's CSV reader has a thread of its own, at which Python aborts when it exits
+            for table, nameless in pieces:
+                self._hand_on(table)
+                if nameless:
+                    self.skipped[NO_URI] += nameless
 
     def finish(self) -> None:
         """Hand on what waits."""

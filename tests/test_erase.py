@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import erase, extract
-from jobs.preview import render_page
+from jobs.preview import Run, render_page
 from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline import erased, ledger, output, sink
 from pipeline.batch import FaceBatch, ImageRecord, Status
+from pipeline.geometry import AlignmentTemplate
 from pipeline.lease import Lease
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
@@ -39,7 +40,10 @@ PARTS = (
     {"/p/broken.jpg": None},
 )
 ALL = {uri for part in PARTS for uri in part}
-PAGE_RUN = {"models": {}, "run_id": "r1", "finished": "", "output": {"images": 1}, "throughput": {"images_per_s": None}}
+PAGE_RUN = Run(
+    run_id="r1", finished="", settings=RowSettings(), template=AlignmentTemplate(), models=[],
+    counts=dict.fromkeys(("images", *Status), 0), images_per_s=None, parquet=None,
+)
 
 
 def batch(images):
