@@ -19,7 +19,7 @@ from jobs.extract_stages import StageConfig, alignment_template, local_weights, 
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
 from pipeline.erased import read_erased
-from pipeline.interrupt import Interrupted, catch_signals, interruptible
+from pipeline.interrupt import Interrupted, catch_signals, interruptible, leave
 from pipeline.lease import Lease, LeaseHeld, LeaseLost, check_held
 from pipeline.names import printable
 from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
@@ -46,21 +46,21 @@ def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], St
     arguments = parse_arguments(argv)
     command = f"python -m jobs.extract {shlex.join(argv)}"
     again = f"{AGAIN} {command}"
-    try:
-        with interruptible():
+    with interruptible():
+        try:
             return extract(arguments, command, build_stages)
-    except (ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError) as error:
-        say(f"facelake: {error}")
-        return REFUSED
-    except Interrupted as interrupt:
-        say(f"\nfacelake: interrupted. {again}")
-        return interrupt.exit_code
-    except Stalled as stalled:
-        say(f"\nfacelake: the run broke: {stalled}. {again}")
-        return BROKEN
-    except Exception as error:
-        say(f"\nfacelake: the run broke. {cause(error)}\n{again}")
-        return BROKEN
+        except (ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError) as error:
+            say(f"facelake: {error}")
+            return REFUSED
+        except Interrupted as interrupt:
+            say(f"\nfacelake: interrupted. {again}")
+            return interrupt.exit_code
+        except Stalled as stalled:
+            say(f"\nfacelake: the run broke: {stalled}. {again}")
+            return BROKEN
+        except Exception as error:
+            say(f"\nfacelake: the run broke. {cause(error)}\n{again}")
+            return BROKEN
 
 
 def extract(
@@ -235,4 +235,4 @@ def cause(error: BaseException) -> str:
 if __name__ == "__main__":
     from jobs.extract import main as imported_main  # so that Ray's workers find what they need by module name
 
-    sys.exit(imported_main())
+    leave(imported_main())

@@ -102,12 +102,13 @@ class _Level:
 
     def __init__(self, queue: str, images: int) -> None:
         self.images = images
-        self._queue, self._gauge, self._closed = queue, None, threading.Event()
+        self._queue, self._gauge, self._closed, self._thread = queue, None, threading.Event(), None
         if _connected():
             from ray.util.metrics import Gauge
 
             self._gauge = Gauge("facelake_queue_depth", "Images that are not done yet.", ("queue",))
-            threading.Thread(target=self._repeat, name="facelake-metrics", daemon=True).start()
+            self._thread = threading.Thread(target=self._repeat, name="facelake-metrics", daemon=True)
+            self._thread.start()
 
     def change(self, by: int) -> None:
         self.images += by
@@ -117,6 +118,8 @@ class _Level:
 
     def close(self) -> None:
         self._closed.set()
+        if self._thread:
+            self._thread.join()      # a call into a Ray that is shut down meanwhile crashes the process
 
     def _repeat(self) -> None:
         while True:

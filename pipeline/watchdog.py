@@ -187,7 +187,8 @@ class Watchdog:
         self._look, self._explain = look, explain
         self._give_up_s, self._leave = give_up_s, leave
         self._ended = False
-        self._lock = threading.Lock()     # held while it is ended, so that nothing is raised after the end
+        self._call: threading.Thread | None = None      # to Ray, that is under way
+        self._lock = threading.Lock()     # held while it is ended: nothing is raised or asked of Ray after that
 
     def __enter__(self) -> Self:
         if self._timeout_s:
@@ -198,6 +199,8 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._ended = True
+        if self._call:
+            self._call.join(ANSWER_S)      # a call into a Ray that is shut down meanwhile crashes the process
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -207,12 +210,12 @@ class Watchdog:
         seen, since = None, time.monotonic()
         while time.monotonic() - since < self._timeout_s:
             time.sleep(min(self._timeout_s / 20, 10.0))
+            now = self._ask(self._look, seen)
             if self._ended:
                 return
-            now = within(ANSWER_S, self._look, seen)
             if now != seen:
                 seen, since = now, time.monotonic()
-        explained = within(ANSWER_S, self._explain, ["  Ray does not answer"])
+        explained = self._ask(self._explain, ["  Ray does not answer"])
         with self._lock:
             if self._ended:
                 return
@@ -225,19 +228,21 @@ class Watchdog:
         self._say(f"facelake: Ray does not end either; left as it is. {self._last_words}")
         self._leave(1)
 
+    def _ask(self, call: Callable[[], Any], otherwise: Any) -> Any:
+        """What the call returns, or the other if it raises or does not come back in time; it is left behind then."""
+        answer = [otherwise]
 
-def within(seconds: float, call: Callable[[], Any], otherwise: Any) -> Any:
-    """What the call returns, or the other if it raises or has not come back in time; it is left behind then."""
-    answer = [otherwise]
+        def run() -> None:
+            with contextlib.suppress(Exception):      # a Ray in trouble raises many kinds
+                answer[0] = call()
 
-    def run() -> None:
-        with contextlib.suppress(Exception):      # a Ray that is ending raises many kinds
-            answer[0] = call()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answer[0]
+        with self._lock:
+            if self._ended:
+                return otherwise
+            self._call = threading.Thread(target=run, name="watchdog asks Ray", daemon=True)
+            self._call.start()
+        self._call.join(ANSWER_S)
+        return answer[0]
 
 
 def explain_pool(pool: str, planned: str, reports: Sequence[Report]) -> list[str]:

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -17,6 +19,17 @@ def test_both_signals_raise_once(number, exit_code):
             os.kill(os.getpid(), signal.SIGINT)      # a second Ctrl-C while ending changes nothing
     assert interrupt.value.exit_code == exit_code
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_on_the_way_out_changes_nothing():
+    code = """if True:
+        import atexit, signal
+        from pipeline.interrupt import leave
+        atexit.register(lambda: (signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGTERM), print("end")))
+        leave(3)
+    """
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (3, "end\n", "")
 
 
 def test_a_forked_process_ends_without_a_word(capfd):

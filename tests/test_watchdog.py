@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.batch import NO_PIXELS, FaceBatch, FetchFailure, ImageBatch, ImageRecord, TodoRow
 from pipeline.decode import Decode
-from pipeline.watchdog import Report, Reporter, Stalled, Watchdog, explain_pool, report_stages, within
+from pipeline.watchdog import Report, Reporter, Stalled, Watchdog, explain_pool, report_stages
 
 AT_WORK = Report("decode+detect", "a", 7, "detect", 3, ("/p/1.jpg", "/p/2.jpg"), 5)
 
@@ -179,6 +179,21 @@ def test_nothing_is_raised_after_the_end():
     assert said == []
 
 
+def test_it_ends_only_when_nothing_is_asked_of_ray_any_more():
+    asking, answered = threading.Event(), []
+
+    def look():
+        asking.set()
+        time.sleep(0.3)
+        answered.append(True)
+
+    with watchdog(1, look, []):
+        assert asking.wait(10)
+    assert answered == [True]
+    time.sleep(0.3)
+    assert answered == [True]
+
+
 @pytest.mark.parametrize("look", [lambda: 1 / 0, lambda: time.sleep(3)], ids=["raises", "hangs"])
 def test_a_ray_that_does_not_answer_does_not_move(look, monkeypatch):
     monkeypatch.setattr("pipeline.watchdog.ANSWER_S", 0.1)
@@ -203,14 +218,6 @@ def test_the_signal_is_ignored_from_then_on():
     with pytest.raises(Stalled), watchdog(0.1, lambda: 0, []):
         time.sleep(20)
     signal.raise_signal(signal.SIGUSR1)
-
-
-@pytest.mark.parametrize(
-    ("call", "answer"), [(lambda: 3, 3), (lambda: 1 / 0, None), (lambda: time.sleep(3), None)]
-)
-def test_within(call, answer):
-    started = time.monotonic()
-    assert within(0.2, call, None) == answer and time.monotonic() - started < 5
 
 
 def test_faces_pass_through_unchanged():
