@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipeline import erased, lease, ledger, output
 from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES
 from pipeline.interrupt import Interrupted, interruptible
-from pipeline.lease import LeaseHeld, LeaseLost
+from pipeline.lease import LeaseHeld
 from pipeline.manifest import read_manifest
 from pipeline.names import InputError, absolute, local_path, local_uri, printable
 from pipeline.objectstore import UriError, parse_input_uri, uri_scheme
@@ -135,11 +136,7 @@ def erase_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
 
     Raises LeaseLost before anything is committed that another run would not expect.
     """
-
-    def check_lease() -> None:
-        if not lease.still_held(storage, run_id):
-            raise LeaseLost(f"another run has taken over {storage.root}")
-
+    check_lease = partial(lease.check_held, storage, run_id)
     # In this order: killed between any two steps, the images are still there to be found, or are gone for good.
     remembered = erased.read_erased(storage).adding(uris)
     erased.write_erased(storage, remembered)

@@ -20,7 +20,7 @@ from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline import erased, ledger, output, sink
 from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.geometry import AlignmentTemplate
-from pipeline.lease import Lease
+from pipeline.lease import Lease, LeaseLost
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage
@@ -248,7 +248,7 @@ def test_the_lease_does_not_keep_the_names(tmp_path):
 
 def test_an_erasure_that_was_taken_over_commits_nothing(tmp_path):
     storage = write_output(tmp_path / "out")
-    with Lease.acquire(storage, "r9"), pytest.raises(erase.LeaseLost):
+    with Lease.acquire(storage, "r9"), pytest.raises(LeaseLost):
         erase.erase_uris(storage, "r8", pa.array(["/p/ann.jpg"]))
     assert uris(storage, "images") == sorted(ALL)
 
