@@ -9,19 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import ledger
 from pipeline.storage import Storage, open_storage
 from tests.faults.stub_job import Faults
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ("--detect-px", 160, "--second-pass-px", 0, "--batch-images", 4, "--detect-batch", 4)   # a part every 4 images
@@ -68,17 +73,24 @@ class Job:
         return self.process.wait(timeout_s)
 
     def pids(self) -> list[int]:
-        """The driver, Ray's services and all workers, as far as they run."""
-        return [process.pid for process in psutil.process_iter() if _group(process) == self.process.pid]
+        """The driver, Ray's services and all workers, as far as they run and the driver lives."""
+        try:
+            driver = psutil.Process(self.process.pid)
+            family = [driver, *driver.children(recursive=True)]
+            return [process.pid for process in family if process.status() != psutil.STATUS_ZOMBIE]
+        except psutil.NoSuchProcess:
+            return []
 
     def kill_driver(self) -> None:
         """kill -9 of the driver alone: Ray's processes are left to find out."""
         self.process.kill()
         self.process.wait()
 
-    def kill_group(self) -> None:
+    def kill_all(self) -> None:
         """kill -9 of the driver, Ray's services and all workers."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -129,18 +141,7 @@ class Starter:
     def close(self) -> None:
         """End what is left, with Ray's processes."""
         for job in self.jobs:
-            for pid in job.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            job.process.wait(30)
-
-
-def _group(process: psutil.Process) -> int | None:
-    """The process group; None for a process that is gone, or dead and not yet fetched by its parent."""
-    try:
-        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return None
+            job.kill_all()
 
 
 def wait_until(condition: Callable[[], bool], job: Job | None = None, seconds: float = 120) -> bool:
@@ -152,6 +153,31 @@ def wait_until(condition: Callable[[], bool], job: Job | None = None, seconds: f
         assert time.monotonic() < end, f"waited {seconds} s in vain{': ' + job.said() if job else ''}"
         time.sleep(0.01)
     return True
+
+
+@contextlib.contextmanager
+def cluster(**head: object) -> Iterator[Cluster]:
+    """A Ray cluster of one node, whose processes find the tests; begun again when Ray does not start in its time."""
+    from ray.cluster_utils import Cluster
+
+    found = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [found])])
+    try:
+        for tries_left in reversed(range(6)):
+            try:
+                nodes = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
+                break
+            except Exception as error:
+                if not tries_left or "timed out during startup" not in str(error):
+                    raise
+        try:
+            yield nodes
+        finally:
+            nodes.shutdown()
+    finally:
+        os.environ.update({"PYTHONPATH": found} if found else {})
+        if not found:
+            del os.environ["PYTHONPATH"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +195,11 @@ def read_tables(storage: Storage) -> Tables:
         table = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
         return table.sort_by([(key, "ascending") for key in keys])
 
-    return Tables(read("images", ["uri"]).drop_columns(["run_id"]), read("faces", ["uri", "face_index"]))
+    images = read("images", ["uri"]).drop_columns(["run_id"])
+    # The reason of a failed fetch names the server; that of a proxy has another port.
+    errors = pc.replace_substring_regex(images["error"], r"127\.0\.0\.1:\d+", "server")
+    images = images.set_column(images.column_names.index("error"), "error", errors)
+    return Tables(images, read("faces", ["uri", "face_index"]))
 
 
 def assert_exact(place: Place, expected: Tables, tolerance: float = 0.0) -> None:

@@ -23,9 +23,10 @@ import numpy as np
 
 from jobs import extract
 from jobs.extract_stages import StageConfig, build_align, build_decode
-from pipeline.batch import FaceBatch, ImageBatch
+from pipeline.batch import FaceBatch, ImageBatch, Status
 from pipeline.detect import Detect
 from pipeline.embed import Embed
+from pipeline.interrupt import leave
 from pipeline.keypoint import Keypoint
 from pipeline.lease import Lease
 from pipeline.pool import StageBuilders
@@ -106,7 +107,8 @@ class FaultyDetect:
             time.sleep(self._faults.image_s)
             while name == self._faults.block:
                 time.sleep(1)
-            if name == self._faults.kill and self._faults.count("killed") < self._faults.kill_times:
+            decoded = record.status is Status.OK
+            if decoded and name == self._faults.kill and self._faults.count("killed") < self._faults.kill_times:
                 self._faults.mark("killed")
                 os.kill(os.getpid(), signal.SIGKILL)
         return self._detect(batch)
@@ -189,4 +191,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     from tests.faults.stub_job import main as imported_main  # so that Ray's workers find what they need by module name
 
-    sys.exit(imported_main(sys.argv[1:]))
+    leave(imported_main(sys.argv[1:]))

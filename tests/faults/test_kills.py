@@ -73,7 +73,7 @@ def test_the_driver_is_killed_again_and_again(tried, new_output, starter, tmp_pa
             place, kept = new_output(tried, f"after {phase}"), set()
             job = starter.start(place, faults=faults)
         if chain % 2:
-            job.kill_group()
+            job.kill_all()
         else:
             job.kill_driver()
         now = committed(place.storage)

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 
+import psutil
 import pytest
 
 from pipeline import lease, ledger
@@ -42,23 +43,26 @@ def test_a_run_that_sleeps_through_a_takeover_commits_nothing_more(
     """Suspended while a writer is between the halves of a pair, woken when another run has finished."""
     place = new_output(tried)
     faults = Faults(image_s=0.05, between_s=1.5, stale_s=STALE_S, marks=str(tmp_path))
-    sleeper = starter.start(place, faults=faults)
-    assert wait_until(lambda: len(ledger.committed_parts(place.storage)) >= 2, sleeper)
+    sleeper = starter.start_and_reach(lambda job: len(ledger.committed_parts(place.storage)) >= 2, place, faults=faults)
     between = faults.count("between")
     assert wait_until(lambda: faults.count("between") > between, sleeper)
-    pids = [sleeper.process.pid] if asleep == "driver" else sleeper.pids()
-    for pid in pids:
+    pids = sleeper.pids()
+    stopped = pids[:1] if asleep == "driver" else pids
+    for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(STALE_S)
     parts_of_sleeper = set(ledger.committed_parts(place.storage))
     starter.run(place, faults=Faults(stale_s=STALE_S))
     assert_exact(place, tried.expected)
     before = files(place.storage)
-    for pid in pids:
+    for pid in stopped:
         os.kill(pid, signal.SIGCONT)
-    assert sleeper.wait() == 1, sleeper.said()
-    assert re.search("the run broke.*another run has taken over", sleeper.said()), sleeper.said()
-    assert wait_until(lambda: len(sleeper.pids()) == 0)
+    code = sleeper.wait()
+    # Ray's own parts take each other for dead after such a sleep; it may crash before the driver can say a word.
+    assert code == 1 or (code < 0 and asleep != "driver"), sleeper.said()
+    if code == 1:
+        assert re.search("the run broke.*another run has taken over", sleeper.said()), sleeper.said()
+    assert wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=60)
     assert files(place.storage) == before
     assert_exact(place, tried.expected)
     figures(f"suspended, taken over, woken ({tried.name}, {asleep})", parts_before=len(parts_of_sleeper),

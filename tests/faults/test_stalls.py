@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from tests.faults.harness import ROOT, assert_exact, committed, wait_until
+from tests.faults.harness import assert_exact, cluster, committed
 from tests.faults.proxy import Rule, failing
 from tests.faults.stub_job import Faults
 
@@ -16,8 +16,8 @@ END_S = 60       # on a busy machine
 
 def test_a_stage_that_never_comes_back(on_disk, new_output, starter, figures):
     place, started = new_output(on_disk), time.monotonic()
-    job = starter.start(place, "--stall-timeout", TIMEOUT_S, faults=Faults(block="30.png"))
-    assert wait_until(lambda: "nothing has moved for" in job.said(), job, seconds=200)
+    job = starter.start_and_reach(lambda job: "nothing has moved for" in job.said(), place, "--stall-timeout",
+                                  TIMEOUT_S, faults=Faults(block="30.png"))
     stalled = time.monotonic()
     assert job.wait() == 1, job.said()
     assert time.monotonic() - stalled < END_S
@@ -58,26 +58,20 @@ time.sleep(600)
 """
 
 
-def test_cpus_that_another_job_holds(on_disk, new_output, starter, monkeypatch, figures):
-    """Taken between the plan and the start of its actors: as of nodes that do not come."""
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        holder = subprocess.Popen([sys.executable, "-c", HOLD_CPUS, cluster.address], stdout=subprocess.PIPE, text=True)
+def test_cpus_that_another_job_holds(on_disk, new_output, starter, figures):
+    """Planned for, and taken before its actors start: as of nodes that do not come."""
+    place = new_output(on_disk)
+    with cluster(num_cpus=2) as nodes:
+        holder = subprocess.Popen([sys.executable, "-c", HOLD_CPUS, nodes.address], stdout=subprocess.PIPE, text=True)
         assert holder.stdout.readline() == "held\n"
-        place = new_output(on_disk)
         said = starter.run(
             place, "--shared-filesystem", "--num-cpus", 2, "--stall-timeout", TIMEOUT_S, expect=1,
-            RAY_ADDRESS=cluster.address,
+            RAY_ADDRESS=nodes.address,
         )
         assert "decode+detect+keypoint+align+embed: 1 × (1 CPU, 2 threads): 0 ready" in said
         assert "Ray: 0 of 2 CPUs" in said
         holder.kill()
         holder.wait()
-        starter.run(place, "--shared-filesystem", RAY_ADDRESS=cluster.address)
-    finally:
-        cluster.shutdown()
+        starter.run(place, "--shared-filesystem", RAY_ADDRESS=nodes.address)
     assert_exact(place, on_disk.expected)
     figures("CPUs that another job holds", explained=1, rows_lost=0)

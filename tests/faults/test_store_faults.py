@@ -63,10 +63,10 @@ def test_a_store_that_takes_no_more_breaks_the_run_and_the_same_command_goes_on(
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 900 kB, where the machine lets us make one."""
+    """A file system of 220 kB, where the machine lets us make one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here (that takes root)")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+import cv2
+import numpy as np
+import psutil
 
 from pipeline import ledger
-from tests.faults.harness import ROOT, Place, assert_exact, read_tables, wait_until
+from tests.faults.harness import Place, assert_exact, cluster, read_tables, wait_until
 from tests.faults.stub_job import Faults
 
 
@@ -23,18 +24,19 @@ def marked_pids(marks: Path, name: str) -> list[int]:
 def test_workers_are_killed_and_the_run_goes_on(tried, new_output, starter, tmp_path, figures):
     """An actor of the pool, and a writer between the two halves of a pair, twice each."""
     place = new_output(tried)
-    faults = Faults(image_s=0.05, between_s=0.3, marks=str(tmp_path))
-    job, killed = starter.start(place, faults=faults), 0
+    faults = Faults(image_s=0.3, between_s=0.3, marks=str(tmp_path))    # the pool is at work when the first part comes
+    job, killed = starter.start_and_reach(lambda job: faults.count("between") > 0, place, faults=faults), []
     for name in ("detect", "between", "detect", "between"):
-        parts, seen = len(ledger.committed_parts(place.storage)), len(marked_pids(tmp_path, "between"))
-        assert wait_until(lambda parts=parts: len(ledger.committed_parts(place.storage)) > parts, job)
-        if name == "between":
-            assert wait_until(lambda seen=seen: len(marked_pids(tmp_path, "between")) > seen, job)
-        os.kill(marked_pids(tmp_path, name)[-1], signal.SIGKILL)
-        killed += 1
+        seen = faults.count(name) if name == "between" else 0      # a writer is caught in the act
+        assert wait_until(
+            lambda name=name, seen=seen: faults.count(name) > seen and marked_pids(tmp_path, name)[-1] not in killed,
+            job,
+        ), job.said()
+        killed.append(marked_pids(tmp_path, name)[-1])
+        os.kill(killed[-1], signal.SIGKILL)
     assert job.wait() == 0, job.said()
     assert_exact(place, tried.expected)
-    figures(f"workers killed ({tried.name})", kills=killed, survived=killed, rows_lost=0)
+    figures(f"workers killed ({tried.name})", kills=len(killed), survived=len(killed), rows_lost=0)
 
 
 def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, starter, tmp_path, figures):
@@ -52,50 +54,33 @@ def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, starte
     figures("an image that kills its process", deaths=deaths, images_left_out=1, rows_lost=0)
 
 
-@pytest.fixture
-def two_nodes(monkeypatch) -> Iterator[object]:
-    """A cluster of a head with one CPU and a node with two, whose processes find the tests."""
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
-    yield cluster
-    cluster.shutdown()
-
-
-def test_a_node_is_lost_and_another_one_comes(two_nodes, on_disk, new_output, starter, tmp_path, figures):
+def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, starter, tmp_path, figures):
+    """Of a head with one CPU and a node with two; two actors of one CPU each, one of them at least on the node."""
     place = new_output(on_disk)
-    faults = Faults(image_s=0.15, marks=str(tmp_path))
-    job = starter.start(
-        place, "--shared-filesystem", "--pools", "decode+detect:2/keypoint+align+embed", faults=faults,
-        RAY_ADDRESS=two_nodes.address,
-    )
-    assert wait_until(lambda: len(ledger.committed_parts(place.storage)) >= 2, job)
-    before = len(marked_pids(tmp_path, "detect"))
-    two_nodes.remove_node(two_nodes.list_all_nodes()[-1], allow_graceful=False)
-    two_nodes.add_node(num_cpus=2)
-    code = job.wait()
-    started_anew = len(marked_pids(tmp_path, "detect")) - before
-    if code == 1:
-        assert "the same command goes on from there" in job.said() and "Traceback" not in job.said()
-        starter.run(place, "--shared-filesystem", RAY_ADDRESS=two_nodes.address)
-    else:
-        assert code == 0, job.said()
+    faults = Faults(image_s=0.2, marks=str(tmp_path))
+    with cluster(num_cpus=1) as nodes:
+        lost = nodes.add_node(num_cpus=2)
+        job = starter.start_and_reach(
+            lambda job: len(ledger.committed_parts(place.storage)) >= 2, place, "--shared-filesystem", "--pools",
+            "decode+detect+keypoint+align+embed:2", faults=faults, RAY_ADDRESS=nodes.address,
+        )
+        nodes.add_node(num_cpus=2)
+        nodes.remove_node(lost, allow_graceful=False)
+        dead = [pid for pid in set(marked_pids(tmp_path, "detect")) if not psutil.pid_exists(pid)]
+        code = job.wait()
+        if code == 1:
+            assert "the same command goes on from there" in job.said() and "Traceback" not in job.said()
+            starter.run(place, "--shared-filesystem", RAY_ADDRESS=nodes.address)
+        else:
+            assert code == 0, job.said()
     assert_exact(place, on_disk.expected)
-    assert started_anew
-    figures("a node of two killed, another added", exit_code=code, processes_started_anew=started_anew, rows_lost=0)
+    assert dead
+    figures("a node of two killed, another added", exit_code=code, processes_lost=len(dead), rows_lost=0)
 
 
-def test_an_object_store_that_is_full(starter, tmp_path, monkeypatch, figures):
+def test_an_object_store_that_is_full(starter, tmp_path, figures):
     """Photos of 270 MB decoded pass through an object store of 80 MB from pool to pool."""
-    from ray.cluster_utils import Cluster
-
     (tmp_path / "in").mkdir()
-    import cv2
-    import numpy as np
-
     for number in range(30):
         pixels = np.full((1500, 2000, 3), number * 8, np.uint8)
         pixels[::7, ::5] = np.random.default_rng(number).integers(0, 256, 3)
@@ -103,14 +88,9 @@ def test_an_object_store_that_is_full(starter, tmp_path, monkeypatch, figures):
     place = Place(str(tmp_path / "in"), str(tmp_path / "undisturbed"), 30, (
         "--detect-px", 160, "--second-pass-px", 0, "--decode-scale", "full", "--rows-per-file", 5))
     starter.run(place)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    cluster = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 << 20})
-    try:
-        full = place.at(str(tmp_path / "out"))
-        starter.run(full, "--pools", "decode/detect/keypoint+align+embed", RAY_ADDRESS=cluster.address,
+    full = place.at(str(tmp_path / "out"))
+    with cluster(num_cpus=2, object_store_memory=80 << 20) as nodes:
+        starter.run(full, "--pools", "decode/detect/keypoint+align+embed", RAY_ADDRESS=nodes.address,
                     faults=Faults(image_s=0.05))
-    finally:
-        cluster.shutdown()
     assert_exact(full, read_tables(place.storage))
     figures("object store full", decoded_mb=270, object_store_mb=80, rows_lost=0)
