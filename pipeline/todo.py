@@ -7,7 +7,6 @@ take half a minute and 1 GB (`jobs.bench plan`).
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 from pipeline.batch import RETRIED, Status
 from pipeline.erased import Erased
 from pipeline.schemas import LISTING
+from pipeline.scratch import ScratchFolder
 
 MEMORY_LIMIT = "700MB"
 ERROR_KINDS = 12              # that an outcome names; the rest is counted
@@ -52,6 +52,7 @@ _LEAVE_OUT_ERASED = f"""
     UPDATE plan SET state = {_ERASED}
     WHERE state <> {_DONE} AND sha256(concat($salt, uri)) IN (SELECT hash FROM erased)
 """
+
 
 @dataclass(frozen=True, slots=True)
 class Todo:
@@ -93,13 +94,13 @@ class Planner:
     """Takes the listing, then the ledger, tells what is to do, and in the end what became of it. A context manager."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="facelake-todo-")
-        self._spool = pa.OSFile(str(Path(self._folder.name, "listing.arrow")), "wb")
+        self._folder = ScratchFolder()
+        self._spool = pa.OSFile(self._spool_path, "wb")
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         self._writer = pa.ipc.new_stream(self._spool, LISTING, options=options)
         self._rows = 0
         self._database = duckdb.connect(
-            ":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": self._folder.name}
+            ":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(self._folder.path)}
         )
         self._database.execute("SET enable_progress_bar = false; SET preserve_insertion_order = false")
         self._database.execute(
@@ -115,7 +116,7 @@ class Planner:
     def __exit__(self, *_: object) -> None:
         self._database.close()
         self._close_spool()
-        self._folder.cleanup()
+        self._folder.close()
 
     def add_listing(self, rows: pa.Table) -> None:
         """Take more rows of `schemas.LISTING`; duplicates are fine."""
@@ -229,7 +230,7 @@ class Planner:
 
     @property
     def _spool_path(self) -> str:
-        return str(Path(self._folder.name, "listing.arrow"))
+        return str(self._folder.path / "listing.arrow")
 
     def _close_spool(self) -> None:
         if not self._spool.closed:
