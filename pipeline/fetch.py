@@ -247,13 +247,20 @@ def _mtime(status: os.stat_result) -> datetime | None:
 
 
 def _plain(error: Exception) -> str:
-    """One line of what went wrong, the same each time, without queries and credentials that URLs may carry."""
+    """One line of what went wrong, the same for all files with that trouble: no name, no time, no count of tries.
+
+    Nor a query or credentials, which URLs may carry.
+    """
     if isinstance(error, FileNotFoundError):
         return "not found"
     text, _, details = str(error).partition("\n\nDebug source")
-    text = re.sub(r"^Generic \w+ error: ", "", " ".join(text.split()))
-    text = re.sub(r" in \d[\d.]*(?:ns|µs|ms|s)\b", "", text)
+    text = " ".join(text.split())
+    if answered := re.search(r"status code: (\d{3} [^:]+)(?::.*?<Code>(\w+)</Code>)?", text):
+        reason = ": ".join(filter(None, (answered[1].strip(), answered[2])))
+        return f"{reason} (archived; restore it first)" if answered[2] == "InvalidObjectState" else reason
+    text = re.sub(r"^Generic \w+ error: ", "", text)
+    text = re.sub(r"^Error performing \w+ (?:\w+://(?:[^\s/@]*@)?([^\s/?]+))?.*? - (?:HTTP error: )?", r"\1: ", text)
     text = re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
-    cause = re.search(r'message: "([^"]+)"', details)
+    cause = re.search(r'message: "([^"]+)"', details) or re.search(r"\bkind: (Timeout|Interrupted)\b", details)
     text = f"{text}: {cause[1]}" if cause else text
     return text[:300] or type(error).__name__

@@ -235,6 +235,11 @@ def test_a_key_that_google_s_client_cannot_address():
 # HTTP servers that have a bad day
 
 
+ARCHIVED = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>InvalidObjectState</Code><Message>The operation is not valid for the object's storage class</Message>
+<RequestId>7A</RequestId></Error>"""
+
+
 class BadDay(http.server.BaseHTTPRequestHandler):
     """Serves BODY; what is asked for as /503, /429, /reset or /cut goes wrong twice first."""
 
@@ -242,12 +247,14 @@ class BadDay(http.server.BaseHTTPRequestHandler):
     asked: dict = {}                      # noqa: RUF012
 
     def do_GET(self):
-        name = self.path.strip("/").partition("?")[0]
+        name = self.path.strip("/").partition("?")[0].rpartition("/")[2]
         times = self.asked[self.path] = self.asked.get(self.path, 0) + 1
-        if name in ("404", "403") or (name in ("503", "429") and times <= 2):
-            self.send_response(int(name))
-            self.send_header("Content-Length", "0")
+        if name in ("404", "403", "archived") or (name in ("503", "429") and times <= 2):
+            body = ARCHIVED if name == "archived" else b""
+            self.send_response(403 if body else int(name))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
             return
         if name == "reset" and times <= 2:
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -285,6 +292,24 @@ def bad_day():
 def test_what_passes_is_tried_again(bad_day, name):
     answers = fetch(TodoRow(f"{bad_day}/{name}"))
     assert answers == [Fetched(BODY, "tag", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC))]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("404", "not found"), ("403", "403 Forbidden"),
+     ("archived", "403 Forbidden: InvalidObjectState (archived; restore it first)")],
+)
+def test_what_stays_has_the_same_reason_for_every_file(bad_day, name, reason):
+    answers = fetch(*(TodoRow(f"{bad_day}/{folder}/{name}") for folder in "ab"))
+    assert answers == [FetchFailure(reason)] * 2
+
+
+def test_connections_that_break_have_the_same_reason_for_every_file():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    answers = fetch(*(TodoRow(f"http://127.0.0.1:{port}/{name}.jpg") for name in "ab"))
+    assert answers == [FetchFailure(f"127.0.0.1:{port}: error sending request: Connection refused")] * 2
 
 
 @pytest.mark.parametrize(("name", "reason"), [("404", "not found"), ("403", "403 Forbidden")])

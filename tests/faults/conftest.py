@@ -14,7 +14,7 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError
 
-from tests.faults.harness import SMALL, Place, Starter, Tables, photo, read_tables, wait_until
+from tests.faults.harness import SMALL, Place, Starter, Tables, cluster, photo, read_tables, wait_until
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,20 @@ def answers(endpoint: str) -> bool:
     except (BotoCoreError, OSError):
         return False
     return True
+
+
+@pytest.fixture(scope="module")
+def ray_address(s3_endpoint) -> Iterator[str]:
+    """A Ray that stays, of two CPUs. Gone with its module: beside it no other Ray starts nodes on demand."""
+    with cluster(num_cpus=2) as nodes:
+        yield nodes.address
+
+
+@pytest.fixture
+def joining(ray_address, starter) -> Starter:
+    """Starts jobs that join the Ray that stays."""
+    starter.environment["RAY_ADDRESS"] = ray_address
+    return starter
 
 
 @pytest.fixture

@@ -60,7 +60,9 @@ class Moments:
 
 
 @pytest.mark.parametrize("chain", range(4))
-def test_the_driver_is_killed_again_and_again(tried, new_output, starter, tmp_path, figures, chain):
+def test_the_driver_is_killed_again_and_again(tried, new_output, request, tmp_path, figures, chain):
+    """The driver alone, of a Ray that stays, or all processes of a Ray of its own."""
+    starter = request.getfixturevalue("starter" if chain % 2 else "joining")
     place, seed = new_output(tried), random.randrange(10**6)
     moments = Moments(seed, chain)
     faults = Faults(**SLOW, marks=str(tmp_path))

@@ -7,19 +7,18 @@ import re
 import signal
 import time
 
-import psutil
 import pytest
 
 from pipeline import lease, ledger
-from tests.faults.harness import assert_exact, wait_until
+from tests.faults.harness import assert_exact, lives, wait_until
 from tests.faults.stub_job import Faults
 
 STALE_S = 6.0      # instead of 60, for both runs
 
 
-def test_of_two_runs_in_the_same_second_exactly_one_proceeds(tried, new_output, starter, figures):
+def test_of_two_runs_in_the_same_second_exactly_one_proceeds(tried, new_output, joining, figures):
     place = new_output(tried)
-    jobs = [starter.start(place, faults=Faults(image_s=0.1)) for _ in range(2)]
+    jobs = [joining.start(place, faults=Faults(image_s=0.1)) for _ in range(2)]
     codes = [job.wait() for job in jobs]
     assert sorted(codes) == [0, 2], "\n".join(job.said() for job in jobs)
     first, second = (jobs[codes.index(code)] for code in (0, 2))
@@ -38,9 +37,13 @@ def files(storage) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("asleep", ["driver", "all processes"])
 def test_a_run_that_sleeps_through_a_takeover_commits_nothing_more(
-    tried, new_output, starter, tmp_path, figures, asleep
+    tried, new_output, request, tmp_path, figures, asleep
 ):
-    """Suspended while a writer is between the halves of a pair, woken when another run has finished."""
+    """Suspended while a writer is between the halves of a pair, woken when another run has finished.
+
+    The driver alone joins a Ray that stays, which does not sleep.
+    """
+    starter = request.getfixturevalue("joining" if asleep == "driver" else "starter")
     place = new_output(tried)
     faults = Faults(image_s=0.05, between_s=1.5, stale_s=STALE_S, marks=str(tmp_path))
     sleeper = starter.start_and_reach(lambda job: len(ledger.committed_parts(place.storage)) >= 2, place, faults=faults)
@@ -62,7 +65,7 @@ def test_a_run_that_sleeps_through_a_takeover_commits_nothing_more(
     assert code == 1 or (code < 0 and asleep != "driver"), sleeper.said()
     if code == 1:
         assert re.search("the run broke.*another run has taken over", sleeper.said()), sleeper.said()
-    assert wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=60)
+    assert wait_until(lambda: not any(map(lives, pids)), seconds=60)
     assert files(place.storage) == before
     assert_exact(place, tried.expected)
     figures(f"suspended, taken over, woken ({tried.name}, {asleep})", parts_before=len(parts_of_sleeper),

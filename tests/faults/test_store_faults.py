@@ -72,33 +72,33 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_breaks_the_run_and_the_same_command_goes_on(on_disk, small_disk, starter, figures):
+def test_a_full_disk_breaks_the_run_and_the_same_command_goes_on(on_disk, small_disk, joining, figures):
     place = on_disk.place.at(str(small_disk / "out"))
-    said = starter.run(place, expect=1)
+    said = joining.run(place, expect=1)
     assert re.search(r"the run broke.*No space left on device.*/out/", said)
     assert "the same command goes on from there" in said
     kept = committed(place.storage)
     assert 0 < len(kept) < place.images - 2
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
-    starter.run(place)
+    joining.run(place)
     assert_exact(place, on_disk.expected)
     figures("disk full", runs_broken=1, done_before=len(kept), rows_lost=0)
 
 
-def test_an_output_that_cannot_hold_a_part_breaks_the_run_in_a_line(on_disk, new_output, starter, tmp_path):
+def test_an_output_that_cannot_hold_a_part_breaks_the_run_in_a_line(on_disk, new_output, joining, tmp_path):
     """A faces/ that is a file."""
     place = new_output(on_disk)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "faces").write_text("")
-    said = starter.run(place, expect=1)
+    said = joining.run(place, expect=1)
     broke = next(line for line in said.splitlines() if line.startswith("facelake: the run broke."))
     assert str(tmp_path / "out" / "faces") in broke and "UDF" not in said
 
 
-def test_memory_that_is_short_costs_nothing_but_time(on_disk, new_output, starter, figures):
+def test_memory_that_is_short_costs_nothing_but_time(on_disk, new_output, joining, figures):
     """The detector's GPU has room for three images where batches are of eight, and one of its calls has no memory."""
     place = new_output(on_disk)
-    starter.run(place, "--detect-batch", 8, "--batch-images", 8, faults=Faults(cuda_memory=3, memory=2))
+    joining.run(place, "--detect-batch", 8, "--batch-images", 8, faults=Faults(cuda_memory=3, memory=2))
     assert_exact(place, on_disk.expected)
     figures("CUDA out of memory (simulated), and no memory in one call", batch="8 halved to 2", rows_lost=0)
 

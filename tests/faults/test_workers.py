@@ -8,10 +8,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import psutil
 
 from pipeline import ledger
-from tests.faults.harness import Place, assert_exact, cluster, read_tables, wait_until
+from tests.faults.harness import Place, assert_exact, cluster, lives, read_tables, wait_until
 from tests.faults.stub_job import Faults
 
 
@@ -21,11 +20,11 @@ def marked_pids(marks: Path, name: str) -> list[int]:
     return [int(path.name.split("-")[1]) for path in marked]
 
 
-def test_workers_are_killed_and_the_run_goes_on(tried, new_output, starter, tmp_path, figures):
+def test_workers_are_killed_and_the_run_goes_on(tried, new_output, joining, tmp_path, figures):
     """An actor of the pool, and a writer between the two halves of a pair, twice each."""
     place = new_output(tried)
     faults = Faults(image_s=0.3, between_s=0.3, marks=str(tmp_path))    # the pool is at work when the first part comes
-    job, killed = starter.start_and_reach(lambda job: faults.count("between") > 0, place, faults=faults), []
+    job, killed = joining.start_and_reach(lambda job: faults.count("between") > 0, place, faults=faults), []
     for name in ("detect", "between", "detect", "between"):
         seen = faults.count(name) if name == "between" else 0      # a writer is caught in the act
         assert wait_until(
@@ -39,17 +38,17 @@ def test_workers_are_killed_and_the_run_goes_on(tried, new_output, starter, tmp_
     figures(f"workers killed ({tried.name})", kills=len(killed), survived=len(killed), rows_lost=0)
 
 
-def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, starter, tmp_path, figures):
+def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, joining, tmp_path, figures):
     """All others are done; the next run tries it again, and then it is as in a run that nothing disturbed."""
     place = new_output(on_disk)
     faults = Faults(kill="13.png", kill_times=100, marks=str(tmp_path))
-    starter.run(place, faults=faults)
+    joining.run(place, faults=faults)
     rows = {row["uri"]: row for row in ledger.read_ledger(place.storage, ("uri", "status", "error")).to_pylist()}
     assert len(rows) == place.images
     assert [Path(uri).name for uri, row in rows.items() if row["status"] == "failed"] == ["13.png"]
     assert "died 2 times at this image" in rows[f"{place.input}/13.png"]["error"]
     deaths = faults.count("killed")
-    starter.run(place)
+    joining.run(place)
     assert_exact(place, on_disk.expected)
     figures("an image that kills its process", deaths=deaths, images_left_out=1, rows_lost=0)
 
@@ -66,7 +65,9 @@ def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, starter, tmp_
         )
         nodes.add_node(num_cpus=2)
         nodes.remove_node(lost, allow_graceful=False)
-        dead = [pid for pid in set(marked_pids(tmp_path, "detect")) if not psutil.pid_exists(pid)]
+        actors = set(marked_pids(tmp_path, "detect"))
+        assert wait_until(lambda: not all(map(lives, actors)), job)
+        dead = [pid for pid in actors if not lives(pid)]
         code = job.wait()
         if code == 1:
             assert "the same command goes on from there" in job.said() and "Traceback" not in job.said()
@@ -74,7 +75,6 @@ def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, starter, tmp_
         else:
             assert code == 0, job.said()
     assert_exact(place, on_disk.expected)
-    assert dead
     figures("a node of two killed, another added", exit_code=code, processes_lost=len(dead), rows_lost=0)
 
 
