@@ -27,7 +27,7 @@ from models.store import WeightCard, WeightsError, read_card
 from pipeline import erased, lease, ledger, output
 from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES
-from pipeline.interrupt import Interrupted, interruptible
+from pipeline.interrupt import Interrupted, interruptible, leave
 from pipeline.lease import LeaseHeld
 from pipeline.manifest import read_manifest
 from pipeline.names import InputError, absolute, local_path, local_uri, printable
@@ -64,18 +64,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parse_arguments(argv)
     again = "The same command finishes it."
-    try:
-        with interruptible():
+    with interruptible():
+        try:
             erase(arguments)
-    except (ArgumentError, InputError, OutputError, WeightsError, LeaseHeld, UriError) as error:
-        say(f"erase: {error}")
-        return REFUSED
-    except Interrupted as interrupt:
-        say(f"\nerase: interrupted. {again}")
-        return interrupt.exit_code
-    except Exception as error:
-        say(f"\nerase: it broke. {cause(error)}\n{again}")
-        return BROKEN
+        except (ArgumentError, InputError, OutputError, WeightsError, LeaseHeld, UriError) as error:
+            say(f"erase: {error}")
+            return REFUSED
+        except Interrupted as interrupt:
+            say(f"\nerase: interrupted. {again}")
+            return interrupt.exit_code
+        except Exception as error:
+            say(f"\nerase: it broke. {cause(error)}\n{again}")
+            return BROKEN
     return DONE
 
 
@@ -340,4 +340,4 @@ def now() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

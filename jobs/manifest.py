@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -19,9 +20,9 @@ from jobs.extract import BROKEN, DONE, REFUSED, cause, say
 from jobs.extract_options import ArgumentError, positive
 from pipeline import manifest_folder
 from pipeline.bucket_listing import bucket_stretches, list_objects, skip_rule
-from pipeline.interrupt import Interrupted, interruptible
+from pipeline.interrupt import Interrupted, interruptible, leave
 from pipeline.inventory import inventory_stretches, is_inventory, read_inventory
-from pipeline.lease import Lease, LeaseHeld, LeaseLost, still_held
+from pipeline.lease import Lease, LeaseHeld, check_held
 from pipeline.manifest_folder import ManifestError, ManifestState, PartWriter, Span, Stretch
 from pipeline.names import InputError, absolute, printable
 from pipeline.objectstore import BUCKET_SCHEMES, UriError, parse_input_uri, split_uri, uri_scheme
@@ -68,21 +69,21 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     command = f"python -m jobs.manifest {shlex.join(word for word in argv if word != '--overwrite')}"
     again = f"What is listed stays; this goes on from there: {command}"
-    try:
-        with interruptible():
+    with interruptible():
+        try:
             write_manifest(arguments, command)
-    except (ArgumentError, InputError, ManifestError, LeaseHeld, UriError) as error:
-        say(f"manifest: {error}")
-        return REFUSED
-    except Interrupted as interrupt:
-        say(f"\nmanifest: interrupted. {again}")
-        return interrupt.exit_code
-    except ListingBroke as error:
-        say(f"\nmanifest: it broke: {error}\n{again}")
-        return BROKEN
-    except Exception as error:
-        say(f"\nmanifest: it broke. {cause(error)}\n{again}")
-        return BROKEN
+        except (ArgumentError, InputError, ManifestError, LeaseHeld, UriError) as error:
+            say(f"manifest: {error}")
+            return REFUSED
+        except Interrupted as interrupt:
+            say(f"\nmanifest: interrupted. {again}")
+            return interrupt.exit_code
+        except ListingBroke as error:
+            say(f"\nmanifest: it broke: {error}\n{again}")
+            return BROKEN
+        except Exception as error:
+            say(f"\nmanifest: it broke. {cause(error)}\n{again}")
+            return BROKEN
     return DONE
 
 
@@ -116,12 +117,8 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
     wanted = ManifestState(source.name, source.revision, arguments.all_files, command)
 
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    with take_lease(storage, run_id, command) as lease:
-
-        def check_lease() -> None:
-            if lease.lost or not still_held(storage, run_id):
-                raise LeaseLost(f"another run has taken over {storage.root}")
-
+    check_lease = partial(check_held, storage, run_id)
+    with take_lease(storage, run_id, command):
         storage.clean_temporary()
         state = manifest_folder.claim(storage, wanted, overwrite=arguments.overwrite)
         if state.finished:
@@ -278,4 +275,4 @@ class ListingProgress:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
