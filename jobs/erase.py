@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.extract import BROKEN, DONE, REFUSED, cause, say
+from jobs.command import run_command, say
 from jobs.extract_options import ArgumentError, share
 from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import WeightCard, WeightsError, read_card
 from pipeline import erased, lease, ledger, output
 from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES
-from pipeline.interrupt import Interrupted, interruptible, leave
+from pipeline.interrupt import leave
 from pipeline.lease import LeaseHeld
 from pipeline.manifest import read_manifest
 from pipeline.names import InputError, absolute, local_path, local_uri, printable
@@ -63,20 +63,10 @@ _READ_THREADS = 4     # a part has up to 110 MB
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parse_arguments(argv)
-    again = "The same command finishes it."
-    with interruptible():
-        try:
-            erase(arguments)
-        except (ArgumentError, InputError, OutputError, WeightsError, LeaseHeld, UriError) as error:
-            say(f"erase: {error}")
-            return REFUSED
-        except Interrupted as interrupt:
-            say(f"\nerase: interrupted. {again}")
-            return interrupt.exit_code
-        except Exception as error:
-            say(f"\nerase: it broke. {cause(error)}\n{again}")
-            return BROKEN
-    return DONE
+    return run_command(
+        "erase", partial(erase, arguments), again="The same command finishes it.",
+        refused=(ArgumentError, InputError, OutputError, WeightsError, LeaseHeld, UriError),
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -14,12 +14,13 @@ from functools import partial
 
 import pyarrow as pa
 
+from jobs.command import DONE, TOO_MANY_ERRORS, run_command, say
 from jobs.extract_options import ArgumentError, input_uris, parquet_columns, parse_arguments, row_settings
 from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
 from pipeline.erased import read_erased
-from pipeline.interrupt import Interrupted, catch_signals, interruptible, leave
+from pipeline.interrupt import catch_signals, leave
 from pipeline.lease import Lease, LeaseHeld, LeaseLost, check_held
 from pipeline.names import printable
 from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
@@ -33,9 +34,8 @@ from pipeline.source import InputError, Rules, list_inputs
 from pipeline.spool import ReadTodo, write_todo
 from pipeline.storage import open_storage
 from pipeline.todo import Planner
-from pipeline.watchdog import Stalled, Watchdog
+from pipeline.watchdog import Watchdog
 
-DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
 AGAIN = "What was committed stays, and the same command goes on from there:"
 ROLES = ("detector", "keypointer", "embedder")
 
@@ -45,22 +45,10 @@ def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], St
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
     command = f"python -m jobs.extract {shlex.join(argv)}"
-    again = f"{AGAIN} {command}"
-    with interruptible():
-        try:
-            return extract(arguments, command, build_stages)
-        except (ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError) as error:
-            say(f"facelake: {error}")
-            return REFUSED
-        except Interrupted as interrupt:
-            say(f"\nfacelake: interrupted. {again}")
-            return interrupt.exit_code
-        except Stalled as stalled:
-            say(f"\nfacelake: the run broke: {stalled}. {again}")
-            return BROKEN
-        except Exception as error:
-            say(f"\nfacelake: the run broke. {cause(error)}\n{again}")
-            return BROKEN
+    return run_command(
+        "facelake", partial(extract, arguments, command, build_stages), again=f"{AGAIN} {command}",
+        refused=(ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError),
+    )
 
 
 def extract(
@@ -217,19 +205,6 @@ def read_cards(arguments: argparse.Namespace) -> dict[str, WeightCard]:
 def default_rows_per_file(images: int) -> int:
     """A hundredth of the to-do, between 16 and 2,000 images."""
     return min(2000, max(16, images // 100))
-
-
-def say(line: str) -> None:
-    """A line for the user, at once; what stands in names moves no cursor."""
-    print("\n".join(map(printable, line.split("\n"))), file=sys.stderr, flush=True)
-
-
-def cause(error: BaseException) -> str:
-    """What went wrong, in a line, below the wrappers that Ray puts around it."""
-    while isinstance(inner := getattr(error, "cause", None), BaseException):
-        error = inner
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from jobs.extract import BROKEN, DONE, REFUSED, cause, say
+from jobs.command import Broke, run_command, say
 from jobs.extract_options import ArgumentError, positive
 from pipeline import manifest_folder
 from pipeline.bucket_listing import bucket_stretches, list_objects, skip_rule
-from pipeline.interrupt import Interrupted, interruptible, leave
+from pipeline.interrupt import Interrupted, leave
 from pipeline.inventory import inventory_stretches, is_inventory, read_inventory
 from pipeline.lease import Lease, LeaseHeld, check_held
 from pipeline.manifest_folder import ManifestError, ManifestState, PartWriter, Span, Stretch
@@ -49,10 +49,6 @@ Exit codes: 0 done, also when it was done before; 1 it broke and can be gone on 
 """
 
 
-class ListingBroke(Exception):   # noqa: N818
-    """The listing ended early; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """What is listed."""
@@ -68,23 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
     command = f"python -m jobs.manifest {shlex.join(word for word in argv if word != '--overwrite')}"
-    again = f"What is listed stays; this goes on from there: {command}"
-    with interruptible():
-        try:
-            write_manifest(arguments, command)
-        except (ArgumentError, InputError, ManifestError, LeaseHeld, UriError) as error:
-            say(f"manifest: {error}")
-            return REFUSED
-        except Interrupted as interrupt:
-            say(f"\nmanifest: interrupted. {again}")
-            return interrupt.exit_code
-        except ListingBroke as error:
-            say(f"\nmanifest: it broke: {error}\n{again}")
-            return BROKEN
-        except Exception as error:
-            say(f"\nmanifest: it broke. {cause(error)}\n{again}")
-            return BROKEN
-    return DONE
+    return run_command(
+        "manifest", partial(write_manifest, arguments, command),
+        refused=(ArgumentError, InputError, ManifestError, LeaseHeld, UriError),
+        again=f"What is listed stays; this goes on from there: {command}",
+    )
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -138,7 +122,7 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
                 raise
             held = manifest_folder.read_progress(storage, state.id)      # what is there, not what was meant to be
         if held.gaps:
-            raise ListingBroke(f"{len(held.gaps):,} stretches of names are not in the parts")
+            raise Broke(f"{len(held.gaps):,} stretches of names are not in the parts")
         check_lease()
         manifest_folder.write_state(storage, manifest_folder.finish(state, held))
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(held.skipped.items()))
@@ -237,7 +221,7 @@ def list_gaps(source: Source, gaps: list[Span], writer: PartWriter) -> None:
         if not progress.seen:
             raise
         writer.flush()
-        raise ListingBroke(str(error)) from error
+        raise Broke(str(error)) from error
     except Interrupted:
         writer.flush()
         raise

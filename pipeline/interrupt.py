@@ -17,6 +17,10 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
+class Stalled(BaseException):
+    """Nothing has moved for too long. Not an Exception: Ray, in whose code it is raised, would keep one."""
+
+
 def catch_signals() -> None:
     """Make SIGINT and SIGTERM raise Interrupted, once; a second one while ending is ignored.
 

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from pipeline.batch import FaceBatch, ImageBatch, TodoRow
 from pipeline.decode import Decode
+from pipeline.interrupt import Stalled
 from pipeline.names import printable
 from pipeline.pool import StageBuilders
 
@@ -34,10 +35,6 @@ NAMED_URIS = 3
 NAMED_PROCESSES = 5     # of a pool
 
 WAITING = "waiting"
-
-
-class Stalled(BaseException):
-    """Nothing has moved for too long. Not an Exception: Ray, in whose code it is raised, would keep one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,8 @@ def test_it_goes_on_where_it_broke(bucket, out, monkeypatch, capsys, small, brok
         patch.setattr(LocalStorage, "write", Broken(LocalStorage.write, at=broken_write))
         assert run(*command) == 1
     said = capsys.readouterr().err
-    assert "it broke. OSError: [Errno 28] No space left" in said and f"python -m jobs.manifest {bucket.uri}" in said
+    assert "the run broke. OSError: [Errno 28] No space left" in said
+    assert f"python -m jobs.manifest {bucket.uri}" in said
     committed = uris(out)
     assert len(parts(out)) == broken_write - 1 and len(committed) >= 10 * (broken_write - 1)
     small.clear()
@@ -256,7 +257,7 @@ def test_what_was_listed_before_the_connection_broke_stays(bucket, out, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(bucket_listing, "list_pages", breaks)
         assert run(bucket.uri, out, "--threads", 1) == 1
-    assert "it broke: cannot list it: check the endpoint" in capsys.readouterr().err
+    assert "the run broke: cannot list it: check the endpoint" in capsys.readouterr().err
     assert len(uris(out)) == 25
     assert run(bucket.uri, out) == 0 and len(uris(out)) == 60
 

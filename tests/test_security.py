@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import erase, evaluate, extract, train_detector
+from jobs import erase, evaluate, train_detector
+from jobs.command import say
 from jobs.extract_stages import local_weights
 from jobs.train_embedder import load_teacher
 from models.store import WeightsError, fetch_weights, own_folder, read_card
@@ -259,7 +260,7 @@ def test_what_is_written_is_as_private_as_the_umask_says(tmp_path, umask, bits, 
 
 
 def test_lines_for_the_user_move_no_cursor(capsys):
-    extract.say(f"a\n{CLEAR}b\rc\u202ed")
+    say(f"a\n{CLEAR}b\rc\u202ed")
     assert capsys.readouterr().err == "a\n\\x1b[2Jb\\rc\\u202ed\n"
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.batch import NO_PIXELS, FaceBatch, FetchFailure, ImageBatch, ImageRecord, TodoRow
 from pipeline.decode import Decode
-from pipeline.watchdog import Report, Reporter, Stalled, Watchdog, explain_pool, report_stages
+from pipeline.interrupt import Stalled
+from pipeline.watchdog import Report, Reporter, Watchdog, explain_pool, report_stages
 
 AT_WORK = Report("decode+detect", "a", 7, "detect", 3, ("/p/1.jpg", "/p/2.jpg"), 5)
 
