@@ -325,7 +325,7 @@ class _Ranges:
 
 
 def between(low: str, high: str | None, shared: int = 0) -> str | None:
-    """A string between the two, about half way by the first character that differs; None if there is none.
+    """A string between the two, about half way by the first character that differs; None if there is no fit one.
 
     high: None for no bound. shared: as many characters at the beginning are known to be the same.
     """
@@ -339,9 +339,12 @@ def between(low: str, high: str | None, shared: int = 0) -> str | None:
         if below < 0x7F and above > 0x80:
             above = 0x80                                                    # names in ASCII are likelier than not
         middle = (max(below, 0x1F if above > 0x20 else -1) + above) // 2    # and control characters are rare
-        if 0xD800 <= middle <= 0xDFFF:                                      # surrogates are no characters
-            middle = 0xD7FF if below < 0xD7FF else 0xE000
-        if below < middle < above:
+        # Surrogates are no characters; XML, in which servers repeat what is asked for, has neither U+FFFE, U+FFFF nor
+        # control characters.
+        for first, last in ((0xD800, 0xDFFF), (0xFFFE, 0xFFFF)):
+            if first <= middle <= last:
+                middle = first - 1 if below < first - 1 else last + 1
+        if below < middle < above and middle >= 0x20:
             return low[:i] + chr(middle)
         if high is not None and len(high) > i + 1:
             return high[: i + 1]

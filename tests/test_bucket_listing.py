@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import bucket_listing
@@ -94,7 +94,10 @@ def list_all(server, prefix="", spans=(WHOLE,), threads=4):
         ("photos/2024/x", "photos/2026/y", "photos/2025"),
         ("a", "a\0", None),                        # nothing is between
         ("a", "a\0\0", "a\0"),
-        ("a", "a\x02", "a\0"),
+        ("a", "a\x02", None),                      # nor anything that XML can hold
+        ("a\x01", "a\x03", "a\x01O"),
+        ("\ufffd", "\U00010002", "\U00010000"),
+        ("\ufffc", "\U00010000", "\ufffd"),
         ("~", None, "\x7f"),
         ("\x7f", None, "\U0008803f"),
         ("a\U0010ffff", "b", "a\U0010ffffO"),
@@ -107,14 +110,20 @@ def test_between(low, high, middle):
     assert between(low, high) == middle
 
 
+UNFIT = {*map(chr, range(0x20)), "\ufffe", "\uffff"}      # for XML
+
+
 @given(st.text(max_size=6), st.text(max_size=6) | st.none())
+@example("\ufffd", "\U00010000")
+@example("", "\U0001ffff")
 def test_what_is_between_is_and_can_be_sent(low, high):
     middle = between(low, high)
     if middle is None:
-        assert high is not None and (low >= high or high == low + "\0")
+        assert high is not None and (low >= high or (high[:-1] == low and high[-1] <= " "))
     else:
         assert low < middle and (high is None or middle < high)
         middle.encode()
+        assert not set(middle) & UNFIT - set(low) - set(high or "")
 
 
 # --- in parallel
