@@ -74,6 +74,26 @@ def of_last_driver(figures: list[Figure]) -> list[Figure]:
     return [each for each in figures if each.labels["WorkerId"] == max(drivers)]
 
 
+def test_nodes_come_when_the_job_asks(undisturbed, tmp_path, figures):
+    """The head has no CPU, as in cluster.yaml and rayjob.yaml: decoders bring a CPU node, the networks a GPU node.
+
+    The first test here: beside another head on the same machine Ray's provider starts no nodes.
+    """
+    place, expected = undisturbed
+    place, port, file = place.at(str(tmp_path / "out")), free_port(), tmp_path / "autoscaling.json"
+    variables = on_demand(port, file)
+    with start_head("--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
+        wait_until(lambda: nodes_of(head) == [{}])
+        said = run(submitted(
+            head, "scaled", place, "--device", "cuda", "--gpus", 1, "--num-cpus", 3, "--shared-filesystem",
+            "--pools", "decode:1/detect+keypoint+align+embed",
+        ))
+        assert "Planned for 3 CPUs and 1 GPUs." in said
+        assert {"CPU": 1.0, "GPU": 1.0} in nodes_of(head)
+        figures("nodes on demand", images=IMAGES, nodes_started=len(nodes_of(head)) - 1, rows_lost=0)
+    assert_exact(place, expected)
+
+
 def test_submitted_followed_stopped_resubmitted_resumed(head, undisturbed, tmp_path, figures):
     """The logs are followed to the end; the metrics are those of run.json."""
     place, expected = undisturbed
@@ -153,23 +173,6 @@ def on_demand(port: int, file: Path) -> dict[str, str]:
     }))
     return {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1",
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head_id, "RAY_CLOUD_INSTANCE_ID": head_id}
-
-
-def test_nodes_come_when_the_job_asks(undisturbed, tmp_path, figures):
-    """The head has no CPU, as in cluster.yaml and rayjob.yaml: decoders bring a CPU node, the networks a GPU node."""
-    place, expected = undisturbed
-    place, port, file = place.at(str(tmp_path / "out")), free_port(), tmp_path / "autoscaling.json"
-    variables = on_demand(port, file)
-    with start_head("--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
-        wait_until(lambda: nodes_of(head) == [{}])
-        said = run(submitted(
-            head, "scaled", place, "--device", "cuda", "--gpus", 1, "--num-cpus", 3, "--shared-filesystem",
-            "--pools", "decode:1/detect+keypoint+align+embed",
-        ))
-        assert "Planned for 3 CPUs and 1 GPUs." in said
-        assert {"CPU": 1.0, "GPU": 1.0} in nodes_of(head)
-        figures("nodes on demand", images=IMAGES, nodes_started=len(nodes_of(head)) - 1, rows_lost=0)
-    assert_exact(place, expected)
 
 
 def nodes_of(head: Head) -> list[dict[str, float]]:
