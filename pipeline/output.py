@@ -69,7 +69,7 @@ def clear(storage: Storage) -> None:
     """
     unfinish(storage)
     storage.delete(OUTPUT_JSON)
-    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE, spool.TODO):
+    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE, spool.FOLDER):
         storage.delete_tree(folder)
 
 
@@ -123,6 +123,6 @@ def append_audit(storage: Storage, entry: Mapping[str, Any]) -> None:
 def recover(storage: Storage) -> None:
     """Finish or undo what a killed run was at. Called under the lease, before anything is read."""
     storage.clean_temporary()
-    storage.delete_tree(spool.TODO)
+    storage.delete_tree(spool.FOLDER)
     ledger.finish_rewrite(storage)
     ledger.remove_halves(storage)

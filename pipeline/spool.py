@@ -12,7 +12,7 @@ from pipeline.batch import TodoRow
 from pipeline.schemas import LISTING
 from pipeline.storage import Storage
 
-TODO = "_todo"
+FOLDER = "_todo"
 FILE_ROWS = 100_000     # about 10 MB
 
 BLOCK = pa.schema([("path", pa.string()), ("row_group", pa.int32()), ("images", pa.int32())])
@@ -25,7 +25,7 @@ def write_todo(storage: Storage, run_id: str, blocks: Iterable[pa.Table]) -> pa.
     waiting: list[pa.Table] = []
 
     def flush() -> None:
-        path = f"{TODO}/{run_id}-{len(written):06}.parquet"
+        path = f"{FOLDER}/{run_id}-{len(written):06}.parquet"
         out = pa.BufferOutputStream()
         with pq.ParquetWriter(out, LISTING, compression="zstd") as writer:
             for row_group, block in enumerate(waiting):
