@@ -8,13 +8,12 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
 
 _UNLOCKED, _PREFIX = "facelake-new-", "facelake-scratch-"
 
 
 class ScratchFolder:
-    """A folder below `tempfile.gettempdir()` that this user alone can read. A context manager.
+    """A folder below `tempfile.gettempdir()` that this user alone can read, until it is closed.
 
     It is locked (flock) as long as its process lives, which the kernel sees to, and gets its final name only then: a
     folder of that name without a lock is abandoned. File systems without locks keep what is left behind.
@@ -27,12 +26,6 @@ class ScratchFolder:
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path = made.rename(made.with_name(made.name.replace(_UNLOCKED, _PREFIX)))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Remove the folder and what is in it."""

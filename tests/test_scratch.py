@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 
 import pytest
 
@@ -28,7 +29,7 @@ def temporary(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_private_and_goes_with_what_is_in_it(temporary):
-    with ScratchFolder() as folder:
+    with closing(ScratchFolder()) as folder:
         (folder.path / "names").write_text("ann.jpg")
         assert folder.path.parent == temporary and folder.path.stat().st_mode & 0o777 == 0o700
     assert list(temporary.iterdir()) == []
@@ -39,12 +40,12 @@ def test_what_a_killed_process_left_is_removed_and_what_another_one_uses_is_not(
         [sys.executable, "-c", HOLD], env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.PIPE, text=True
     )
     held = holder.stdout.readline().strip()
-    with ScratchFolder() as mine, ScratchFolder() as another:
+    with closing(ScratchFolder()) as mine, closing(ScratchFolder()) as another:
         assert {str(path) for path in temporary.iterdir()} == {held, str(mine.path), str(another.path)}
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert [str(path) for path in temporary.iterdir()] == [held]
-    with ScratchFolder() as mine:
+    with closing(ScratchFolder()) as mine:
         assert list(temporary.iterdir()) == [mine.path]
 
 
