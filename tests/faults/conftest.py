@@ -14,7 +14,7 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError
 
-from tests.faults.harness import SMALL, Place, Starter, Tables, cluster, photo, read_tables, wait_until
+from tests.faults.harness import IMAGES, SMALL, Place, Starter, Tables, cluster, photo, photos, read_tables, wait_until
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class Tried:
 
 
 FIGURES: list[tuple[str, dict[str, object]]] = []
-IMAGES = 48
 
 
 @pytest.fixture
@@ -109,8 +108,8 @@ def starter(tmp_path_factory) -> Iterator[Starter]:
 def disk_place(folder: Path) -> Place:
     """A folder of photos, two of them links that lead nowhere: rows that every run tries again."""
     (folder / "in").mkdir()
-    for number in range(IMAGES):
-        (folder / "in" / f"{number:02}.png").write_bytes(photo(number))
+    for name, content in photos():
+        (folder / "in" / name).write_bytes(content)
     for name in ("13 gone.png", "gone.png"):
         (folder / "in" / name).symlink_to(folder / "nowhere")
     return Place(str(folder / "in"), "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
@@ -118,13 +117,13 @@ def disk_place(folder: Path) -> Place:
 
 def s3_place(s3_endpoint: str) -> Place:
     """The same in a bucket; objects in an archive, which cannot be read, stand for the links."""
-    client, name = boto3.client("s3", endpoint_url=s3_endpoint), f"test{uuid.uuid4().hex[:12]}"
-    client.create_bucket(Bucket=name)
-    for number in range(IMAGES):
-        client.put_object(Bucket=name, Key=f"in/{number:02}.png", Body=photo(number))
+    client, bucket = boto3.client("s3", endpoint_url=s3_endpoint), f"test{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+    for name, content in photos():
+        client.put_object(Bucket=bucket, Key=f"in/{name}", Body=content)
     for key in ("in/13 gone.png", "in/gone.png"):
-        client.put_object(Bucket=name, Key=key, Body=photo(0), StorageClass="GLACIER")
-    return Place(f"s3://{name}/in/", "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
+        client.put_object(Bucket=bucket, Key=key, Body=photo(0), StorageClass="GLACIER")
+    return Place(f"s3://{bucket}/in/", "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
 
 
 def undisturbed(place: Place, folder: Path) -> Iterator[Tried]:

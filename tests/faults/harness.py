@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import ledger
+from pipeline.lease import process_start
 from pipeline.storage import Storage, open_storage
 from tests.faults.stub_job import Faults
 
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ("--detect-px", 160, "--second-pass-px", 0, "--batch-images", 4, "--detect-batch", 4)   # a part every 4 images
+
+
+IMAGES = 48
+
+
+def photos() -> Iterator[tuple[str, bytes]]:
+    """The names and contents of `IMAGES` pictures."""
+    for number in range(IMAGES):
+        yield f"{number:02}.png", photo(number)
 
 
 def photo(number: int) -> bytes:
@@ -78,7 +88,7 @@ class Job:
         try:
             driver = psutil.Process(self.process.pid)
             family = [driver, *driver.children(recursive=True)]
-            return [process.pid for process in family if lives(process.pid)]
+            return [process.pid for process in family if process_start(process.pid)]
         except psutil.NoSuchProcess:
             return []
 
@@ -93,14 +103,6 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
-
-
-def lives(pid: int) -> bool:
-    """Whether a process runs; a dead one that its parent has not fetched yet does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @dataclass

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from pipeline import lease, ledger
-from tests.faults.harness import assert_exact, lives, wait_until
+from pipeline.lease import process_start
+from tests.faults.harness import assert_exact, wait_until
 from tests.faults.stub_job import Faults
 
 STALE_S = 6.0      # instead of 60, for both runs
@@ -65,7 +66,7 @@ def test_a_run_that_sleeps_through_a_takeover_commits_nothing_more(
     assert code == 1 or (code < 0 and asleep != "driver"), sleeper.said()
     if code == 1:
         assert re.search("the run broke.*another run has taken over", sleeper.said()), sleeper.said()
-    assert wait_until(lambda: not any(map(lives, pids)), seconds=60)
+    assert wait_until(lambda: not any(map(process_start, pids)), seconds=60)
     assert files(place.storage) == before
     assert_exact(place, tried.expected)
     figures(f"suspended, taken over, woken ({tried.name}, {asleep})", parts_before=len(parts_of_sleeper),

@@ -19,13 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cluster import REPOSITORY
-from tests.faults.harness import SMALL, Place, Tables, assert_exact, committed, photo, read_tables, wait_until
+from tests.faults.harness import IMAGES, SMALL, Place, Tables, assert_exact, committed, photos, read_tables, wait_until
 from tests.faults.stub_job import Faults
 from tests.ray_head import AUTHENTICATED, Figure, Head, free_port, scrape, start_head, totals
 
 pytestmark = pytest.mark.timeout(600)
 ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
-IMAGES = 48
 FAKE_NODES = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"     # raylets of this machine
 
 
@@ -41,8 +40,8 @@ def undisturbed(tmp_path_factory) -> tuple[Place, Tables]:
     """A folder of photos, and what the stub job finds in it when nothing happens."""
     folder = tmp_path_factory.mktemp("submit")
     (folder / "in").mkdir()
-    for number in range(IMAGES):
-        (folder / "in" / f"{number:02}.png").write_bytes(photo(number))
+    for name, content in photos():
+        (folder / "in" / name).write_bytes(content)
     place = Place(str(folder / "in"), str(folder / "undisturbed"), IMAGES, (*SMALL, "--rows-per-file", 4))
     run([sys.executable, "-m", *stub_job(place)])
     return place, read_tables(place.storage)
@@ -192,8 +191,8 @@ def test_the_policy_of_cluster_yaml_is_enough(s3_endpoint, undisturbed, figures)
     client, iam = (boto3.client(name, endpoint_url=s3_endpoint) for name in ("s3", "iam"))
     bucket = f"test{time.time_ns():x}"
     client.create_bucket(Bucket=bucket)
-    for number in range(IMAGES):
-        client.put_object(Bucket=bucket, Key=f"photos/{number:02}.png", Body=photo(number))
+    for name, content in photos():
+        client.put_object(Bucket=bucket, Key=f"photos/{name}", Body=content)
     iam.create_user(UserName=bucket)
     policy = json.loads(re.sub(r"^# ?", "", shown, flags=re.MULTILINE).replace("BUCKET", bucket))
     # To delete several objects at once moto, unlike S3, asks for the right to delete the bucket's name.

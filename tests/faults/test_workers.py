@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from pipeline import ledger
-from tests.faults.harness import Place, assert_exact, cluster, lives, read_tables, wait_until
+from pipeline.lease import process_start
+from tests.faults.harness import Place, assert_exact, cluster, read_tables, wait_until
 from tests.faults.stub_job import Faults
 
 
@@ -66,8 +67,8 @@ def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, starter, tmp_
         nodes.add_node(num_cpus=2)
         nodes.remove_node(lost, allow_graceful=False)
         actors = set(marked_pids(tmp_path, "detect"))
-        assert wait_until(lambda: not all(map(lives, actors)), job)
-        dead = [pid for pid in actors if not lives(pid)]
+        assert wait_until(lambda: not all(map(process_start, actors)), job)
+        dead = [pid for pid in actors if not process_start(pid)]
         code = job.wait()
         if code == 1:
             assert "the same command goes on from there" in job.said() and "Traceback" not in job.said()
