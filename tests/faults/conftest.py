@@ -83,9 +83,9 @@ def answers(endpoint: str) -> bool:
     return True
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_address(s3_endpoint) -> Iterator[str]:
-    """A Ray that stays, of two CPUs. Gone with its module: beside it no other Ray starts nodes on demand."""
+    """A Ray that stays, of two CPUs."""
     with cluster(num_cpus=2) as nodes:
         yield nodes.address
 

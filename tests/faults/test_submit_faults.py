@@ -59,10 +59,12 @@ def run(command: list[str], **environment: str) -> str:
     return result.stdout
 
 
-def submitted(head: Head, name: str, place: Place, *arguments: object, faults: Faults | None = None) -> list[str]:
+def submitted(
+    head: Head, name: str, place: Place, *arguments: object, faults: Faults | None = None, code_travels: bool = True
+) -> list[str]:
     """The command line that submits the stub job; the code travels but for the tests, which .rayignore leaves out."""
     variables = {"PYTHONPATH": str(REPOSITORY), "STUB_FAULTS": json.dumps(asdict(faults or Faults()))}
-    environment = {"working_dir": str(REPOSITORY), "env_vars": variables}
+    environment = {"env_vars": variables} | ({"working_dir": str(REPOSITORY)} if code_travels else {})
     return head.job("submit", "--submission-id", name, "--runtime-env-json", json.dumps(environment), "--",
                     sys.executable, "-m", *stub_job(place, *arguments))
 
@@ -71,26 +73,6 @@ def of_last_driver(figures: list[Figure]) -> list[Figure]:
     """What the driver counted that came last: Ray numbers drivers, other processes have random names."""
     drivers = {each.labels["WorkerId"] for each in figures if re.fullmatch(r"\d{2}0{6}f{48}", each.labels["WorkerId"])}
     return [each for each in figures if each.labels["WorkerId"] == max(drivers)]
-
-
-def test_nodes_come_when_the_job_asks(undisturbed, tmp_path, figures):
-    """The head has no CPU, as in cluster.yaml and rayjob.yaml: decoders bring a CPU node, the networks a GPU node.
-
-    The first test here: beside another head on the same machine Ray's provider starts no nodes.
-    """
-    place, expected = undisturbed
-    place, port, file = place.at(str(tmp_path / "out")), free_port(), tmp_path / "autoscaling.json"
-    variables = on_demand(port, file)
-    with start_head("--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
-        wait_until(lambda: nodes_of(head) == [{}])
-        said = run(submitted(
-            head, "scaled", place, "--device", "cuda", "--gpus", 1, "--num-cpus", 3, "--shared-filesystem",
-            "--pools", "decode:1/detect+keypoint+align+embed",
-        ))
-        assert "Planned for 3 CPUs and 1 GPUs." in said
-        assert {"CPU": 1.0, "GPU": 1.0} in nodes_of(head)
-        figures("nodes on demand", images=IMAGES, nodes_started=len(nodes_of(head)) - 1, rows_lost=0)
-    assert_exact(place, expected)
 
 
 def test_submitted_followed_stopped_resubmitted_resumed(head, undisturbed, tmp_path, figures):
@@ -154,7 +136,8 @@ def test_joining_the_cluster_ships_the_code(head, tmp_path):
 def on_demand(port: int, file: Path) -> dict[str, str]:
     """Write an autoscaler's configuration as cluster.yaml's in small, with Ray's own provider of nodes on this machine.
 
-    Returns the variables that the head needs for it.
+    Returns the variables that the head needs for it. The GPU is one in name only: without CUDA_VISIBLE_DEVICES=0 Ray
+    refuses it where make hides the GPUs.
     """
     head_id = f"{0:05}".rjust(56, "f")
     kinds = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -171,7 +154,25 @@ def on_demand(port: int, file: Path) -> dict[str, str]:
         "file_mounts_sync_continuously": False, "auth": {}, **nothing,
     }))
     return {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1",
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head_id, "RAY_CLOUD_INSTANCE_ID": head_id}
+            "CUDA_VISIBLE_DEVICES": "0", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head_id, "RAY_CLOUD_INSTANCE_ID": head_id}
+
+
+def test_nodes_come_when_the_job_asks(undisturbed, tmp_path, figures):
+    """The head has no CPU, as in cluster.yaml and rayjob.yaml: decoders bring a CPU node, the networks a GPU node."""
+    place, expected = undisturbed
+    place, port, file = place.at(str(tmp_path / "out")), free_port(), tmp_path / "autoscaling.json"
+    variables = on_demand(port, file)
+    with start_head("--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
+        wait_until(lambda: nodes_of(head) == [{}])
+        said = run(submitted(
+            head, "scaled", place, "--device", "cuda", "--gpus", 1, "--num-cpus", 3, "--shared-filesystem",
+            "--pools", "decode:1/detect+keypoint+align+embed",
+            code_travels=False,      # nodes of one machine share the folder that it is unpacked into
+        ))
+        assert "Planned for 3 CPUs and 1 GPUs." in said
+        assert {"CPU": 1.0, "GPU": 1.0} in nodes_of(head)
+        figures("nodes on demand", images=IMAGES, nodes_started=len(nodes_of(head)) - 1, rows_lost=0)
+    assert_exact(place, expected)
 
 
 def nodes_of(head: Head) -> list[dict[str, float]]:
