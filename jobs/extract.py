@@ -20,7 +20,7 @@ from jobs.extract_stages import StageConfig, alignment_template, local_weights, 
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline import cluster, ledger, output, plan, report
 from pipeline.erased import read_erased
-from pipeline.interrupt import catch_signals, leave
+from pipeline.interrupt import leave
 from pipeline.lease import Lease, LeaseHeld, LeaseLost, check_held
 from pipeline.names import printable
 from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
@@ -147,7 +147,6 @@ def run_on_ray(
     if arguments.weights:
         paths["--weights"] = arguments.weights
     with cluster.connect(arguments.num_cpus) as connection:
-        catch_signals()                              # Ray sets handlers of its own when it starts
         cluster.refuse_local_paths(connection, paths, arguments.shared_filesystem)
         free = plan.Cluster(arguments.num_cpus or connection.free.cpus, arguments.gpus or connection.free.gpus)
         device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device

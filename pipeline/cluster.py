@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.interrupt import held_back
 from pipeline.objectstore import is_remote
 from pipeline.plan import Cluster, PlanError
 
@@ -54,22 +55,24 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
             "the job: ray job submit --working-dir . -- python -m jobs.extract …"
         )
     try:
-        with quiet_stderr():
-            if address:
-                _join(address, worker_output)
-            else:
-                _start(num_cpus, worker_output)
+        with held_back():
+            with quiet_stderr():
+                if address:
+                    _join(address, worker_output)
+                else:
+                    _start(num_cpus, worker_output)
+            free = ray.available_resources() if address else ray.cluster_resources()
+            nodes = sum(node["Alive"] for node in ray.nodes())
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)       # pages about what is raised here all the same
         context = DataContext.get_current()
         context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
-        free = ray.available_resources() if address else ray.cluster_resources()
-        nodes = sum(node["Alive"] for node in ray.nodes())
         yield Connection(Cluster(free.get("CPU", 0.0), free.get("GPU", 0.0)), nodes)
     finally:
-        ray.shutdown()
+        with held_back():
+            ray.shutdown()
 
 
 @contextmanager

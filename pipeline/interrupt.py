@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
+
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Interrupted(BaseException):
@@ -56,3 +59,29 @@ class interruptible:  # noqa: N801
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class held_back:  # noqa: N801
+    """Within it SIGINT and SIGTERM wait for its end: Ray's core, interrupted while it starts, would hang or crash.
+
+    Nobody else's handlers count meanwhile: Ray sets one that exits with code 15.
+    """
+
+    def __enter__(self) -> None:
+        self._received: list[int] = []
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._set = signal.signal
+        for number in self._before:
+            signal.signal(number, lambda number, frame: self._received.append(number))
+        signal.signal = self._set_others
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal = self._set
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._received:
+            signal.alarm(0)       # the C++ of Ray, once it has seen a SIGTERM, aborts three seconds later
+            signal.raise_signal(self._received[0])
+
+    def _set_others(self, number: int, handler: Handler) -> Handler:
+        return self._before[number] if number in self._before else self._set(number, handler)

@@ -60,6 +60,30 @@ def test_interrupted_again_and_again(on_disk, new_output, starter, tmp_path, fig
             slowest_end_s=round(slowest_s, 1), rows_lost=0, seed=seed)
 
 
+@pytest.mark.parametrize(("number", "whom"), [(signal.SIGINT, "group"), (signal.SIGTERM, "driver")])
+def test_interrupted_while_ray_starts(on_disk, new_output, starter, number, whom, figures):
+    """At moments all over its start, in whose C++ an exception would hang or crash."""
+    place, moments, start_s, slowest_s = new_output(on_disk), 5, 0.0, 0.0
+    for moment in range(moments, 0, -1):             # the first only measures, and is interrupted when Ray is up
+        job = starter.start(place)
+        assert wait_until(lambda job=job: "to do" in job.said(), job), job.said()
+        begun = time.monotonic()
+        if start_s:
+            time.sleep(start_s * moment / moments)
+        else:
+            assert wait_until(lambda job=job: "Planned" in job.said(), job), job.said()
+            start_s = time.monotonic() - begun
+        sent = time.monotonic()
+        (os.killpg if whom == "group" else os.kill)(job.process.pid, number)
+        code, slowest_s = job.wait(END_S * 2), max(slowest_s, time.monotonic() - sent)
+        assert code == 128 + number, f"{moment} of {moments} × {start_s:.1f} s: {job.said()}"
+        assert "the same command goes on from there" in job.said() and "Traceback" not in job.said()
+    starter.run(place)
+    assert_exact(place, on_disk.expected)
+    figures("interrupted while Ray starts", signals=moments, runs=moments, slowest_end_s=round(slowest_s, 1),
+            rows_lost=0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT])
 def test_interrupted_while_it_lists(s3_endpoint, starter, tmp_path, number, figures):
     """A store that trickles: the listing has not come to its end."""
