@@ -95,7 +95,7 @@ def bench_plan(listed: int, done: int) -> None:
         memory = spilled = 0
         while len(os.listdir(images_folder)) <= len(known) and job.poll() is None:   # noqa: PTH208  (names alone)
             memory = max(memory, driver.memory_info().rss)
-            spilled = max(spilled, _bytes_of(top.parent.glob("facelake-todo-*/*")))
+            spilled = max(spilled, _bytes_of(top.parent.glob("facelake-scratch-*/*")))
             time.sleep(0.1)
         seconds = time.monotonic() - started
         job.terminate()

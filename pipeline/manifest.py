@@ -88,7 +88,7 @@ def _named(
     path: str, folder: str, uris: pa.ChunkedArray, containers: pa.ChunkedArray, first_row: int
 ) -> dict[str, pa.Array]:
     """uri and container by the names that a listing would give them; null for a row without a uri."""
-    odd = pc.invert(pc.and_(_is_plain(uris), pc.or_(pc.is_null(containers), _is_plain(containers))))
+    odd = pc.invert(pc.and_(_is_plain(uris), pc.or_kleene(pc.is_null(containers), _is_plain(containers))))
     rows = pc.indices_nonzero(pc.fill_null(odd, True)).to_pylist()
     if not rows:
         return {"uri": uris, "container": containers}

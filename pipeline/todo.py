@@ -34,17 +34,21 @@ _HAS_CHANGED = """
          ELSE coalesce(wanted.size <> known.file_bytes, false) OR coalesce(wanted.mtime <> known.mtime, false) END
 """
 
-# Of what is done only the key is kept. Rows of one uri are merged, so the result does not depend on their order.
+# Of what is done only the key is kept. A uri that is there twice, in the listing or in the ledger, has several rows.
 _PLAN = f"""
     CREATE TABLE plan AS
-    SELECT key, min(state) AS state,
-           min(uri) FILTER (state <> {_DONE}) AS uri, min(container) FILTER (state <> {_DONE}) AS container,
-           min("offset") FILTER (state <> {_DONE}) AS "offset", min(size) FILTER (state <> {_DONE}) AS size,
-           min(etag) FILTER (state <> {_DONE}) AS etag, min(mtime) FILTER (state <> {_DONE}) AS mtime
+    SELECT key, state, {', '.join(f'CASE WHEN state <> {_DONE} THEN "{n}" END AS "{n}"' for n in LISTING.names)}
     FROM (SELECT wanted.*, CASE WHEN known.key IS NULL THEN {_NEW} WHEN known.retry THEN {_RETRIED}
                                 WHEN {_HAS_CHANGED} THEN {_CHANGED} ELSE {_DONE} END AS state
           FROM (SELECT *, md5_number(uri) AS key FROM listing) wanted LEFT JOIN known ON wanted.key = known.key)
-    GROUP BY key
+"""
+
+# Rows of one uri become one, the same whatever their order; seldom needed, and not much faster than the join.
+_MERGE = f"""
+    CREATE TABLE merged AS SELECT key, min(state) AS state, {', '.join(f'min("{n}") AS "{n}"' for n in LISTING.names)}
+    FROM plan GROUP BY key;
+    DROP TABLE plan;
+    ALTER TABLE merged RENAME TO plan
 """
 
 # Only what would be done is hashed: 0.3 s for a million names, nothing where the list is empty.
@@ -150,6 +154,9 @@ class Planner:
             self._database.execute(_PLAN)
             self._database.unregister("listing")
         Path(self._spool_path).unlink()
+        [(repeated,)] = self._database.execute("SELECT count(*) > count(DISTINCT key) FROM plan").fetchall()
+        if repeated:
+            self._database.execute(_MERGE)
         if erased is not None and len(erased.hashes):
             self._database.register("erased", pa.table({"hash": erased.hashes}))
             self._database.execute(_LEAVE_OUT_ERASED, {"salt": erased.salt})
