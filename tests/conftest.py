@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import logging
 import threading
 import uuid
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import connect
+from tests.google import google_storage
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,23 @@ def bucket(s3_endpoint: str) -> Bucket:
     name = f"test{uuid.uuid4().hex[:12]}"   # no "-": Google's client sends it encoded, which moto does not know
     client.create_bucket(Bucket=name)
     return Bucket(name, client)
+
+
+@pytest.fixture(scope="session")
+def google_endpoint(s3_endpoint: str) -> Iterator[str]:
+    """A server of Google's XML interface before the S3 server's public buckets."""
+    with google_storage(s3_endpoint) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def google_uri(bucket: Bucket, google_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket there, as jobs and `parse_input_uri` take it; the environment holds its credentials."""
+    bucket.client.put_bucket_acl(Bucket=bucket.name, ACL="public-read-write")
+    key = {"gcs_base_url": google_endpoint, "disable_oauth": True, "private_key": "", "private_key_id": "",
+           "client_email": ""}
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
+    return f"gs://{bucket.name}?endpoint_override={google_endpoint}"
 
 
 @dataclass(frozen=True)

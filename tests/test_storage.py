@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.objectstore import StoreOptions, UriError
+from pipeline.objectstore import StoreOptions, UriError, parse_input_uri
 from pipeline.storage import LocalStorage, ObjectStorage, open_storage
 
 
@@ -26,12 +26,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture(params=["disk", "bucket"])
+@pytest.fixture(params=["disk", "bucket", "google"])
 def storage(request, tmp_path):
-    """An empty output, on disk and in a bucket; neither folder nor prefix exists yet."""
+    """An empty output, on disk, in a bucket on S3, on Google's storage; neither folder nor prefix exists yet."""
     if request.param == "disk":
         return open_storage(f"{tmp_path}/my out")
-    return open_storage(request.getfixturevalue("bucket").uri + "/my out")
+    if request.param == "bucket":
+        return open_storage(request.getfixturevalue("bucket").uri + "/my out")
+    uri, options = parse_input_uri(request.getfixturevalue("google_uri"))
+    return open_storage(f"{uri}/my out", options)
 
 
 def test_an_empty_output(storage):

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline import ledger
 from pipeline.lease import process_start
+from pipeline.objectstore import parse_input_uri
 from pipeline.storage import Storage, open_storage
 from tests.faults.stub_job import Faults
 
@@ -61,7 +62,7 @@ class Place:
 
     @property
     def storage(self) -> Storage:
-        return open_storage(self.output)
+        return open_storage(*parse_input_uri(self.output))
 
     def at(self, output: str) -> Place:
         """The same with another output."""
