@@ -38,7 +38,7 @@ demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
 test: setup ## run the tests, CPU only
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -m 'not gpu' --durations=10
 
-test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; 20 minutes
+test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; half an hour
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q tests/faults --durations=10
 
 lint: setup ## check style and imports
