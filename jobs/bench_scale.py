@@ -34,6 +34,7 @@ GREY_PNG = bytes.fromhex(   # one pixel
 )
 LIST_KEYS = 1000                 # that one request lists
 ROWS_PER_PART = 2000             # the most that a part has by default
+MANIFEST_ROWS = 200_000          # of a row group, as `jobs.manifest` writes them
 
 
 def bench_scale(output: str, images: int) -> None:
@@ -80,15 +81,16 @@ def bench_plan(listed: int, done: int) -> None:
         no_faces = pq.read_table(top / "out" / "faces").slice(0, 0)
         [done_image] = pq.read_table(top / "out" / "images").to_pylist()
         with pq.ParquetWriter(top / "manifest.parquet", schemas.LISTING) as manifest:
-            for start in range(0, listed, 2000):
-                uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + 2000, listed))]
+            for start in range(0, listed, MANIFEST_ROWS):
+                uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + MANIFEST_ROWS, listed))]
                 rows = {name: pa.nulls(len(uris), schemas.LISTING.field(name).type) for name in schemas.LISTING.names}
                 manifest.write_table(pa.table(rows | {"uri": pa.array(uris)}, schema=schemas.LISTING))
-                if start < done:
-                    images = pa.Table.from_pylist([done_image], schema=schemas.IMAGES).take([0] * len(uris))
-                    images = images.set_column(0, schemas.IMAGES.field("uri"), pa.array(uris)).slice(0, done - start)
-                    ledger.write_pair(storage, f"part-made-{start:012}", no_faces, images, check=lambda: None)
-                    known.append(f"part-made-{start:012}")
+                for first in range(start, min(start + len(uris), done), ROWS_PER_PART):
+                    names = uris[first - start : min(first + ROWS_PER_PART, done) - start]
+                    images = pa.Table.from_pylist([done_image], schema=schemas.IMAGES).take([0] * len(names))
+                    images = images.set_column(0, schemas.IMAGES.field("uri"), pa.array(names))
+                    ledger.write_pair(storage, f"part-made-{first:012}", no_faces, images, check=lambda: None)
+                    known.append(f"part-made-{first:012}")
         started = time.monotonic()
         job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         driver, images_folder = psutil.Process(job.pid), top / "out" / "images"
