@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import manifest
 from pipeline.manifest import is_manifest, read_manifest
 from pipeline.names import InputError
 from pipeline.objectstore import StoreOptions
@@ -26,12 +27,12 @@ def uris(path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("path", "manifest"),
+    ("path", "is_one"),
     [("", False), ("/a.TXT", True), ("s3://b/a.csv", True), ("https://h/a.parquet?sig=1", True), ("/a.jpg", False),
      ("s3://b/what.csv?x", False)],
 )  # fmt: skip
-def test_is_manifest(path, manifest):
-    assert is_manifest(path) is manifest
+def test_is_manifest(path, is_one):
+    assert is_manifest(path) is is_one
 
 
 @pytest.mark.parametrize("name", ["m.txt", "m.csv"])
@@ -55,6 +56,15 @@ def test_entries_get_the_names_of_a_listing(tmp_path):
         f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg", f"{tmp_path.parent}/up.jpg", "/x/y/z.jpg", "/p/a b.jpg", "/p/c.jpg",
         "s3://b/k%20/../x.jpg", "gs://b/k", "https://h/k?sig=1",
     ]
+
+
+@pytest.mark.parametrize("containers", [None, "/t.tar", "s3://b/t.tar"])
+def test_names_that_a_listing_would_give_are_not_taken_one_by_one(tmp_path, monkeypatch, containers):
+    monkeypatch.setattr(manifest, "_name", None)
+    names = ["/a.jpg", "/..a/b .jpg", "s3://b/k//../x.jpg", "https://h/k?sig=1"]
+    table = pa.table({"uri": names, "container": pa.array([containers] * len(names), pa.string())})
+    pq.write_table(table, tmp_path / "m.parquet")
+    assert uris(tmp_path / "m.parquet") == names
 
 
 def test_a_line_of_text_is_a_name_as_it_is(tmp_path):
