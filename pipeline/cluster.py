@@ -23,6 +23,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # glibc keeps an arena for every thread that ever decoded; memory then grows with the number of images.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "2"}
 
+# What an HTTP/2 client sends first (RFC 9113, 3.4): the preface and an empty SETTINGS; the server answers with its own.
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+ANSWER_S = 10.0
+
 # Ray sends code as a zip without compression: two headers with its name for every file, and one at the end.
 ZIP_ENTRY_BYTES, EMPTY_ZIP_BYTES = 30 + 46, 22
 
@@ -103,13 +107,22 @@ def _join(address: str, worker_output: bool) -> None:
         runtime_env["working_dir"] = str(REPOSITORY)     # .gitignore and .rayignore say what stays behind
     host, _, port = address.rpartition(":")
     try:
-        if host and port.isdecimal() and "://" not in address:      # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
+        if host and port.isdecimal() and "://" not in address:      # Ray itself would try for ever
+            _greet(host, int(port))
         ray.init(
             address=address, runtime_env=runtime_env, log_to_driver=worker_output, logging_level=logging.ERROR
         )
     except OSError as error:
         raise PlanError(f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS") from None
+
+
+def _greet(host: str, port: int) -> None:
+    """Raises OSError where no HTTP/2 server, as Ray's head is one, answers within 10 s."""
+    with socket.create_connection((host, port), ANSWER_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+            connection.sendall(HTTP2_GREETING)
+            if not connection.recv(1):
+                raise ConnectionError("it is no Ray")
 
 
 def _start(num_cpus: int | None, worker_output: bool) -> None:

@@ -1,9 +1,11 @@
 import os
 import socket
+import threading
 
 import pytest
 import yaml
 
+from pipeline import cluster
 from pipeline.cluster import (
     EMPTY_ZIP_BYTES,
     REPOSITORY,
@@ -158,3 +160,22 @@ def test_quiet_stderr_shows_what_was_said_only_when_it_breaks(capfd):
         os.write(2, b"the reason\n")
         raise OSError("broken")
     assert "the reason" in capfd.readouterr().err
+
+
+def hang_up(server: socket.socket) -> None:
+    """Take one call, listen and close."""
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1000)
+
+
+@pytest.mark.parametrize(("answers", "reason"), [(False, "timed out"), (True, "it is no Ray")])
+def test_a_head_that_is_mute_or_something_else_is_not_waited_for(monkeypatch, answers, reason):
+    """Ray itself would wait for ever, and out of reach of Ctrl-C."""
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if answers:
+            threading.Thread(target=hang_up, args=(server,), daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(PlanError, match=f"no Ray answers.*{reason}.*unset RAY_ADDRESS"), connect():
+            pass
