@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import ledger, schemas
+from pipeline.manifest_folder import PART_ROWS
 from pipeline.objectstore import StoreOptions, parse_input_uri, s3_client
 from pipeline.plan import MAX_BLOCKS
 from pipeline.storage import open_storage
@@ -34,7 +35,6 @@ GREY_PNG = bytes.fromhex(   # one pixel
 )
 LIST_KEYS = 1000                 # that one request lists
 ROWS_PER_PART = 2000             # the most that a part has by default
-MANIFEST_ROWS = 200_000          # of a row group, as `jobs.manifest` writes them
 
 
 def bench_scale(output: str, images: int) -> None:
@@ -81,16 +81,17 @@ def bench_plan(listed: int, done: int) -> None:
         no_faces = pq.read_table(top / "out" / "faces").slice(0, 0)
         [done_image] = pq.read_table(top / "out" / "images").to_pylist()
         with pq.ParquetWriter(top / "manifest.parquet", schemas.LISTING) as manifest:
-            for start in range(0, listed, MANIFEST_ROWS):
-                uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + MANIFEST_ROWS, listed))]
+            for start in range(0, listed, PART_ROWS):
+                uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + PART_ROWS, listed))]
                 rows = {name: pa.nulls(len(uris), schemas.LISTING.field(name).type) for name in schemas.LISTING.names}
                 manifest.write_table(pa.table(rows | {"uri": pa.array(uris)}, schema=schemas.LISTING))
-                for first in range(start, min(start + len(uris), done), ROWS_PER_PART):
-                    names = uris[first - start : min(first + ROWS_PER_PART, done) - start]
+                known_uris = uris[: max(done - start, 0)]
+                for first in range(0, len(known_uris), ROWS_PER_PART):
+                    names = known_uris[first : first + ROWS_PER_PART]
                     images = pa.Table.from_pylist([done_image], schema=schemas.IMAGES).take([0] * len(names))
                     images = images.set_column(0, schemas.IMAGES.field("uri"), pa.array(names))
-                    ledger.write_pair(storage, f"part-made-{first:012}", no_faces, images, check=lambda: None)
-                    known.append(f"part-made-{first:012}")
+                    known.append(f"part-made-{start + first:012}")
+                    ledger.write_pair(storage, known[-1], no_faces, images, check=lambda: None)
         started = time.monotonic()
         job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         driver, images_folder = psutil.Process(job.pid), top / "out" / "images"

@@ -11,6 +11,8 @@ from typing import NoReturn
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(BaseException):
     """A signal asked the run to end."""
@@ -24,7 +26,7 @@ class Stalled(BaseException):
     """Nothing has moved for too long. Not an Exception: Ray, in whose code it is raised, would keep one."""
 
 
-def catch_signals() -> None:
+def _catch_signals() -> None:
     """Make SIGINT and SIGTERM raise Interrupted, once; a second one while ending is ignored.
 
     A process forked from this one, as torch's loaders are, ends without a word.
@@ -34,17 +36,17 @@ def catch_signals() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
             os._exit(128 + number)
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, interrupt)
 
 
 def leave(exit_code: int) -> NoReturn:
     """End the process; a Ctrl-C in its last second, while Ray's own end runs, changes nothing."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(exit_code)
 
@@ -53,8 +55,8 @@ class interruptible:  # noqa: N801
     """Within it SIGINT and SIGTERM raise Interrupted; afterwards the handlers are what they were."""
 
     def __enter__(self) -> None:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        catch_signals()
+        self._before = {number: signal.getsignal(number) for number in ENDING}
+        _catch_signals()
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -69,7 +71,7 @@ class held_back:  # noqa: N801
 
     def __enter__(self) -> None:
         self._received: list[int] = []
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.getsignal(number) for number in ENDING}
         self._set = signal.signal
         for number in self._before:
             signal.signal(number, lambda number, frame: self._received.append(number))

@@ -2,7 +2,7 @@
 
 DuckDB joins the two by the 128-bit MD5 of the uri (two names of ten million have the same one with a probability of
 10⁻²⁵) and spills to disk where memory ends; the listing waits in a file. 10 million names against 9 million done ones
-take half a minute and 1 GB (`jobs.bench plan`).
+take 1 GB (`jobs.bench plan`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import logging
-import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pytest
 
 from pipeline.cluster import connect
 from tests.google import google_storage
+from tests.servers import serving
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,8 @@ def web() -> Iterator[Web]:
         def log_message(self, *_: object) -> None:
             """Be quiet."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield Web(f"http://127.0.0.1:{server.server_port}", files)
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as url:
+        yield Web(url, files)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,10 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.servers import ANEW, serving
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -51,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
         for name, value in headers.items():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
+            if name.lower() not in ANEW:
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
         self.end_headers()
@@ -62,17 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def google_storage(s3_endpoint: str) -> Iterator[str]:
     """The endpoint of such a server before the public buckets of an S3 server."""
-    state = {
-        "upstream": s3_endpoint.removeprefix("http://"), "generations": {}, "lock": threading.Lock(),
-        "following": itertools.count(1_700_000_000_000_000),
-    }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), state))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(
+        _Handler, upstream=s3_endpoint.removeprefix("http://"), generations={}, lock=threading.Lock(),
+        following=itertools.count(1_700_000_000_000_000),
+    ) as endpoint:
+        yield endpoint

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.servers import ANEW, serving
 
 ERRORS = {
     "SlowDown": (503, "Please reduce your request rate."),
@@ -71,16 +73,8 @@ class Proxy:
 def failing(upstream: str, *rules: Rule) -> Iterator[tuple[str, Proxy]]:
     """The proxy's endpoint, and the proxy."""
     proxy = Proxy(upstream, rules)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"proxy": proxy}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(_Handler, proxy=proxy) as endpoint:
+        yield endpoint, proxy
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
+            if name.lower() not in ANEW:
                 self.send_header(name, value)
         length = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
         self.send_header("Content-Length", str(length))
