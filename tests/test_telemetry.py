@@ -126,7 +126,7 @@ def until(condition, seconds=20):
 def test_prometheus_reads_what_a_run_does(ray_session, tmp_path):
     storage, go = open_storage(str(tmp_path / "out")), tmp_path / "go"
     todo = pa.Table.from_pylist([{"uri": str(i)} for i in range(IMAGES)], schema=LISTING)
-    plan = make_plan("decode/detect+keypoint+align+embed", Cluster(2, 0), "cpu")
+    plan = make_plan("decode:1/detect+keypoint+align+embed:1", Cluster(2, 0), "cpu")  # two actors would hold 2 or 4
     time.sleep(2.5)                     # until what other tests of the session counted has arrived
     before, during = scraped(), {}
 
