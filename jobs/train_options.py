@@ -24,7 +24,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, type=model_name,
                         help="of the model in the weights folder, and of the run's folder")
     parser.add_argument("--start", type=Path, metavar="FILE",
-                        help=".safetensors of the same network to start from (default: random weights)")
+                        help=".safetensors to start from: of the same network, or of a shallower ResNet of its width "
+                             "(default: random weights)")
     parser.add_argument("--keep-start", type=share, default=0.0, metavar="SHARE",
                         help="of the start in the result, 0 to 1 (default: %(default)s)")
     parser.add_argument("--patience", type=positive, metavar="N",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -32,3 +35,41 @@ def residual_stages(name: str, width: int) -> tuple[nn.Sequential, int]:
             blocks.append(block(channels, planes, stride, shortcut))
             channels = out
     return nn.Sequential(*blocks), channels
+
+
+def deepened(start: Mapping[str, Tensor], deeper: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a ResNet as those of a deeper one of the same width, which computes the same.
+
+    Each stage keeps its blocks and gets the deeper network's untrained ones behind them (Net2Net, Chen et al., 2016);
+    their last batch norm is zero, so that they add nothing until they are trained (Goyal et al., 2017).
+    start, deeper: state dicts of networks whose blocks are called `body`. Where the second is not deeper, or of
+    another kind of blocks, start is returned as it is.
+    """
+    few, many = _kind_and_counts(start), _kind_and_counts(deeper)
+    if few is None or many is None or few[0] is not many[0] or sum(few[1]) >= sum(many[1]):
+        return dict(start)
+    last_norm = "bn3.weight" if many[0] is Bottleneck else "bn2.weight"
+    kept = (index < had for had, wanted in zip(few[1], many[1], strict=True) for index in range(wanted))
+    number = iter(range(sum(few[1])))
+    block_in_start = [next(number) if keep else None for keep in kept]
+    grown = {name: tensor for name, tensor in start.items() if not name.startswith("body.")}
+    for name, tensor in deeper.items():
+        if not name.startswith("body."):
+            continue
+        _, block, part = name.split(".", 2)
+        old = block_in_start[int(block)]
+        if old is None:
+            grown[name] = torch.zeros_like(tensor) if part == last_norm else tensor
+        elif f"body.{old}.{part}" in start:
+            grown[name] = start[f"body.{old}.{part}"]
+    return grown
+
+
+def _kind_and_counts(
+    tensors: Mapping[str, Tensor],
+) -> tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]] | None:
+    """The row of `RESNETS` whose blocks a state dict's `body` has; None for other networks."""
+    names = [name for name in tensors if name.startswith("body.")]
+    kind = Bottleneck if any(name.endswith(".conv3.weight") for name in names) else BasicBlock
+    blocks = len({name.split(".")[1] for name in names})
+    return next((row for row in RESNETS.values() if row[0] is kind and sum(row[1]) == blocks), None)

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from models.resnet import deepened
+
 CROP_BOX_RATIO = 1.55   # side of a ready-cut training crop (identities/, faces/) over the side of its face box
 
 
@@ -177,14 +179,15 @@ def first_process_first() -> Iterator[None]:
 def load_start(network: nn.Module, path: Path) -> dict[str, Tensor]:
     """Fill a network from a safetensors file, which may be in half precision; its tensors as float32.
 
-    The counters of batch norms may be missing: nothing here reads them. Raises TrainingError for another network's,
-    OSError for a file that is not there.
+    A ResNet deeper than the file's begins as that one (`deepened`). The counters of batch norms may be missing:
+    nothing here reads them. Raises TrainingError for another network's, OSError for a file that is not there.
     """
     try:
         start = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
     except safetensors.SafetensorError as error:
         raise TrainingError(f"{path} is not a safetensors file: {error}") from None
     expected = network.state_dict()
+    start = deepened(start, expected)
     wrong = sorted(
         name for name in expected.keys() | start.keys()
         if not name.endswith("num_batches_tracked")

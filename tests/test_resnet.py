@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from models.resnet import RESNETS, residual_stages
+from models.embedder import FaceResNet
+from models.resnet import RESNETS, deepened, residual_stages
 
 
 @pytest.mark.parametrize("name", sorted(RESNETS))
@@ -28,3 +29,34 @@ def test_maps_shrink_by_eight_and_width_scales() -> None:
     with torch.inference_mode():
         assert stages.eval()(torch.zeros(1, 4, 24, 24)).shape == (1, 32, 3, 3)
     assert channels == 32
+
+
+@pytest.mark.parametrize(
+    ("start", "network", "last_norm"),
+    [("resnet18", "resnet34", "bn2"), ("resnet50", "resnet101", "bn3"), ("resnet34", "resnet18", None),
+     ("resnet18", "resnet18", None), ("resnet34", "resnet50", None)],
+)
+def test_a_deeper_network_begins_as_the_shallower(start: str, network: str, last_norm: str | None) -> None:
+    torch.manual_seed(1)
+    shallow, deep = FaceResNet(start, 4).eval(), FaceResNet(network, 4).eval()
+    for norm in (m for m in shallow.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.weight.data.uniform_(0.5, 1.5)
+    before = shallow.state_dict()
+    grown = deepened(before, deep.state_dict())
+    if last_norm is None:
+        assert grown == before
+        return
+    deep.load_state_dict(grown)
+    faces = torch.rand(2, 3, 112, 112)
+    deep(faces).square().sum().backward()
+    assert all(weight.grad.any() for name, weight in deep.named_parameters() if name.endswith(f"{last_norm}.weight"))
+    with torch.inference_mode():
+        assert torch.equal(deep(faces), shallow(faces))
+
+
+def test_only_resnets_of_one_width_grow() -> None:
+    deep = FaceResNet("resnet34", 4).state_dict()
+    assert deepened({"body": torch.zeros(1), "body.x": torch.zeros(1)}, deep).keys() == {"body", "body.x"}
+    grown = deepened(FaceResNet("resnet18", 8).state_dict(), deep)
+    assert grown.keys() == deep.keys() and grown["body.0.conv1.weight"].shape == (8, 8, 3, 3)
