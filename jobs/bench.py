@@ -163,6 +163,7 @@ def bench_detect_size(rows: list[TodoRow], device: str) -> None:
 EMBEDDERS = (
     {"network": "edgenext_x_small"},
     {"network": "resnet18", "width": 32},
+    {"network": "resnet34", "width": 32},
     {"network": "resnet18", "width": 64},
     {"network": "resnet50", "width": 64},
     {"network": "resnet101", "width": 64},
