@@ -171,17 +171,20 @@ EMBEDDERS = (
 
 
 def bench_embedders(device: str, rounds: int) -> None:
-    """Milliseconds a face of every network, batches of 64 in turn; the rates are those of shipped cards, if any."""
+    """Milliseconds a face of every network, batches of 64 in turn; a shipped one as its card says, with its rates."""
     import torch
 
     from models.batches import torch_device
     from models.embedder import Embedder, build_embedder
 
     faces = np.random.default_rng(0).integers(0, 256, (64, 112, 112, 3), np.uint8)
+    shipped = [read_card(local_weights(None), "embedder", name) for name in ("edgenext", "resnet")]
+    cards = [next((card for card in shipped if card.architecture == known), None) for known in EMBEDDERS]
     networks = [build_embedder(architecture) for architecture in EMBEDDERS]
+    both_ways = [bool(card and card.preprocessing.get("flip_average")) for card in cards]
     embedders = [
-        Embedder(network, device=torch_device(device), batch_size=len(faces), flip_average=False)
-        for network in networks
+        Embedder(network, device=torch_device(device), batch_size=len(faces), flip_average=flip_average)
+        for network, flip_average in zip(networks, both_ways, strict=True)
     ]
     seconds: list[list[float]] = [[] for _ in embedders]
     for measured in [False] + [True] * rounds:              # the first warms up
@@ -190,17 +193,15 @@ def bench_embedders(device: str, rounds: int) -> None:
             embed(faces)
             if measured:
                 spent.append(time.perf_counter() - started)
-    shipped = [read_card(local_weights(None), "embedder", name) for name in ("edgenext", "resnet")]
     print(f"batches of {len(faces)} on {device}, {torch.get_num_threads()} threads")
-    print("| network | width | parameters, millions | ms a face | against the first | TPR at FPR 0.05, 0.001 |")
-    print("|---|---|---|---|---|---|")
+    print("| network | width | parameters, millions | passes | ms a face | against the first | TPR at FPR 0.05, 0.001 |")
+    print("|---|---|---|---|---|---|---|")
     first = float(np.median(seconds[0]))
-    for architecture, network, spent in zip(EMBEDDERS, networks, seconds, strict=True):
-        cards = [card for card in shipped if card.architecture == architecture]
-        rates = cards[0].metrics.get("identification", {}).get("eyes_ours") if cards else None
+    for architecture, card, network, flip, spent in zip(EMBEDDERS, cards, networks, both_ways, seconds, strict=True):
+        rates = card.metrics.get("identification", {}).get("eyes_ours") if card else None
         likeness = ", ".join(f"{rates[fpr]['tpr']:.3f}" for fpr in ("0.05", "0.001")) if rates else "not trained here"
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-        print(f"| {architecture['network']} | {architecture.get('width', '')} | {millions:.1f} | "
+        print(f"| {architecture['network']} | {architecture.get('width', '')} | {millions:.1f} | {1 + flip} | "
               f"{1000 * np.median(spent) / len(faces):.2f} | {np.median(spent) / first:.2f} | {likeness} |")
 
 
