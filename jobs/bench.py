@@ -194,7 +194,8 @@ def bench_embedders(device: str, rounds: int) -> None:
             if measured:
                 spent.append(time.perf_counter() - started)
     print(f"batches of {len(faces)} on {device}, {torch.get_num_threads()} threads")
-    print("| network | width | parameters, millions | passes | ms a face | against the first | TPR at FPR 0.05, 0.001 |")
+    print("| network | width | parameters, millions | passes | ms a face | against the first "
+          "| TPR at FPR 0.05, 0.001 |")
     print("|---|---|---|---|---|---|---|")
     first = float(np.median(seconds[0]))
     for architecture, card, network, flip, spent in zip(EMBEDDERS, cards, networks, both_ways, seconds, strict=True):

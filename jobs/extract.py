@@ -7,14 +7,14 @@ import json
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 
 import pyarrow as pa
 
-from jobs.command import DONE, TOO_MANY_ERRORS, run_command, say
+from jobs.command import DONE, TOO_MANY_ERRORS, Broke, run_command, say
 from jobs.extract_options import ArgumentError, input_uris, parquet_columns, parse_arguments, row_settings
 from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], St
     """Run the command; returns the exit code. build_stages: what the actors are given to build their stages."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
-    command = f"python -m jobs.extract {shlex.join(argv)}"
+    command = going_on(argv)
     return run_command(
         "facelake", partial(extract, arguments, command, build_stages), again=f"{AGAIN} {command}",
         refused=(ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError),
@@ -71,6 +71,7 @@ def extract(
         for warning in listing.warnings:
             say(printable(warning))
         with output.lease(storage, run_id, command, say) as lease:
+            output.check_foreign(storage)
             if arguments.overwrite:
                 output.clear(storage)
             fingerprint = output.claim(storage, covered)
@@ -100,6 +101,9 @@ def extract(
             if outcome.repeated:
                 ledger.repair_duplicates(storage, run_id, still_ours)
                 outcome = planner.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
+            missing = todo.listed - todo.erased - sum(outcome.listed.values())
+            if missing > 0:
+                raise Broke(f"{missing:,} images were not committed, which no run should do; please report it")
             if todo.images or not output.is_finished(storage):
                 content = report.run_json(
                     run_id=run_id, started=started, fingerprint=fingerprint, covered=covered,
@@ -121,7 +125,7 @@ def extract(
     if arguments.preview:
         from jobs.preview import write_preview
 
-        say(f"preview: {write_preview(output_uri, arguments.preview)}")
+        say(f"preview: {write_preview(arguments.output, arguments.preview)}")
     bad_share = report.bad_share(outcome.listed)
     if bad_share > arguments.max_error_rate:
         say(f"{bad_share:.1%} of the listed images failed; --max-error-rate allows {arguments.max_error_rate:.1%}")
@@ -199,6 +203,12 @@ def read_cards(arguments: argparse.Namespace) -> dict[str, WeightCard]:
             "models/README.md shows, and name them with --weights"
         )
     return cards
+
+
+def going_on(argv: Sequence[str]) -> str:
+    """The command that goes on where one with these words was stopped: without --overwrite or what is short for it."""
+    words = (word for word in argv if not (len(word) > 3 and "--overwrite".startswith(word)))
+    return f"python -m jobs.extract {shlex.join(words)}"
 
 
 def default_rows_per_file(images: int) -> int:

@@ -152,13 +152,13 @@ def read_header(content: bytes, *, max_pixels: int, min_side_px: int | None) -> 
     except headers.Overload as error:
         raise DecodeError(Status.TOO_LARGE, f"{format.upper()}: {error}", format=format) from None
     width, height = facts.size_wh
+    turned = format != "tiff"         # Pillow turns TIFFs itself, and their size is the upright one from the start
+    if turned and facts.exif_orientation is not None and facts.exif_orientation >= 5:
+        width, height = height, width
     for what, n_pixels in (("", width * height), ("TIFF: tiles ", facts.tile_pixels)):
         if n_pixels > max_pixels:
             reason = f"{what}over the limit of {max_pixels} pixels"
             raise DecodeError(Status.TOO_LARGE, reason, format=format, size_wh=(width, height))
-    turned = format != "tiff"         # Pillow turns TIFFs itself, and their size is the upright one from the start
-    if turned and facts.exif_orientation is not None and facts.exif_orientation >= 5:
-        width, height = height, width
     return Header(format, width, height, facts.exif_orientation, facts.decode_scale, facts.work_bytes, turned)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,7 @@ from pipeline.storage import Storage
 
 FACES, IMAGES, REWRITE = "faces", "images", "_rewrite"
 LEDGER_COLUMNS = ("uri", "status", "etag", "mtime", "file_bytes")
+_PART = re.compile(r"((?:part|retry)-.+-[0-9a-f]{16})\.parquet")    # what `part_name` gives: others' files stay
 _INTENT = f"{REWRITE}/intent.json"
 _READ_THREADS = 16
 _SCANNED_PARTS = 64      # 128,000 rows at the usual size of a part
@@ -80,9 +82,23 @@ def remove_halves(storage: Storage) -> int:
     """Delete every half without its other one, left by a run that was killed; returns how many."""
     faces, images = _names(storage, FACES), _names(storage, IMAGES)
     halves = [_path(FACES, name) for name in faces - images] + [_path(IMAGES, name) for name in images - faces]
-    for path in halves:
-        storage.delete(path)
+    storage.delete(*halves)
     return len(halves)
+
+
+def remove_parts(storage: Storage) -> None:
+    """Delete every part, halves too, and what a rewrite has left."""
+    for folder in (IMAGES, FACES):
+        storage.delete(*(_path(folder, name) for name in _names(storage, folder)))
+    storage.delete_tree(REWRITE)
+
+
+def foreign_tables(storage: Storage) -> list[str]:
+    """The Parquet files in faces/ and images/ that no run wrote; who reads the folders would read them too."""
+    return [
+        file.path for folder in (FACES, IMAGES) for file in storage.list(folder)
+        if file.path.endswith(".parquet") and not _PART.fullmatch(file.path.rsplit("/", 1)[-1])
+    ]
 
 
 def read_ledger(
@@ -214,8 +230,8 @@ def _without(table: pa.Table, uris: pa.Array) -> pa.Table:
 
 
 def _names(storage: Storage, folder: str) -> set[str]:
-    names = (file.path.rsplit("/", 1)[-1] for file in storage.list(folder))
-    return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+    found = (_PART.fullmatch(file.path.rsplit("/", 1)[-1]) for file in storage.list(folder))
+    return {match[1] for match in found if match}
 
 
 def _path(folder: str, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import ledger, spool
 from pipeline.lease import Lease
+from pipeline.names import printable
 from pipeline.settings import differences, fingerprint
 from pipeline.storage import Storage
 
@@ -29,6 +30,16 @@ def lease(storage: Storage, run_id: str, command: str, say: Callable[[str], None
         return Lease.acquire(storage, run_id, command=command, say=say)
     except OSError as error:
         raise OutputError(f"OUTPUT cannot be written: {error}") from None
+
+
+def check_foreign(storage: Storage) -> None:
+    """Raises OutputError where faces/ or images/ hold tables that no run wrote: somebody's input, perhaps."""
+    if foreign := ledger.foreign_tables(storage):
+        more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
+        raise OutputError(
+            f"{storage.root} holds {printable(foreign[0])}{more}, which no run wrote, where the tables go; "
+            "give another OUTPUT, or move that away"
+        )
 
 
 def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
@@ -69,8 +80,8 @@ def clear(storage: Storage) -> None:
     """
     unfinish(storage)
     storage.delete(OUTPUT_JSON)
-    for folder in (ledger.IMAGES, ledger.FACES, ledger.REWRITE, spool.FOLDER):
-        storage.delete_tree(folder)
+    ledger.remove_parts(storage)
+    storage.delete_tree(spool.FOLDER)
 
 
 def is_finished(storage: Storage) -> bool:

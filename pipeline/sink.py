@@ -51,6 +51,7 @@ class Sink:
     embedding_dtype: str
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        table = _each_once(table)
         again = pc.is_in(table["status"], value_set=pa.array([status.value for status in RETRIED]))
         receipts = [
             self._commit(kind, part)
@@ -78,6 +79,15 @@ class Sink:
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
         file_bytes = sum(record.file_bytes or 0 for record in batch.records)
         return {"part": name, "images": len(images), "faces": len(faces), "bytes": file_bytes, **counts}
+
+
+def _each_once(table: pa.Table) -> pa.Table:
+    """The first row of every uri: a process that dies and is replaced may hand some on a second time."""
+    if pc.count_distinct(table["uri"]).as_py() == len(table):
+        return table
+    rows = pa.table({"uri": table["uri"], "row": np.arange(len(table))})
+    first = rows.group_by("uri").aggregate([("row", "min")])["row_min"]
+    return table.filter(pc.is_in(rows["row"], value_set=first.combine_chunks()))
 
 
 def images_table(batch: FaceBatch, run_id: str) -> pa.Table:

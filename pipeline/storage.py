@@ -43,6 +43,7 @@ from pipeline.objectstore import (
 )
 
 _LOCK = ".lock"
+_DELETED_AT_ONCE = 1000       # objects a request
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.facelake-tmp")
 
 
@@ -90,8 +91,8 @@ class Storage(Protocol):
     def replace(self, path: str, content: bytes, version: FileVersion) -> FileVersion | None:
         """Put the content there if that version still is; None if not. Of callers at one time exactly one wins."""
 
-    def delete(self, path: str) -> None:
-        """Remove the file; a missing one is fine."""
+    def delete(self, *paths: str) -> None:
+        """Remove these files; missing ones are fine."""
 
     def delete_tree(self, folder: str) -> None:
         """Remove the folder and all in it; a missing one is fine."""
@@ -186,11 +187,14 @@ class LocalStorage:
             self.write(path, content)
             return FileVersion(content)
 
-    def delete(self, path: str) -> None:
-        target = self._at(path)
-        with contextlib.suppress(FileNotFoundError):
-            target.unlink()
-            _sync_folder(target.parent)
+    def delete(self, *paths: str) -> None:
+        changed = set()
+        for target in map(self._at, paths):
+            with contextlib.suppress(FileNotFoundError):
+                target.unlink()
+                changed.add(target.parent)
+        for folder in changed:
+            _sync_folder(folder)
 
     def delete_tree(self, folder: str) -> None:
         target = self._at(folder)
@@ -203,9 +207,10 @@ class LocalStorage:
         with self._locked():
             root = Path(self._root)
             for folder in [root, *(entry for entry in root.iterdir() if entry.is_dir())]:
-                for name in os.listdir(folder):   # noqa: PTH208  (names alone: the folder may hold many)
-                    if _TEMPORARY.fullmatch(name):
-                        (folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(PermissionError):     # of folders that are not ours, such as lost+found
+                    for name in os.listdir(folder):   # noqa: PTH208  (names alone: the folder may hold many)
+                        if _TEMPORARY.fullmatch(name):
+                            (folder / name).unlink(missing_ok=True)
 
     def _at(self, path: str) -> Path:
         return Path(self._root, path)
@@ -283,9 +288,11 @@ class ObjectStorage:
         except (FileExistsError, FileNotFoundError):
             return None
 
-    def delete(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError), self._naming(path):
-            obstore.delete(self._bucket, self._key(path))
+    def delete(self, *paths: str) -> None:
+        for start in range(0, len(paths), _DELETED_AT_ONCE):
+            keys = [self._key(path) for path in paths[start : start + _DELETED_AT_ONCE]]
+            with contextlib.suppress(FileNotFoundError), self._naming(paths[start]):
+                obstore.delete(self._bucket, keys if len(keys) > 1 else keys[0])
 
     def delete_tree(self, folder: str) -> None:
         with self._naming(folder):

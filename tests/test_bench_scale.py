@@ -30,7 +30,7 @@ def test_what_images_come_to_is_reckoned_from_an_output(tmp_path, capsys):
     storage = open_storage(str(tmp_path))
     for i in range(2):     # two parts of 3 images and 6 faces
         images, faces = (pa.table({"uri": [f"{i}-{j}" for j in range(n)]}) for n in (3, 6))
-        ledger.write_pair(storage, f"part-{i}", faces, images, check=lambda: None)
+        ledger.write_pair(storage, ledger.part_name("part", "r", [str(i)]), faces, images, check=lambda: None)
     run = {"throughput": {"images_per_s_after_start": None, "images_per_s": 10.0}}
     storage.write("run.json", json.dumps(run).encode())
     assert bench.main(["scale", str(tmp_path), "--images", "36000000"]) == 0

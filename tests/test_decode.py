@@ -56,6 +56,9 @@ def test_the_file_is_named_as_its_content_and_the_limit_is_told():
         decode_image(corpus.jpeg(), max_pixels=9599, min_side_px=None)
     assert (told.value.status, told.value.format, told.value.size_wh) == (Status.TOO_LARGE, "jpeg", (120, 80))
     assert decode_image(corpus.jpeg(), max_pixels=9600, min_side_px=None).header.format == "jpeg"
+    with pytest.raises(DecodeError) as told:
+        decode_image(corpus.turned("jpeg", 6), max_pixels=9599, min_side_px=None)
+    assert told.value.size_wh == (120, 80)        # upright, as the sizes of good images are
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.extract
 from pipeline import lease, ledger
 from pipeline.names import local_uri
 from pipeline.storage import open_storage
@@ -218,6 +219,29 @@ def test_what_cannot_work_is_refused_in_a_line_and_leaves_nothing(tmp_path, argu
     said = extract(*(places.get(argument, argument) for argument in arguments), expect=2)
     assert message in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_photos_where_the_tables_would_go_stay(tmp_path, options):
+    shutil.copytree(ASSETS, tmp_path / "images")
+    pq.write_table(pa.table({"image": [b""]}), tmp_path / "images/mine.parquet")
+    before = sorted((tmp_path / "images").iterdir())
+    said = extract(tmp_path / "images", tmp_path, *options, expect=2)
+    assert "images/mine.parquet, which no run wrote" in said
+    assert sorted((tmp_path / "images").iterdir()) == before
+
+
+@pytest.mark.parametrize("word", ["--overwrite", "--over"])
+def test_the_command_that_goes_on_does_not_start_anew(word):
+    command = jobs.extract.going_on(["IN", "a b", word, "--device", "cpu"])
+    assert command == "python -m jobs.extract IN 'a b' --device cpu"
+
+
+def test_a_run_that_has_lost_rows_says_so_and_is_not_finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs.extract, "run_on_ray", lambda *_: None)
+    assert jobs.extract.main([str(ASSETS), str(tmp_path / "out")]) == 1
+    assert "the run broke: 2 images were not committed" in capsys.readouterr().err
+    assert not (tmp_path / "out/run.json").exists()
 
 
 def test_a_leased_output_is_refused_naming_the_holder(tmp_path):

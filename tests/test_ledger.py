@@ -8,6 +8,8 @@ from pipeline.schemas import IMAGES
 from pipeline.storage import open_storage
 from tests.doubles import Crash, Delegate, DyingStorage
 
+PART = ledger.part_name("part", "r1", ["a"])
+
 
 @pytest.fixture
 def storage(tmp_path):
@@ -70,14 +72,14 @@ def test_a_pair_is_read_back_with_its_part(storage):
 
 def test_another_runs_lease_stops_a_part_before_its_first_half(storage):
     with pytest.raises(LeaseLost):
-        ledger.write_pair(storage, "part-x", faces("a"), images("a"), lost_at(1))
+        ledger.write_pair(storage, PART, faces("a"), images("a"), lost_at(1))
     assert storage.list("faces") == storage.list("images") == []
 
 
 def test_faces_come_first_and_go_again_when_the_lease_is_lost(storage):
     seen = []
     with pytest.raises(LeaseLost):
-        ledger.write_pair(storage, "part-x", faces("a"), images("a"), lost_at(2, lambda: seen.append(
+        ledger.write_pair(storage, PART, faces("a"), images("a"), lost_at(2, lambda: seen.append(
             (len(storage.list("faces")), len(storage.list("images"))))))
     assert seen == [(0, 0), (1, 0)] and storage.list("faces") == storage.list("images") == []
 
@@ -89,8 +91,19 @@ def test_a_part_stays_half_when_the_lease_cannot_be_read(storage):
             raise OSError("the store is away")
 
     with pytest.raises(OSError, match="away"):
-        ledger.write_pair(storage, "part-x", faces("a"), images("a"), check)
+        ledger.write_pair(storage, PART, faces("a"), images("a"), check)
     assert len(storage.list("faces")) == 1 and storage.list("images") == []
+
+
+def test_files_of_others_are_no_parts_and_stay(storage):
+    name = write(storage, "part", "a")
+    for path in ("images/mine.parquet", "images/part-00000-c000.parquet", "images/photo.jpg", "faces/_SUCCESS"):
+        storage.write(path, b"somebody's")
+    assert ledger.committed_parts(storage) == [name] and ledger.remove_halves(storage) == 0
+    assert ledger.foreign_tables(storage) == ["images/mine.parquet", "images/part-00000-c000.parquet"]
+    ledger.remove_parts(storage)
+    left = [file.path for folder in ("faces", "images") for file in storage.list(folder)]
+    assert left == ["faces/_SUCCESS", "images/mine.parquet", "images/part-00000-c000.parquet", "images/photo.jpg"]
 
 
 @pytest.mark.parametrize("removed", [True, False], ids=["not counted", "counted"])
@@ -103,8 +116,8 @@ def test_a_writer_that_wakes_up_in_another_runs_time_takes_back_what_that_run_ha
             storage.write(path, content)
 
     with pytest.raises(LeaseLost):
-        ledger.write_pair(Sleepy(storage), "part-x", faces("a"), images("a"), lost_at(3))
-    assert ledger.committed_parts(storage) == ([] if removed else ["part-x"])
+        ledger.write_pair(Sleepy(storage), PART, faces("a"), images("a"), lost_at(3))
+    assert ledger.committed_parts(storage) == ([] if removed else [PART])
     assert len(storage.list("images")) == (0 if removed else 1)
 
 

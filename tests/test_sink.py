@@ -136,6 +136,17 @@ def test_receipts_count_and_images_to_retry_have_their_own_pair(written):
     assert len(list((folder / "images").iterdir())) == len(list((folder / "faces").iterdir())) == 2
 
 
+def test_an_image_that_comes_twice_in_one_batch_is_written_once(tmp_path):
+    """As a process that dies and is replaced may hand it on."""
+    storage = open_storage(str(tmp_path))
+    rows = faces_to_table(batch_of(a=2, b=1, c=0), "embed")
+    with Lease.acquire(storage, RUN):
+        sink = Sink(storage, RUN, "f" * 64, MODELS, DIM, "float32")
+        [once], [twice] = (sink(table).to_pylist() for table in (rows, pa.concat_tables([rows, rows.slice(1)])))
+    assert twice == once and once["images"] == 3
+    assert pq.read_table(tmp_path / "faces")["uri"].to_pylist() == ["/photos/a.jpg"] * 2 + ["/photos/b.jpg"]
+
+
 def test_a_repeated_write_overwrites_itself(written):
     _, first = written("float32", a=2, b=0)
     folder, second = written("float32", b=0, a=2)
