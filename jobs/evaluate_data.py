@@ -78,11 +78,14 @@ def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
         raise DataError(f"{file} cannot be read, Parquet or .csv is expected: {str(error).splitlines()[0]}") from None
 
 
-def decode_image(content: bytes) -> np.ndarray | None:
+def decode_image(content: bytes | None) -> np.ndarray | None:
     """The pixels (h, w, 3) uint8 RGB of an encoded image, upright; None where it cannot be read."""
     import cv2
 
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
+    except cv2.error:       # of more pixels than OpenCV takes
+        return None
 
 
 def decode(content: bytes, name: str) -> np.ndarray:
@@ -98,7 +101,7 @@ def decode_column(table: pa.Table, path: Path) -> list[np.ndarray]:
     return [decode(value.as_py(), f"image {i} of {path}") for i, value in enumerate(table["image"])]
 
 
-def point_column(table: pa.Table, column: str, count: int, path: Path) -> np.ndarray:
+def point_column(table: pa.Table, column: str, count: int, path: Path | str) -> np.ndarray:
     """A column of that many points x, y a row, (n, count, 2) float64. path: where it is from. Raises DataError."""
     try:
         return np.array(table[column].to_pylist(), np.float64).reshape(len(table), count, 2)

@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,12 @@ import cv2
 import numpy as np
 
 from jobs.convert_weights import box_tensors, check_trusted, detector_fields, unpickle
-from jobs.evaluate_data import DataError, as_boxes, read_batches
+from jobs.evaluate_data import DataError, as_boxes, decode_image, read_batches
 from jobs.extract_options import positive, share
-from jobs.train_options import add_place_options, check_paths, model_name, rate, run_training
+from jobs.train_options import add_place_options, check_paths, files_digest, model_name, rate, run_training
+from models.batches import torch_device
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, load_tensors, read_card, save_model
-from models.training import TrainingError, average_tensors
+from models.training import TrainingError, average_tensors, check_precision
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +68,11 @@ def unpack(parquet_files: Sequence[Path], folder: Path) -> None:
     unreadable = faces = 0
     for i, row in enumerate(_rows(parquet_files)):
         boxes, ignored = (as_boxes(row.get(column), column) for column in ("boxes", "ignored_boxes"))
-        pixels = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR) if row["image"] else None
+        pixels = decode_image(row["image"])
         if pixels is None:
             unreadable += 1
             continue
+        pixels = pixels[:, :, ::-1]
         part = "val" if (i - unreadable) % HELD_OUT_EVERY == 0 else "train"
         faces += len(boxes) * (part == "train")
         if len(ignored):
@@ -139,7 +142,6 @@ def build_trainer(
     network: str, tensors: Mapping[str, torch.Tensor] | None, data_dir: Path, args: argparse.Namespace
 ) -> DetectionTrainer:
     """ultralytics' trainer for our network, start and data, kept off the network and going on from its last epoch."""
-    from models.batches import torch_device
     from models.detector import build_network, import_ultralytics, load_network
 
     import_ultralytics()
@@ -220,7 +222,14 @@ def build_trainer(
     trainer.add_callback("on_train_batch_start", _anneal)
     trainer.add_callback("on_train_batch_end", _print_progress)
     trainer.add_callback("on_train_epoch_end", _print_losses)
+    trainer.add_callback("on_model_save", partial(_finish_last_epoch, args.checkpoints / "finished"))
     return trainer
+
+
+def _finish_last_epoch(finished: Path, trainer: DetectionTrainer) -> None:
+    """Say that no epoch is left as soon as the last one is saved: ultralytics refuses to go on from it."""
+    if trainer.epoch + 1 >= trainer.epochs:
+        finished.touch()
 
 
 def _restart_count(trainer: DetectionTrainer) -> None:
@@ -248,24 +257,29 @@ def _print_progress(trainer: DetectionTrainer) -> None:
 
 
 def _print_losses(trainer: DetectionTrainer) -> None:
-    losses = ", ".join(f"{name} {float(value):.3f}" for name, value in trainer.tloss.items())
-    print(f"epoch {trainer.epoch + 1} of {trainer.epochs}: {losses}", flush=True)
+    losses = {name: float(value) for name, value in trainer.tloss.items()}
+    said = f"epoch {trainer.epoch + 1} of {trainer.epochs}: " + ", ".join(f"{k} {v:.3f}" for k, v in losses.items())
+    print(said, flush=True)
+    if not all(map(math.isfinite, losses.values())):       # ultralytics would save noughts for what is no number
+        raise TrainingError(f"{said}: train with a lower --lr0, or in float32; the epoch before is kept")
 
 
 def train(args: argparse.Namespace) -> None:
     """Train, or finish what was begun, and write the weights. Raises WeightsError, TrainingError, DataError."""
     check_paths([], args.out)
+    check_precision(args.precision, torch_device(args.device))
     tensors, started_from, network = None, "random weights", args.network
     if args.start:
         network, tensors, started_from = start_tensors(args.start, args.weights)
     settings = {key: str(value) for key, value in vars(args).items() if key not in NOT_TRAINING}
+    files = [path for path in args.data if path.is_file()]
+    settings |= {"start": started_from, "data": f"{settings['data']} {files_digest(files)}"}
     _claim(args.checkpoints, settings)
     data_dir = yolo_folder(args.data, args.checkpoints / "data")
 
     finished = args.checkpoints / "finished"
     if not finished.exists() and not args.finish:
         build_trainer(network, tensors, data_dir, args).train()
-        finished.touch()
     last = args.checkpoints / "run" / "weights" / "last.pt"
     if not last.exists():
         raise WeightsError(f"{args.checkpoints} holds no finished epoch yet: go on without --finish")

@@ -33,9 +33,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.evaluate_data import decode_image, read_batches, read_table
+from jobs.evaluate_data import decode_image, point_column, read_batches, read_table
 from jobs.extract_options import positive, share
-from jobs.train_options import add_training_options, check_paths, files_digest, rate, run_training, weight
+from jobs.train_options import (
+    add_training_options,
+    check_paths,
+    content_name,
+    files_digest,
+    rate,
+    run_training,
+    weight,
+)
 from models.batches import torch_device
 from models.embedder import build_embedder, faces_to_input
 from models.metrics import pair_cosines, tpr_at_fpr
@@ -142,9 +150,10 @@ def find_faces(photos: Sequence[Path], finder: Path) -> pa.Table:
     for path in photos:
         for batch in read_batches(path, ["image"]):
             for value in batch["image"].to_pylist():
-                photo = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR) if value else None
+                photo = decode_image(value)
                 if photo is None:
                     continue
+                photo = np.ascontiguousarray(photo[:, :, ::-1])       # as YuNet and imencode want it
                 yunet.setInputSize(photo.shape[1::-1])
                 faces = yunet.detect(photo)[1]
                 for face in faces if faces is not None else ():
@@ -180,7 +189,7 @@ class Faces:
     def __init__(self, tables: Sequence[pa.Table], cache: Path) -> None:
         landmarks, names, encoded = [], [], []
         for table in tables:
-            landmarks.append(np.array(table["landmarks"].to_pylist(), np.float64).reshape(-1, 5, 2))
+            landmarks.append(point_column(table, "landmarks", 5, "DATA"))
             names += table["identity"].to_pylist() if "identity" in table.column_names else [None] * len(table)
             encoded.append(table["image"])
         all_landmarks = np.concatenate(landmarks)
@@ -412,6 +421,7 @@ class Lessons:
     targets: np.ndarray
     relations: np.ndarray
     teach: Teacher | None       # the first teacher, for blended faces
+    made_of: str                # names the files and the choice among their faces
 
     def batch(self, rows: np.ndarray, args: argparse.Namespace, rng: np.random.Generator) -> Batch:
         """One batch: the student's crops, and targets, relations and people for the loss."""
@@ -456,12 +466,12 @@ def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Les
         if args.blend:
             raise TrainingError("--blend needs --teacher, which says what blended faces are")
         nothing = np.zeros((len(train), 1), np.float32)
-        return Lessons(train, nothing, nothing, None), validation
+        return Lessons(train, nothing, nothing, None, chosen), validation
     vectors = [teacher_vectors(train, path, device, cache_dir) for path in args.teacher]
     if vectors[0].shape[1] != EMBEDDING_DIM:
         raise TrainingError(f"the first teacher is the target, of {EMBEDDING_DIM} values, not {vectors[0].shape[1]}")
     teach = load_teacher(args.teacher[0], device) if args.blend else None
-    return Lessons(train, vectors[0], join_vectors(vectors).astype(np.float32), teach), validation
+    return Lessons(train, vectors[0], join_vectors(vectors).astype(np.float32), teach, chosen), validation
 
 
 def train(args: argparse.Namespace) -> None:
@@ -508,8 +518,8 @@ def train(args: argparse.Namespace) -> None:
         better=lambda measured: measured["tpr_0.001"],
         schedule=schedule,
         settings={
-            "architecture": architecture, "start": args.start and args.start.name,
-            "teachers": [path.name for path in args.teacher], "faces": len(faces), "blend": args.blend,
+            "architecture": architecture, "start": args.start and content_name(args.start), "data": lessons.made_of,
+            "teachers": [content_name(path) for path in args.teacher], "faces": len(faces), "blend": args.blend,
             "augment": args.augment, "balanced": args.balanced, "batch_size": args.batch_size, "seed": args.seed,
             "arcface": [args.arcface_weight, args.margin, args.scale], **asdict(schedule),
         },

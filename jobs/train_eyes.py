@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from jobs.evaluate_data import decode_image, point_column, read_batches, read_table
 from jobs.extract_options import positive, share
-from jobs.train_options import add_training_options, check_paths, files_digest, rate, run_training
+from jobs.train_options import add_training_options, check_paths, content_name, files_digest, rate, run_training
 from models.batches import torch_device
 from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
@@ -101,20 +101,21 @@ def keep_face(image: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
 def read_points(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """Images and their points, (n, 68, 2), of eyes/*.parquet.
 
-    Images that cannot be read and faces with an eye outside their image are left out, and counted in one line. Raises
-    DataError without the columns, TrainingError when nothing is left.
+    Images that cannot be read and faces with an eye outside their image or without all points are left out, and
+    counted in one line. Raises DataError without the columns, TrainingError when nothing is left.
     """
     table = read_table(path, ["image", "points"])
     images = [decode_image(value.as_py()) for value in table["image"]]
     points = point_column(table, "points", 68, path)
     readable = np.array([image is not None for image in images])
     inside = np.array([
-        image is not None and ((eyes >= 0) & (eyes <= image.shape[1::-1])).all()
-        for image, eyes in zip(images, points[:, 36:48], strict=True)
+        image is not None and ((all68[36:48] >= 0) & (all68[36:48] <= image.shape[1::-1])).all()
+        and np.isfinite(all68).all() and (np.ptp(all68, axis=0) > 0).all()
+        for image, all68 in zip(images, points, strict=True)
     ])
     if not inside.all():
         print(f"{path}: left out of {len(images)} faces: {(~readable).sum()} images that cannot be read, "
-              f"{(readable & ~inside).sum()} with an eye outside", flush=True)
+              f"{(readable & ~inside).sum()} with an eye outside or points missing", flush=True)
     if not inside.any():
         raise TrainingError(f"{path} has no face that can be used")
     return [image for image, kept in zip(images, inside, strict=True) if kept], points[inside]
@@ -366,13 +367,14 @@ def train(args: argparse.Namespace) -> None:
     device = torch_device(args.device)
     check_precision(args.precision, device)
     annotated = annotated_faces(args.data / "eyes" / "train.parquet")
-    labelled = annotated
+    labelled, data_files = annotated, [args.data / "eyes" / "train.parquet"]
     if args.teacher:
         cache_dir = args.checkpoints / "eyes-data"
         cache_dir.mkdir(parents=True, exist_ok=True)
         with first_process_first():
-            made_of = files_digest([args.teacher, *itertools.chain(*unlabelled_files(args.data))])
-            labelled = label_faces(args.data, args.every, args.teacher, cache_dir / f"labelled-{args.every}-{made_of}")
+            data_files += itertools.chain(*unlabelled_files(args.data))
+            cache = cache_dir / f"labelled-{args.every}-{files_digest([args.teacher, *data_files[1:]])}"
+            labelled = label_faces(args.data, args.every, args.teacher, cache)
         print(f"{len(annotated)} annotated faces, {len(labelled)} labelled, {labelled.whole.sum()} of them whole",
               flush=True)
     chips, chip_points = validation_chips(args.data / "eyes" / "val.parquet")
@@ -413,7 +415,8 @@ def train(args: argparse.Namespace) -> None:
         network, EyeLoss(args.input_px, args.loss), make_batch, evaluate, better=lambda measured: -measured["nme"],
         schedule=schedule,
         settings={"architecture": architecture, "every": args.every, "batch_size": args.batch_size, "seed": args.seed,
-                  "start": args.start and args.start.name, "teacher": args.teacher and args.teacher.name,
+                  "start": args.start and content_name(args.start),
+                  "teacher": args.teacher and content_name(args.teacher), "data": files_digest(data_files),
                   "loss": args.loss, "labelled_share": [args.labelled_share, args.labelled_share_end],
                   **asdict(schedule)},
         folder=args.checkpoints / f"keypointer-{args.name}", device=device,

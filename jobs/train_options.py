@@ -102,6 +102,12 @@ def files_digest(files: Sequence[Path]) -> str:
     return hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
 
 
+def content_name(file: Path) -> str:
+    """A file by its name and what it holds, for what must not change while a run goes on; `net.onnx@0123456789ab`."""
+    with file.open("rb") as content:
+        return f"{file.name}@{hashlib.file_digest(content, 'sha256').hexdigest()[:12]}"
+
+
 def run_training(
     module: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, process_group: bool = True
 ) -> int:

@@ -65,7 +65,7 @@ def torch_device(device: str) -> torch.device:
     # TF32's ten bits would let the same face differ by 1e-3 between batch sizes.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda")
+    return torch.device("cuda", torch.cuda.current_device())      # threads would take the first GPU for theirs
 
 
 def set_threads(count: int) -> None:

@@ -14,6 +14,8 @@ import torch
 
 from jobs.train_detector import (
     _anneal,
+    _finish_last_epoch,
+    _print_losses,
     _print_progress,
     _restart_count,
     average,
@@ -23,6 +25,7 @@ from jobs.train_detector import (
     unpack,
 )
 from models.store import DEFAULT_WEIGHTS_DIR, load_tensors, read_card
+from models.training import TrainingError
 
 
 @pytest.mark.parametrize(
@@ -191,8 +194,36 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
     assert stopped.tensors_sha256 == card.tensors_sha256
     assert stopped.metrics == {"training": {"epochs_done": 1}}
 
+    parquet(data, 7)
+    assert main(command) == 2
+    assert "another data: repeat its command" in capsys.readouterr().err
+    parquet(data, 5)
     assert main([*command, "--lr0", "0.5"]) == 2
     assert "another lr0: repeat its command" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {"box_loss": torch.tensor(1.5), "cls_loss": torch.tensor(np.nan)}
+    trainer = SimpleNamespace(epoch=0, epochs=3, tloss=losses)
+    with pytest.raises(TrainingError, match="box_loss 1[.]500, cls_loss nan: train with a lower --lr0"):
+        _print_losses(trainer)
+    trainer.tloss["cls_loss"] = torch.tensor(2.0)
+    _print_losses(trainer)
+    assert capsys.readouterr().out.endswith("epoch 1 of 3: box_loss 1.500, cls_loss 2.000\n")
+
+
+@pytest.mark.parametrize(("epoch", "finished"), [(0, False), (2, True)])
+def test_the_last_epoch_ends_the_run_as_soon_as_it_is_saved(tmp_path: Path, epoch: int, finished: bool) -> None:
+    _finish_last_epoch(tmp_path / "finished", SimpleNamespace(epoch=epoch, epochs=3))
+    assert (tmp_path / "finished").exists() is finished
+
+
+def test_emulated_bfloat16_is_refused(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    options = ["--device", "cpu", "--precision", "bfloat16", "--checkpoints", str(tmp_path), "--out", str(tmp_path)]
+    assert main([str(parquet(tmp_path / "a.parquet", 3)), *options]) == 2
+    assert "leave --precision" in capsys.readouterr().err
 
 
 def test_the_learning_rate_falls_from_batch_to_batch() -> None:

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from jobs import train_embedder
+from jobs.evaluate_data import DataError
 from jobs.train_embedder import (
     FIVE_POINT_TEMPLATE,
     Faces,
@@ -293,6 +294,34 @@ def test_nothing_is_blended_without_a_teacher(data: Path, capsys: pytest.Capture
     del command[command.index("--teacher") : command.index("--teacher") + 2]
     assert train_embedder.main(command) == 2
     assert "--blend needs --teacher" in capsys.readouterr().err
+
+
+def test_a_run_is_of_its_data_and_of_its_start(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command after its own result has taken the start's place would go on from another network."""
+    monkeypatch.setattr(train_embedder, "load_teacher", fake_teacher)
+    (data.parent / "teacher.safetensors").write_bytes(b"stands for a teacher")
+    monkeypatch.chdir(data.parent)
+    start = data.parent / "weights/embedder-tiny.safetensors"
+    start.parent.mkdir(exist_ok=True)
+    network = build_embedder({"network": "resnet18", "width": 16})
+    safetensors.torch.save_file(network.state_dict(), start)
+    command = arguments(data, "--start", str(start))
+    before = start.read_bytes()
+    assert train_embedder.main(command) == 0 and start.read_bytes() != before
+    assert train_embedder.main(command) == 2 and "holds a run with {'start': " in capsys.readouterr().err
+    start.write_bytes(before)
+    assert train_embedder.main(command) == 0
+    table(data / "faces/unlabelled-0.parquet", [91, 201])
+    pq.write_table(pq.read_table(data / "faces/unlabelled-0.parquet"), data / "faces/unlabelled-1.parquet")
+    assert train_embedder.main(command) == 2 and "'data': " in capsys.readouterr().err
+
+
+def test_landmarks_of_another_shape_are_named(tmp_path: Path) -> None:
+    rows = pa.table({"image": [b""] * 2, "landmarks": [LANDMARKS.tolist(), LANDMARKS[:2].tolist()]})
+    with pytest.raises(DataError, match="every row of landmarks must be 5 pairs"):
+        Faces([rows], tmp_path / "c.npy")
 
 
 def test_other_data_is_decoded_anew(data: Path) -> None:

@@ -235,15 +235,18 @@ def test_labels_are_whole_where_network_and_landmarks_agree(tmp_path: Path, monk
 
 
 def test_bad_annotations_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, outside = np.full((68, 2), 50.0), np.full((68, 2), 50.0)
-    outside[40] = (50, 101)
+    good = np.random.default_rng(1).uniform(20, 80, (68, 2))
+    outside, unknown = good.copy(), good.copy()
+    outside[40], unknown[3] = (50, 101), np.nan
+    nowhere = np.zeros((68, 2))
     path = tmp_path / "train.parquet"
     image = encoded(np.zeros((100, 100, 3), np.uint8))
-    pq.write_table(pa.table({"image": [image, image, b"torn"], "points": [p.tolist() for p in (good, outside, good)]}),
-                   path)
+    rows = [(image, good), (image, outside), (image, unknown), (image, nowhere), (b"torn", good)]
+    pq.write_table(pa.table({"image": [i for i, _ in rows], "points": [p.tolist() for _, p in rows]}), path)
     images, points = read_points(path)
     assert len(images) == len(points) == 1
-    assert "left out of 3 faces: 1 images that cannot be read, 1 with an eye outside" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "left out of 5 faces: 1 images that cannot be read, 3 with an eye outside or points missing" in said
     pq.write_table(pa.table({"image": [b"torn"], "points": [good.tolist()]}), path)
     with pytest.raises(TrainingError, match="has no face that can be used"):
         read_points(path)
