@@ -28,7 +28,16 @@ import numpy as np
 from jobs.convert_weights import box_tensors, check_trusted, detector_fields, unpickle
 from jobs.evaluate_data import DataError, as_boxes, decode_image, read_batches
 from jobs.extract_options import positive, share
-from jobs.train_options import add_place_options, check_paths, files_digest, model_name, rate, run_training
+from jobs.train_options import (
+    add_card_options,
+    add_place_options,
+    check_paths,
+    files_digest,
+    model_name,
+    rate,
+    run_training,
+    sources,
+)
 from models.batches import torch_device
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, load_tensors, read_card, save_model
 from models.training import TrainingError, average_tensors, check_precision
@@ -41,8 +50,8 @@ HELD_OUT_EVERY = 50
 INPUT_PX = 800            # what the detector is made for; training scales its images around --imgsz
 BOX_BRANCH = "model.22.cv2."     # of the head
 NOT_TRAINING = (
-    "out", "name", "source", "keep_start", "keep_start_boxes", "finish", "device", "threads", "checkpoints", "weights",
-    "workers", "shared_filesystem", "command",
+    "out", "name", "source", "commercial_use", "keep_start", "keep_start_boxes", "finish", "device", "threads",
+    "checkpoints", "weights", "workers", "shared_filesystem", "command",
 )
 PRINT_EVERY = 20          # batches
 LAST_LR = 0.05            # of the highest learning rate
@@ -289,8 +298,7 @@ def train(args: argparse.Namespace) -> None:
         trained = average(tensors, trained, args.keep_start, keep_boxes)
     fields = detector_fields(
         args.name or network, network, INPUT_PX,
-        commercial_use=False, started_from=started_from,
-        data=[{"name": name, "licence": licence} for name, licence in args.source],
+        commercial_use=args.commercial_use, started_from=started_from, data=sources(args, ()),
         metrics={"training": {"epochs_done": _epochs_done(args.checkpoints / "run" / "results.csv")}},
         command=args.command,
     )
@@ -343,13 +351,6 @@ def _start_argument(text: str) -> str:
     return str(Path(text).resolve()) if text.endswith(".pt") else text
 
 
-def _source_argument(text: str) -> tuple[str, str]:
-    name, equals, licence = text.partition("=")
-    if not (name and equals and licence):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=LICENCE")
-    return name, licence
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -366,8 +367,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=DEFAULT_WEIGHTS_DIR, metavar="DIR",
                         help="weights folder that gets the trained model (default: models/weights)")
     parser.add_argument("--name", type=model_name, help="of the result (default: the network's)")
-    parser.add_argument("--source", action="append", default=[], type=_source_argument, metavar="NAME=LICENCE",
-                        help="of the data, for the card; repeatable")
+    add_card_options(parser, "nothing")
     parser.add_argument("--epochs", type=positive, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--imgsz", type=positive, default=640, metavar="PX",
                         help="side of the square the images are fitted into (default: %(default)s)")

@@ -42,6 +42,7 @@ from jobs.train_options import (
     files_digest,
     rate,
     run_training,
+    sources,
     weight,
 )
 from models.batches import torch_device
@@ -84,6 +85,10 @@ DATA_CARD = [
 FOUND_DATA_CARD = {
     "name": "faces found in WIDER FACE (part of its validation set), Helen, AFW and LFPW",
     "licence": "photos of third parties; free for research, not for commercial use",
+}
+ONNX_INPUTS = {                       # mean and deviation of R, G, B
+    "imagenet": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),     # MobileFaceNet
+    "arcface": ([127.5] * 3, [127.5] * 3),                                # EdgeFace, InsightFace
 }
 FPRS = (0.2, 0.1, 0.05, 0.01, 0.001)
 
@@ -234,11 +239,10 @@ class Faces:
         return self._pixels[self._rows[i]]
 
 
-def load_teacher(path: Path, device: torch.device) -> Teacher:
+def load_teacher(path: Path, device: torch.device, onnx_input: str = "imagenet") -> Teacher:
     """A teacher from EdgeFace's safetensors or from an ONNX file with one image input.
 
-    An ONNX network gets pixels / 255, with ImageNet's mean and deviation, as MobileFaceNet wants them. Raises
-    TrainingError for other files.
+    onnx_input: what an ONNX network gets, a key of `ONNX_INPUTS`. Raises TrainingError for other files.
     """
     if path.suffix == ".safetensors":
         network = build_embedder({"network": "edgenext_x_small"})
@@ -256,7 +260,7 @@ def load_teacher(path: Path, device: torch.device) -> Teacher:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4            # what goes wrong is raised
         options.intra_op_num_threads = 1          # one image a call: two calls side by side are faster
-        mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+        mean, std = map(np.float32, ONNX_INPUTS[onnx_input])
 
         def embed_one(crop: np.ndarray) -> np.ndarray:
             return session.run(None, {name: ((crop - mean) / std).transpose(2, 0, 1)[None]})[0][0]
@@ -277,12 +281,15 @@ def load_teacher(path: Path, device: torch.device) -> Teacher:
     raise TrainingError(f"a teacher is a .safetensors or .onnx file, got {path}")
 
 
-def teacher_vectors(faces: Faces, path: Path, device: torch.device, cache_dir: Path) -> np.ndarray:
+def teacher_vectors(
+    faces: Faces, path: Path, device: torch.device, cache_dir: Path, onnx_input: str = "imagenet"
+) -> np.ndarray:
     """One teacher's unit vectors, (n, dim) float32, of the five-point aligned faces and their mirror images; cached."""
     digest = hashlib.sha256(path.read_bytes() + faces.landmarks.tobytes()).hexdigest()[:12]
-    cache = cache_dir / f"vectors-{path.stem}-{digest}.npy"
+    scaled = f"-{onnx_input}" if path.suffix == ".onnx" else ""
+    cache = cache_dir / f"vectors-{path.stem}{scaled}-{digest}.npy"
     if not cache.exists():
-        embed = load_teacher(path, device)
+        embed = load_teacher(path, device, onnx_input)
         parts = []
         for start in range(0, len(faces), 256):
             rows = range(start, min(start + 256, len(faces)))
@@ -384,6 +391,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="channels of a ResNet's stem (default: %(default)s)")
     parser.add_argument("--teacher", type=Path, action="append", default=[], metavar="FILE",
                         help=".safetensors of EdgeFace-XS or .onnx file; repeatable (default: ArcFace alone)")
+    parser.add_argument("--onnx-input", choices=sorted(ONNX_INPUTS), default="imagenet", help=(
+        "what ONNX teachers get: pixels with ImageNet's mean and deviation, as MobileFaceNet wants them, or "
+        "(pixels - 127.5) / 127.5, as EdgeFace and InsightFace's do (default: %(default)s)"))
     parser.add_argument("--epochs", type=rate, default=2.0, metavar="N",
                         help="how often every face is seen, parts of one too (default: %(default)s)")
     parser.add_argument("--lr", type=rate, default=2e-4, metavar="RATE",
@@ -408,7 +418,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=positive, default=1, metavar="N",
                         help="take each n-th face; teachers cost time (default: %(default)s)")
     parser.add_argument("--flip-average", action="store_true", help="the card says: add the mirrored face's vector")
-    parser.add_argument("--licence", required=True, help="of the result, for its card; commercial use stays excluded")
+    parser.add_argument("--licence", required=True, help="of the result, for its card")
     add_training_options(parser)
     return parser
 
@@ -467,10 +477,10 @@ def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Les
             raise TrainingError("--blend needs --teacher, which says what blended faces are")
         nothing = np.zeros((len(train), 1), np.float32)
         return Lessons(train, nothing, nothing, None, chosen), validation
-    vectors = [teacher_vectors(train, path, device, cache_dir) for path in args.teacher]
+    vectors = [teacher_vectors(train, path, device, cache_dir, args.onnx_input) for path in args.teacher]
     if vectors[0].shape[1] != EMBEDDING_DIM:
         raise TrainingError(f"the first teacher is the target, of {EMBEDDING_DIM} values, not {vectors[0].shape[1]}")
-    teach = load_teacher(args.teacher[0], device) if args.blend else None
+    teach = load_teacher(args.teacher[0], device, args.onnx_input) if args.blend else None
     return Lessons(train, vectors[0], join_vectors(vectors).astype(np.float32), teach, chosen), validation
 
 
@@ -519,7 +529,8 @@ def train(args: argparse.Namespace) -> None:
         schedule=schedule,
         settings={
             "architecture": architecture, "start": args.start and content_name(args.start), "data": lessons.made_of,
-            "teachers": [content_name(path) for path in args.teacher], "faces": len(faces), "blend": args.blend,
+            "teachers": [content_name(path) for path in args.teacher], "onnx_input": args.onnx_input,
+            "faces": len(faces), "blend": args.blend,
             "augment": args.augment, "balanced": args.balanced, "batch_size": args.batch_size, "seed": args.seed,
             "arcface": [args.arcface_weight, args.margin, args.scale], **asdict(schedule),
         },
@@ -541,9 +552,9 @@ def train(args: argparse.Namespace) -> None:
                 "input_px": CROP_PX, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
                 "flip_average": args.flip_average, "alignment": asdict(AlignmentTemplate()),
             },
-            "licence": args.licence, "commercial_use": False,
+            "licence": args.licence, "commercial_use": args.commercial_use,
             "started_from": f"{args.start.name if args.start else 'random weights'}{learnt_from}",
-            "data": [*DATA_CARD, FOUND_DATA_CARD] if args.finder else DATA_CARD,
+            "data": sources(args, [*DATA_CARD, FOUND_DATA_CARD] if args.finder else DATA_CARD),
             "metrics": {"identities_val_own_landmarks": dict(measured)},
             "command": args.command,
         },

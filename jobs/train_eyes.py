@@ -25,7 +25,15 @@ from torch.nn import functional as F
 
 from jobs.evaluate_data import decode_image, point_column, read_batches, read_table
 from jobs.extract_options import positive, share
-from jobs.train_options import add_training_options, check_paths, content_name, files_digest, rate, run_training
+from jobs.train_options import (
+    add_training_options,
+    check_paths,
+    content_name,
+    files_digest,
+    rate,
+    run_training,
+    sources,
+)
 from models.batches import torch_device
 from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
@@ -330,6 +338,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="highest learning rate (default: %(default)s)")
     parser.add_argument("--every", type=positive, default=2, metavar="N",
                         help="take each n-th face of identities/ and faces/ (default: %(default)s)")
+    parser.add_argument("--licence", help="of the result, for its card (default: %(default)s)",
+                        default="learnt from research datasets: free for research, not for commercial use")
     add_training_options(parser)
     return parser
 
@@ -438,10 +448,9 @@ def train(args: argparse.Namespace) -> None:
                 "input_px": args.input_px, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
                 "chip_fraction": CHIP_FRACTION,
             },
-            "licence": "learnt from research datasets: free for research, not for commercial use",
-            "commercial_use": False,
+            "licence": args.licence, "commercial_use": args.commercial_use,
             "started_from": f"{args.start.name if args.start else 'random weights'}{learnt_from}",
-            "data": DATA_CARD if args.teacher else DATA_CARD[:1],
+            "data": sources(args, DATA_CARD if args.teacher else DATA_CARD[:1]),
             "metrics": {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in measured.items()}},
             "command": args.command,
         },

@@ -33,12 +33,35 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; needs a C++ compiler")
     parser.add_argument("--workers", type=positive, metavar="N",
                         help="train in N processes on Ray, each with a GPU unless --device cpu (default: in this one)")
+    add_card_options(parser, "the collections that the shipped weights learnt from")
     add_place_options(parser)
     parser.add_argument("--seed", type=int, default=7, help="of all that is drawn at random (default: %(default)s)")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR",
                         help="where a stopped run goes on by the same command (default: %(default)s)")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, metavar="DIR",
                         help="weights folder that gets the trained model (default: models/weights)")
+
+
+def add_card_options(parser: argparse.ArgumentParser, default_sources: str) -> None:
+    """What the card says of the rights to use the result; default_sources: which it names without --source."""
+    parser.add_argument("--source", action="append", default=[], type=source_argument, metavar="NAME=LICENCE",
+                        help=f"of the data, for the card; repeatable (default: {default_sources})")
+    parser.add_argument("--commercial-use", action="store_true", help=(
+        "the card allows it, and jobs.extract --require-commercial passes: only if you have the right to, by the "
+        "licences of data, start and teachers; needs --source"))
+
+
+def source_argument(text: str) -> tuple[str, str]:
+    """NAME=LICENCE as the two."""
+    name, equals, licence = text.partition("=")
+    if not (name and equals and licence):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=LICENCE")
+    return name, licence
+
+
+def sources(args: argparse.Namespace, default: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The card's list of the data: what --source says, else the default."""
+    return [{"name": name, "licence": licence} for name, licence in args.source] or list(default)
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +144,8 @@ def run_training(
     args.command = f"python -m {module} {shlex.join(words)}"
     if args.keep_start and not args.start:
         parser.error("--keep-start needs --start")
+    if args.commercial_use and not args.source:
+        parser.error("--commercial-use needs --source: say which data, under which licences")
     for name, value in vars(args).items():          # workers on Ray run in a folder of their own
         setattr(args, name, _absolute(value))
     try:

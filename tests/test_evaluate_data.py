@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluate_data import DataError, card_of, decode, made_by, read_batches, read_output, read_table
+from jobs.evaluate_data import DataError, card_of, decode, decode_image, made_by, read_batches, read_output, read_table
 from models.store import WeightsError, read_card
+from tests.corpus import png_of_size
 from tests.evaluation import encoded, face, tiny_weights, write_output
 
 
@@ -160,3 +161,10 @@ def test_what_is_no_large_table_is_named(name: str, error: str, tmp_path: Path) 
     (tmp_path / "text.parquet").write_text("nothing")
     with pytest.raises(DataError, match=error):
         list(read_batches(tmp_path / name, ["image"]))
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"torn", png_of_size(60_000, 60_000)], ids=["none", "empty", "torn", "huge"]
+)
+def test_what_is_no_image_is_none(content: bytes | None) -> None:
+    assert decode_image(content) is None

@@ -205,7 +205,7 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
     losses = {"box_loss": torch.tensor(1.5), "cls_loss": torch.tensor(np.nan)}
     trainer = SimpleNamespace(epoch=0, epochs=3, tloss=losses)
-    with pytest.raises(TrainingError, match="box_loss 1[.]500, cls_loss nan: train with a lower --lr0"):
+    with pytest.raises(TrainingError, match=r"box_loss 1\.500, cls_loss nan: train with a lower --lr0"):
         _print_losses(trainer)
     trainer.tloss["cls_loss"] = torch.tensor(2.0)
     _print_losses(trainer)

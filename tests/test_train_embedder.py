@@ -33,6 +33,8 @@ from models.training import TrainingError, box_of_crop
 from pipeline import geometry
 from pipeline.geometry import AlignmentTemplate
 
+EDGEFACE = Path(__file__).parents[2] / "shared/weights/edgeface_xs.onnx"
+
 # Five landmarks of an upright face in a 144×144 crop.
 LANDMARKS = np.array([[54.0, 62], [90, 62], [72, 82], [58, 100], [86, 100]])
 LANDMARKS.flags.writeable = False
@@ -204,6 +206,17 @@ def test_other_teachers_are_refused(name: str, error: str, tmp_path: Path) -> No
         load_teacher(tmp_path / name, torch.device("cpu"))
 
 
+@pytest.mark.skipif(not EDGEFACE.exists(), reason="needs edgeface_xs of shared/weights in both forms")
+@pytest.mark.parametrize(("onnx_input", "same"), [("arcface", True), ("imagenet", False)])
+def test_an_onnx_teacher_gets_what_it_was_made_for(onnx_input: str, same: bool) -> None:
+    crops = np.stack([cv2.resize(np.random.default_rng(i).integers(0, 255, (7, 7, 3), np.uint8), (112, 112))
+                      for i in range(4)])
+    a, b = (load_teacher(path, torch.device("cpu"), onnx_input)(crops)
+            for path in (EDGEFACE, EDGEFACE.with_suffix(".safetensors")))
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert bool(cosines.min() > 0.98) is same
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     table(tmp_path / "data/identities/train-0.parquet", [0, 60, 120, 180], ["a", "a", "b", "b"])
@@ -221,7 +234,7 @@ def arguments(data: Path, *more: str) -> list[str]:
     ]
 
 
-def fake_teacher(path: Path, device: torch.device) -> train_embedder.Teacher:
+def fake_teacher(path: Path, device: torch.device, onnx_input: str) -> train_embedder.Teacher:
     """512 values that follow the crop's grey level."""
     return lambda crops: np.cos(np.arange(1, 513) * crops.mean((1, 2, 3))[:, None] / 80)
 
@@ -316,6 +329,18 @@ def test_a_run_is_of_its_data_and_of_its_start(
     table(data / "faces/unlabelled-0.parquet", [91, 201])
     pq.write_table(pq.read_table(data / "faces/unlabelled-0.parquet"), data / "faces/unlabelled-1.parquet")
     assert train_embedder.main(command) == 2 and "'data': " in capsys.readouterr().err
+
+
+def test_the_card_says_what_may_be_done_with_the_result(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = arguments(data, "--commercial-use", "--arcface-weight", "1")
+    del command[command.index("--teacher") : command.index("--teacher") + 2]
+    with pytest.raises(SystemExit, match="2"):
+        train_embedder.main(command)
+    assert "--commercial-use needs --source" in capsys.readouterr().err
+    assert train_embedder.main([*command, "--source", "our staff=with their consent"]) == 0
+    card = json.loads((data.parent / "weights/embedder-tiny.json").read_text())
+    assert card["commercial_use"] is True
+    assert card["data"] == [{"name": "our staff", "licence": "with their consent"}]
 
 
 def test_landmarks_of_another_shape_are_named(tmp_path: Path) -> None:
