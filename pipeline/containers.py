@@ -183,9 +183,14 @@ def _parquet_rows(file: BinaryIO, uri: str, columns: ParquetColumns) -> dict[str
         if columns.uri is not None:
             _field(parquet.schema_arrow, columns.uri, uri)
             names = _leaf(parquet.read(columns=[columns.uri]), columns.uri).to_pylist()
-    # A row without a name keeps its number: nothing is lost.
-    members = [str(i if name is None else name) for i, name in enumerate(names)]
-    return {"member": members, "offset": list(range(n)), "size": [None] * n}
+    # A row without a name gets its number, one whose name was there already both: every row is an image of its own.
+    members: dict[str, None] = {}
+    for i, name in enumerate(names):
+        member = str(i if name is None else name)
+        while member in members:
+            member += f"~{i}"
+        members[member] = None
+    return {"member": list(members), "offset": list(range(n)), "size": [None] * n}
 
 
 class ParquetImages:

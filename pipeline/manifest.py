@@ -124,7 +124,7 @@ def _tables(path: str, options: StoreOptions) -> Generator[pa.Table, None, None]
         elif kind == "csv":
             yield from _parse_csv(file, ",")
         else:
-            yield from _parse_txt(file)
+            yield from _parse_txt(file, path.rpartition("/")[0])
 
 
 def _open(path: str, options: StoreOptions) -> BinaryIO:
@@ -186,18 +186,24 @@ class _Unclosed(io.RawIOBase):
         return len(content)
 
 
-def _parse_txt(file: BinaryIO) -> Iterator[pa.Table]:
+def _parse_txt(file: BinaryIO, folder: str) -> Iterator[pa.Table]:
+    def line_uri(name: str) -> str:
+        """A name as it is, spaces, quotes and commas too; one that is not UTF-8 gets its file:// form here."""
+        uri = local_uri(name)
+        if uri == name or uri_scheme(name) is not None or uri_scheme(folder) is not None:
+            return uri
+        return local_uri(posixpath.join(folder, name))
+
     header = os.fsdecode(file.readline().removeprefix(b"\xef\xbb\xbf")).rstrip("\r\n")
     for delimiter in "\t,":
         if delimiter in header and "uri" in header.split(delimiter):
             yield from _parse_csv(file, delimiter)
             return
-    # A line is a name as it is, spaces, quotes and commas too; one that is not UTF-8 gets its file:// form here.
-    names = [] if header in ("uri", "") else [local_uri(header)]
+    names = [] if header in ("uri", "") else [line_uri(header)]
     for line in file:
         name = os.fsdecode(line).rstrip("\n").rstrip("\r")
         if name:
-            names.append(local_uri(name))
+            names.append(line_uri(name))
         if len(names) >= _TEXT_LINES:
             yield pa.table({"uri": pa.array(names, pa.string())})
             names = []

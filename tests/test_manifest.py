@@ -74,6 +74,12 @@ def test_a_line_of_text_is_a_name_as_it_is(tmp_path):
     ]
 
 
+def test_a_relative_name_that_is_not_utf_8_starts_at_the_manifests_folder(tmp_path):
+    (tmp_path / "m.txt").write_bytes(b"sub/caf\xe9.jpg\nplain.jpg\n")
+    [(rows, _)] = read_manifest(str(tmp_path / "m.txt"), StoreOptions())
+    assert rows["uri"].to_pylist() == [f"file://{tmp_path}/sub/caf%E9.jpg", f"{tmp_path}/plain.jpg"]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

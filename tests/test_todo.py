@@ -163,6 +163,12 @@ def test_what_is_not_listed_any_more_below_a_folder_has_vanished(scopes, vanishe
     assert todo.vanished == vanished and rows["uri"].to_pylist() == ["/a/2"]
 
 
+def test_what_has_vanished_out_of_many_containers_is_counted():
+    scopes = tuple(f"/t/{i}.tar#" for i in range(500)) + ("/odd#1.tar#",)
+    known = ledger(("/t/7.tar#gone", "ok"), ("/t/7.tar#1", "ok"), ("/t/900.tar#1", "ok"), ("/odd#1.tar#gone", "ok"))
+    assert plan_todo(listing("/t/7.tar#1"), known, scopes=scopes)[0].vanished == 2
+
+
 @pytest.mark.parametrize(("whole", "redone", "vanished"), [((), [], 2), (("/a/s.tar", "/a/t.tar"), ["/a/s.tar"], 1)])
 def test_what_stood_for_lost_members_goes_when_the_container_is_whole(whole, redone, vanished):
     known = ledger(("/a/s.tar", "fetch_failed"), ("/a/s.tar#1", "ok"), ("/a/s.tar#gone", "ok"))
