@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.evaluate_data import DataError
-from jobs.evaluate_eyes import AnnotatedFaces, find_boxes, read_annotated_faces
+from jobs.evaluate.data import DataError
+from jobs.evaluate.eyes import AnnotatedFaces, find_boxes, read_annotated_faces
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card, write_card
 from pipeline import geometry
 from pipeline.geometry import EYE_DISTANCE_PX, AlignmentTemplate

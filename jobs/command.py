@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pipeline.interrupt import Interrupted, Stalled, interruptible
-from pipeline.names import printable
+from pipeline.input.names import printable
+from pipeline.run.interrupt import Interrupted, Stalled, interruptible
 
 DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
 

@@ -21,21 +21,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.command import run_command, say
-from jobs.extract_options import ArgumentError, share
-from jobs.extract_stages import StageConfig, alignment_template, local_weights, stage_builders
+from jobs.extract.options import ArgumentError, share
+from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import WeightCard, WeightsError, read_card
-from pipeline import erased, lease, ledger, output
 from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES
-from pipeline.interrupt import leave
-from pipeline.lease import LeaseHeld
-from pipeline.manifest import read_manifest
-from pipeline.names import InputError, absolute, local_path, local_uri, printable
-from pipeline.objectstore import UriError, parse_input_uri, uri_scheme
-from pipeline.output import OutputError
-from pipeline.report import status_counts
+from pipeline.input.manifest import read_manifest
+from pipeline.input.names import InputError, absolute, local_path, local_uri, printable
+from pipeline.output import claim as output
+from pipeline.output import erased, lease, ledger
+from pipeline.output.claim import OutputError
+from pipeline.output.lease import LeaseHeld
+from pipeline.output.report import status_counts
+from pipeline.run.interrupt import leave
 from pipeline.settings import RowSettings
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.objectstore import UriError, parse_input_uri, uri_scheme
+from pipeline.storage.storage import Storage, open_storage
 
 DESCRIPTION = """Take images and all their faces out of an output, for good.
 

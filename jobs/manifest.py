@@ -17,19 +17,19 @@ from typing import TextIO
 import pyarrow as pa
 
 from jobs.command import Broke, run_command, say
-from jobs.extract_options import ArgumentError, positive
-from pipeline import manifest_folder
-from pipeline.bucket_listing import bucket_stretches, list_objects, skip_rule
-from pipeline.interrupt import Interrupted, leave
-from pipeline.inventory import inventory_stretches, is_inventory, read_inventory
-from pipeline.lease import Lease, LeaseHeld, check_held
-from pipeline.manifest_folder import ManifestError, ManifestState, PartWriter, Span, Stretch
-from pipeline.names import InputError, absolute, printable
-from pipeline.objectstore import BUCKET_SCHEMES, UriError, parse_input_uri, split_uri, uri_scheme
-from pipeline.progress import LOG_INTERVAL_S, TERMINAL_INTERVAL_S
+from jobs.extract.options import ArgumentError, positive
+from pipeline.input import manifest_folder
+from pipeline.input.buckets import bucket_stretches, list_objects, skip_rule
+from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
+from pipeline.input.listing import Rules, list_inputs
+from pipeline.input.manifest_folder import ManifestError, ManifestState, PartWriter, Span, Stretch
+from pipeline.input.names import InputError, absolute, printable
+from pipeline.output.lease import Lease, LeaseHeld, check_held
+from pipeline.run.interrupt import Interrupted, leave
+from pipeline.run.progress import LOG_INTERVAL_S, TERMINAL_INTERVAL_S
 from pipeline.schemas import LISTING
-from pipeline.source import Rules, list_inputs
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.objectstore import BUCKET_SCHEMES, UriError, parse_input_uri, split_uri, uri_scheme
+from pipeline.storage.storage import Storage, open_storage
 
 THREADS = 16   # an answer of S3 takes about 0.1 s, and to read it 0.02 s of one core: six are enough for one core
 

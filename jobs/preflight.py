@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.cluster import REPOSITORY, check_working_dir
-from pipeline.plan import PlanError
+from pipeline.run.cluster import REPOSITORY, check_working_dir
+from pipeline.run.plan import PlanError
 
 READY, TOO_LARGE = 0, 2
 

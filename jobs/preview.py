@@ -23,19 +23,19 @@ import pyarrow.parquet as pq
 import simplejpeg
 
 from pipeline import geometry
-from pipeline.align import align_chip
 from pipeline.batch import GOOD, FetchFailure, Status, TodoRow
-from pipeline.containers import ParquetColumns, is_container, list_members
-from pipeline.decode import DecodeError, decode_image, prepare_pillow
-from pipeline.detect import cut_chip
-from pipeline.fetch import Fetch
 from pipeline.geometry import AlignmentTemplate
-from pipeline.ledger import committed_parts
-from pipeline.names import printable
-from pipeline.objectstore import StoreOptions, parse_input_uri
+from pipeline.input.containers import ParquetColumns, is_container, list_members
+from pipeline.input.fetch import Fetch
+from pipeline.input.names import printable
+from pipeline.output.ledger import committed_parts
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings
-from pipeline.storage import Storage, open_storage
+from pipeline.stages.align import align_chip
+from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
+from pipeline.stages.detect import cut_chip
+from pipeline.storage.objectstore import StoreOptions, parse_input_uri
+from pipeline.storage.storage import Storage, open_storage
 
 MAX_IMAGES = 60
 MAX_FACES_OF_A_PHOTO = 40         # shown one by one; boxes are drawn for all

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import connect
-from tests.google import google_storage
-from tests.servers import serving
+from pipeline.run.cluster import connect
+from tests.support.google import google_storage
+from tests.support.servers import serving
 
 
 @dataclass(frozen=True)

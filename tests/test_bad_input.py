@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.batch import Status, TodoRow
-from pipeline.decode import Decode, DecodeError, decode_image, prepare_pillow
-from pipeline.fetch import Fetch
-from pipeline.names import local_uri
+from pipeline.input.fetch import Fetch
+from pipeline.input.names import local_uri
 from pipeline.schemas import records_to_table
-from tests import corpus
+from pipeline.stages.decode import Decode, DecodeError, decode_image, prepare_pillow
+from tests.support import corpus
 
 pytestmark = [
     pytest.mark.timeout(120),                # of any one case; CASE_SECONDS of CPU are what is promised
@@ -75,7 +75,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))     # should one go off, this process dies and no other
-from pipeline.decode import DecodeError, decode_image, prepare_pillow
+from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
 prepare_pillow()
 for folder in sys.argv[1:]:
     for path in sorted(Path(folder).iterdir()):

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 
-from jobs.extract_options import parse_arguments
-from pipeline.cluster import REPOSITORY
-from pipeline.plan import Cluster, make_plan
+from jobs.extract.options import parse_arguments
+from pipeline.run.cluster import REPOSITORY
+from pipeline.run.plan import Cluster, make_plan
 
 KUBERNETES = "1.34"
 RAY = re.search(r"^ray==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)[1]

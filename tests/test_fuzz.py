@@ -19,20 +19,22 @@ import yaml
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from jobs.extract_options import argument_parser, read_config
+from jobs.extract.options import argument_parser, read_config
 from jobs.preview import main as preview
 from models.store import WeightsError, read_card, tensors_digest
-from pipeline import align, geometry, headers, lease
+from pipeline import geometry
 from pipeline.batch import Status
-from pipeline.decode import DecodeError, decode_image, prepare_pillow
-from pipeline.detect import cut_chip
 from pipeline.geometry import CROP_PX, EYES_MID_XY, AlignmentTemplate
-from pipeline.manifest import read_manifest
-from pipeline.names import Glob, InputError, local_path, local_uri, printable
-from pipeline.objectstore import StoreOptions
+from pipeline.input.manifest import read_manifest
+from pipeline.input.names import Glob, InputError, local_path, local_uri, printable
+from pipeline.output import lease
 from pipeline.schemas import LISTING
-from pipeline.storage import open_storage
-from tests import corpus
+from pipeline.stages import align, headers
+from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
+from pipeline.stages.detect import cut_chip
+from pipeline.storage.objectstore import StoreOptions
+from pipeline.storage.storage import open_storage
+from tests.support import corpus
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),

@@ -14,20 +14,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import erase, evaluate, train_detector
+from jobs import erase
 from jobs.command import say
-from jobs.extract_stages import local_weights
-from jobs.train_embedder import load_teacher
+from jobs.evaluate import __main__ as evaluate
+from jobs.extract.stages import local_weights
+from jobs.train import detector as train_detector
+from jobs.train.embedder import load_teacher
 from models.store import WeightsError, fetch_weights, own_folder, read_card
 from models.training import TrainingError, load_start
-from pipeline import lease
 from pipeline.batch import FaceBatch, ImageRecord
-from pipeline.report import error_lines
-from pipeline.storage import open_storage
-from pipeline.todo import ErrorKind, Outcome
-from tests.test_convert_weights import Evil
-from tests.test_preview import write_output
-from tests.test_store import FIELDS, save
+from pipeline.output import lease
+from pipeline.output.report import error_lines
+from pipeline.output.todo import ErrorKind, Outcome
+from pipeline.storage.storage import open_storage
+from tests.jobs.test_convert_weights import Evil
+from tests.jobs.test_preview import write_output
+from tests.models.test_store import FIELDS, save
 
 ROOT = Path(__file__).parent.parent
 CLEAR = "\x1b[2J"
@@ -92,7 +94,7 @@ def test_dangers_are_seen(source, found):
 
 
 def test_nothing_is_unpickled_or_evaluated():
-    files = [path for folder in ("jobs", "models", "pipeline") for path in sorted((ROOT / folder).glob("*.py"))]
+    files = [path for folder in ("jobs", "models", "pipeline") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert len(files) > 50
     seen = {(path.relative_to(ROOT).as_posix(), danger) for path in files for danger in dangers(path.read_text())}
     assert seen == ALLOWED

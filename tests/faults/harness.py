@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import ledger
-from pipeline.lease import process_start
-from pipeline.objectstore import parse_input_uri
-from pipeline.storage import Storage, open_storage
+from pipeline.output import ledger
+from pipeline.output.lease import process_start
+from pipeline.storage.objectstore import parse_input_uri
+from pipeline.storage.storage import Storage, open_storage
 from tests.faults.stub_job import Faults
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 
-from tests.servers import ANEW, serving
+from tests.support.servers import ANEW, serving
 
 ERRORS = {
     "SlowDown": (503, "Please reduce your request rate."),

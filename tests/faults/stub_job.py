@@ -21,18 +21,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jobs import extract
-from jobs.extract_stages import StageConfig, build_align, build_decode
+from jobs.extract import job as extract
+from jobs.extract.stages import StageConfig, build_align, build_decode
 from pipeline.batch import FaceBatch, ImageBatch, Status
-from pipeline.detect import Detect
-from pipeline.embed import Embed
-from pipeline.interrupt import leave
-from pipeline.keypoint import Keypoint
-from pipeline.lease import Lease
-from pipeline.pool import StageBuilders
-from pipeline.sink import Sink
-from pipeline.storage import Storage
-from tests.doubles import Delegate
+from pipeline.output.lease import Lease
+from pipeline.output.sink import Sink
+from pipeline.run.interrupt import leave
+from pipeline.run.pool import StageBuilders
+from pipeline.stages.detect import Detect
+from pipeline.stages.embed import Embed
+from pipeline.stages.keypoint import Keypoint
+from pipeline.storage.storage import Storage
+from tests.support.doubles import Delegate
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline import ledger
+from pipeline.output import ledger
 from tests.faults.harness import IMAGES, SMALL, Place, assert_exact, photos, read_tables, wait_until
 from tests.faults.stub_job import Faults
 

@@ -7,7 +7,7 @@ import random
 import signal
 import time
 
-from pipeline import lease
+from pipeline.output import lease
 from tests.faults.harness import assert_exact, committed, wait_until
 from tests.faults.stub_job import Faults
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from pipeline import lease, ledger
-from pipeline.lease import process_start
+from pipeline.output import lease, ledger
+from pipeline.output.lease import process_start
 from tests.faults.harness import assert_exact, wait_until
 from tests.faults.stub_job import Faults
 

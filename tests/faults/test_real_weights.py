@@ -11,11 +11,11 @@ import pytest
 
 from jobs import erase
 from models.store import DEFAULT_WEIGHTS_DIR, read_card
-from pipeline import ledger
+from pipeline.output import ledger
 from pipeline.settings import RowSettings
 from tests.faults.conftest import output_of
 from tests.faults.harness import Place, Starter, assert_exact, committed, read_tables, wait_until
-from tests.test_erase import ROLES, ZIDANE, uris, write_output
+from tests.jobs.test_erase import ROLES, ZIDANE, uris, write_output
 
 SIZES_PX = (1280, 1024, 768, 640, 576, 512, 448, 384, 320)
 

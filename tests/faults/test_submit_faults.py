@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cluster import REPOSITORY
+from pipeline.run.cluster import REPOSITORY
 from tests.faults.harness import IMAGES, SMALL, Place, Tables, assert_exact, committed, photos, read_tables, wait_until
 from tests.faults.stub_job import Faults
-from tests.ray_head import AUTHENTICATED, Figure, Head, free_port, scrape, start_head, totals
+from tests.support.ray_head import AUTHENTICATED, Figure, Head, free_port, scrape, start_head, totals
 
 pytestmark = pytest.mark.timeout(600)
 ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"

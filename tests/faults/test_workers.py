@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline import ledger
-from pipeline.lease import process_start
+from pipeline.output import ledger
+from pipeline.output.lease import process_start
 from tests.faults.harness import Place, assert_exact, cluster, read_tables, wait_until
 from tests.faults.stub_job import Faults
 

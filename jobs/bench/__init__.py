@@ -1,0 +1,1 @@
+"""`python -m jobs.bench`: measure speed and memory."""

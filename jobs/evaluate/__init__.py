@@ -1,0 +1,1 @@
+"""`python -m jobs.evaluate`: measure models, and outputs of jobs.extract."""

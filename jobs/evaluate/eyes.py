@@ -1,0 +1,147 @@
+"""`jobs.evaluate eyes`: errors of eye points on annotated faces."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jobs.evaluate.data import (
+    DataError,
+    card_of,
+    decode_column,
+    is_output,
+    made_by,
+    point_column,
+    read_output,
+    read_table,
+)
+from jobs.evaluate.report import Plot, Report
+from models import metrics
+from models.store import read_card
+
+BOX_SCORE, BOX_NMS_IOU = 0.3, 0.5     # of the detector where only the face in the middle is asked for
+MIN_OVERLAP = 0.2                     # IoU of a box with the extent of the points, for it to be that face's
+
+
+@dataclass(frozen=True)
+class AnnotatedFaces:
+    """Face crops (h, w, 3) uint8 RGB with 68 points each in crop pixels, (n, 68, 2)."""
+
+    images: Sequence[np.ndarray]
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class FoundEyes:
+    """Eye points (n, 12, 2) in image pixels, NaN where the face was not found, and which models found them."""
+
+    points: np.ndarray
+    keypointer: str
+    detector: str
+
+
+def eyes(args: argparse.Namespace) -> Report:
+    """How far the eye points are off on faces as our detector boxes them; a face it does not find is a failure."""
+    if is_output(args.faces):
+        if args.truth is None:
+            raise DataError(f"{args.faces} is an output of jobs.extract: name the points (name, points) by --truth")
+        truth = read_table(args.truth, ["name", "points"])
+        points = point_column(truth, "points", 68, args.truth)
+        eyes_found = extracted_eyes(args.faces, truth["name"].to_pylist(), points)
+        card = card_of(args.weights, "keypointer", eyes_found.keypointer) if args.update_card else None
+    else:
+        faces = read_annotated_faces(args.faces)
+        points = faces.points
+        eyes_found = find_eyes(faces, args)
+        card = read_card(args.weights, "keypointer", args.keypointer)
+    found = ~np.isnan(eyes_found.points).any(axis=(1, 2))
+    if not found.any():
+        raise DataError(f"none of the {len(points)} faces is found: are the points in pixels of the image?")
+    wanted = points[:, 36:48]
+    errors = metrics.eye_errors(eyes_found.points[found], wanted[found])
+    by_face = np.full(len(points), np.inf)
+    by_face[found] = metrics.face_nme(eyes_found.points[found], wanted[found])
+    errors |= {"failures": float((by_face > metrics.MAX_NME).mean()), "auc": metrics.cumulative_area(by_face)}
+    at, share = metrics.cumulative_errors(by_face)
+    report = Report(
+        f"Eye points on {len(points)} faces: {eyes_found.keypointer}, boxes of {eyes_found.detector}",
+        {"keypointer": eyes_found.keypointer, "detector": eyes_found.detector, "faces": len(points),
+         "found": int(found.sum()), **{name: round(value, 5) for name, value in errors.items()}},
+        ("faces", "found", "NME by outer-eye distance", "eye centres", "failures above 10%", "AUC up to 10%"),
+        [(str(len(points)), str(found.sum()), *(f"{errors[name]:.2%}" for name in ("nme", "centres", "failures")),
+          f"{errors['auc']:.3f}")],
+        Plot("error of the 12 eye points (% of the outer-eye distance)", "share of the faces with at most that error",
+             {f"{eyes_found.keypointer}: AUC {errors['auc']:.3f}": (100 * at, share)}, (0, 100 * metrics.MAX_NME)),
+    )
+    if card is not None and args.update_card:
+        report.record(args.weights, card, "eyes", args.command_line)
+    return report
+
+
+def read_annotated_faces(path: Path) -> AnnotatedFaces:
+    """The images and points of a Parquet file, or of several in a folder, with the columns `image` and `points`.
+
+    Raises DataError.
+    """
+    table = read_table(path, ["image", "points"])
+    return AnnotatedFaces(decode_column(table, path), point_column(table, "points", 68, path))
+
+
+def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
+    """Run our detector and then the keypointer over the crops."""
+    from models.eyes import load_keypointer
+    from pipeline.geometry import transform
+    from pipeline.stages.detect import cut_chip
+
+    boxes = find_boxes(faces, args)
+    found = [i for i, box in enumerate(boxes) if box is not None]
+    cut = [cut_chip(faces.images[i], boxes[i]) for i in found]
+    keypointer = load_keypointer(args.weights, args.keypointer, device=args.device, batch_size=args.batch_size)
+    points = np.full((len(boxes), 12, 2), np.nan)
+    if found:
+        to_image = np.array([matrix for _, matrix in cut])
+        points[found] = transform(to_image, keypointer([chip for chip, _ in cut]).astype(np.float64))
+    return FoundEyes(points, read_card(args.weights, "keypointer", args.keypointer).identity, args.detector)
+
+
+def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarray | None]:
+    """Our detector's box for every face, the one that overlaps its points most; None where there is none."""
+    from models.detector import load_detector
+    from pipeline.geometry import transform_boxes
+    from pipeline.stages.detect import letterbox
+
+    detect = load_detector(
+        args.weights, args.detector, device=args.device, min_score=BOX_SCORE, nms_iou=BOX_NMS_IOU,
+        batch_size=args.batch_size, max_detections=100,
+    )
+    boxes: list[np.ndarray | None] = []
+    for start in range(0, len(faces.images), args.batch_size):
+        boxed = [letterbox(image, args.input_px) for image in faces.images[start : start + args.batch_size]]
+        finds = detect(np.stack([canvas for canvas, _ in boxed]))
+        for i, ((found, _), (_, canvas_to_image)) in enumerate(zip(finds, boxed, strict=True), start):
+            candidates = transform_boxes(canvas_to_image, found)
+            own = box_of_points(candidates, faces.points[i])
+            boxes.append(None if own is None else candidates[own])
+    return boxes
+
+
+def box_of_points(boxes_xyxy: np.ndarray, points: np.ndarray) -> int | None:
+    """Which of the boxes (n, 4) overlaps the extent of the points (k, 2) most, None where none does enough."""
+    extent = np.concatenate([points.min(0), points.max(0)])[None]
+    overlaps = metrics.box_iou(boxes_xyxy, extent)[:, 0]
+    return int(overlaps.argmax()) if len(overlaps) and overlaps.max() > MIN_OVERLAP else None
+
+
+def extracted_eyes(output: Path, names: Sequence[str], points: np.ndarray) -> FoundEyes:
+    """The eye points of `jobs.extract` on annotated faces (n, 68, 2) of the named images. Raises DataError."""
+    images = read_output(output, names, ["eye_points", "keypointer", "detector"])
+    found = np.full((len(names), 12, 2), np.nan)
+    for i, image in enumerate(images):
+        own = box_of_points(image.boxes_xyxy(), points[i])
+        if own is not None:
+            found[i] = np.array(image.faces[own]["eye_points"]).reshape(12, 2)
+    return FoundEyes(found, made_by(images, "keypointer"), made_by(images, "detector"))

@@ -1,0 +1,1 @@
+"""`python -m jobs.extract`: the main job."""

@@ -1,0 +1,1 @@
+"""`python -m jobs.train`: train the detector, the eye points or an embedder."""

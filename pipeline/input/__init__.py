@@ -1,0 +1,1 @@
+"""What to read: listings, buckets, containers, manifests, and the fetching of bytes."""

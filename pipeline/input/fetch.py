@@ -1,0 +1,267 @@
+"""Read the bytes of to-do rows by threads, some files ahead: local files, objects in buckets, parts of either."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
+from pipeline.input.containers import ParquetImages
+from pipeline.storage.objectstore import (
+    FROM_ENVIRONMENT,
+    REQUEST_TIMEOUT_S,
+    StoreOptions,
+    is_addressable,
+    is_remote,
+    open_bucket,
+    plain_etag,
+    s3_client,
+    split_uri,
+    uri_scheme,
+)
+
+THREADS = 16                      # a GET from S3 takes 30 to 100 ms: 16 keep a few hundred a second in flight
+AHEAD_BYTES = 64 << 20
+MAX_FILE_BYTES = 2 << 30          # a 200-megapixel TIFF of 16-bit RGBA has 1.6 GB; a disk image named .jpg has more
+LOOK_FIRST_BYTES = 8 << 20         # larger files are looked at by their beginning before the rest is read
+BEGINNING_BYTES = 256 << 10        # EXIF with a preview has 64 KB at most, a colour profile some hundred
+UNKNOWN_BYTES = 4 << 20           # taken for the size of a file while nobody has said it
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Fetch:
+    """Read the files of to-do rows, in order; what goes wrong with one is its answer, never an exception.
+
+    Some files are read ahead: two for each thread, ahead_bytes at most (one file may have more). A row with a container
+    is the `size` bytes at `offset` of that file or object. Throttling, resets and cut-off bodies are tried again by the
+    object store's client, within the deadlines of `pipeline.storage.objectstore`. A row with a container and no size is
+    the row number `offset` of a Parquet file, its image in the column `image_column`; those are read one after the
+    other.
+    refuses: told the beginning of a large file, says whether the rest need not be read.
+    Can be pickled; clients are made when used.
+    """
+
+    def __init__(
+        self,
+        options: StoreOptions = FROM_ENVIRONMENT,
+        *,
+        image_column: str | None = None,
+        refuses: Callable[[bytes], bool] | None = None,
+        threads: int = THREADS,
+        ahead_bytes: int = AHEAD_BYTES,
+        max_file_bytes: int = MAX_FILE_BYTES,
+    ) -> None:
+        self._options = options
+        self._image_column = image_column
+        self._refuses = refuses
+        self._threads = threads
+        self._ahead_bytes = ahead_bytes
+        self._max_file_bytes = max_file_bytes
+
+    def __call__(self, rows: Sequence[TodoRow]) -> Generator[Fetched | FetchFailure, None, None]:
+        """One answer for every row, in their order. Closing the generator ends its threads."""
+        reading: deque[tuple[int | None, Future[Fetched | FetchFailure]]] = deque()
+        threads = ThreadPoolExecutor(self._threads, "fetch")
+        one_thread = ThreadPoolExecutor(1, "fetch-parquet")
+        images = ParquetImages(self._image_column, self._options) if self._image_column else None
+        try:
+            for row in rows:
+                while len(reading) == 2 * self._threads or (
+                    reading and _held_bytes(reading) + _expected_bytes(row.size) > self._ahead_bytes
+                ):
+                    yield reading.popleft()[1].result()
+                if images and row.container and row.size is None:
+                    future = one_thread.submit(self._fetch_parquet_row, row, images)
+                else:
+                    future = threads.submit(self.fetch_one, row)
+                reading.append((row.size, future))
+            while reading:
+                yield reading.popleft()[1].result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+            one_thread.shutdown(cancel_futures=True)
+            if images:
+                images.close()
+
+    def fetch_one(self, row: TodoRow) -> Fetched | FetchFailure:
+        """The bytes of one row, or why they are not there."""
+        location = row.container or row.uri
+        part = None
+        if row.container == row.uri:
+            return FetchFailure("a damaged container: its members could not all be listed")
+        if row.container:
+            if row.offset is None:
+                return FetchFailure("the row does not say where in its container it lies")
+            if row.size is None:
+                return FetchFailure("an image inside a Parquet file: --image-column names its column")
+            if row.size == 0:
+                return Fetched(b"")
+            if row.size > self._max_file_bytes:
+                return self._too_large()
+            part = row.offset, row.size
+        try:
+            if is_remote(location):
+                return self._fetch_object(location, part)
+            if uri_scheme(location) not in (None, "file"):
+                return FetchFailure(f"cannot read {uri_scheme(location)}:// URIs")
+            return self._fetch_local(local_path(location), part)
+        except OSError as error:
+            return FetchFailure((error.strerror or _plain(error)).lower() if error.errno else _plain(error))
+        except Exception as error:        # clients of object stores raise several kinds of their own
+            return FetchFailure(_plain(error))
+
+    def _fetch_parquet_row(self, row: TodoRow, images: ParquetImages) -> Fetched | FetchFailure:
+        if row.offset is None or row.container == row.uri:
+            return self.fetch_one(row)
+        try:
+            content = images.read(row.container or "", row.offset)
+        except Exception as error:        # of several kinds, as above
+            return FetchFailure(_plain(error))
+        if len(content) > self._max_file_bytes:
+            return self._too_large()
+        return Fetched(content)
+
+    def _fetch_local(self, path: Path, part: tuple[int, int] | None) -> Fetched | FetchFailure:
+        if failure := _not_a_file(path.stat()):       # before opening: that alone can wake a device
+            return failure
+        # O_NONBLOCK: a FIFO that has taken the file's place by now must not block.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:   # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if failure := _not_a_file(status):
+                return failure
+            if part is None and status.st_size > self._max_file_bytes:
+                return self._too_large()
+            start, n_bytes = part or (0, status.st_size)
+            file.seek(start)
+            if n_bytes >= LOOK_FIRST_BYTES and self._says_no(beginning := file.read(BEGINNING_BYTES)):
+                return Fetched(beginning, None, _mtime(status), file_bytes=n_bytes)
+            file.seek(start)
+            content = file.read() if part is None else file.read(n_bytes)
+        return _whole(part, Fetched(content, None, _mtime(status)))
+
+    def _fetch_object(self, uri: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
+        bucket_uri, key = split_uri(uri)
+        if uri_scheme(uri) in ("http", "https") or is_addressable(key):
+            return self._fetch_by_obstore(bucket_uri, key, part)
+        if uri_scheme(uri) == "s3":
+            return self._fetch_by_boto3(bucket_uri.split("://", 1)[1], key, part)
+        return FetchFailure(f"a key that the client cannot address: {key!r}")
+
+    def _fetch_by_obstore(self, bucket_uri: str, key: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
+        import obstore
+
+        ranged = {"range": (part[0], part[0] + part[1])} if part else None
+        result = obstore.get(open_bucket(bucket_uri, self._options), key, options=ranged)
+        if part is None and result.meta["size"] > self._max_file_bytes:
+            return self._too_large()
+        version = plain_etag(result.meta["e_tag"]), result.meta["last_modified"]
+        n_bytes = part[1] if part else result.meta["size"]
+        if n_bytes < LOOK_FIRST_BYTES:
+            return _whole(part, Fetched(bytes(result.bytes()), *version))
+        return self._gather(part, n_bytes, map(bytes, result.stream(min_chunk_size=BEGINNING_BYTES)), version)
+
+    def _fetch_by_boto3(self, bucket: str, key: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
+        ranged = {"Range": f"bytes={part[0]}-{part[0] + part[1] - 1}"} if part else {}
+        result = s3_client(self._options).get_object(Bucket=bucket, Key=key, **ranged)
+        with closing(result["Body"]) as body:
+            if result["ContentLength"] > self._max_file_bytes:
+                return self._too_large()
+            version = plain_etag(result["ETag"]), result["LastModified"]
+            pieces = _within(REQUEST_TIMEOUT_S, body.iter_chunks(BEGINNING_BYTES))
+            return self._gather(part, result["ContentLength"], pieces, version)
+
+    def _gather(
+        self,
+        part: tuple[int, int] | None,
+        n_bytes: int,
+        pieces: Iterator[bytes],
+        version: tuple[str | None, datetime | None],
+    ) -> Fetched | FetchFailure:
+        """The pieces of an object joined; of a large one only the beginning, if that is refused."""
+        beginning = next(pieces, b"")
+        if n_bytes >= LOOK_FIRST_BYTES and self._says_no(beginning):
+            return Fetched(beginning, *version, file_bytes=n_bytes)
+        return _whole(part, Fetched(b"".join([beginning, *pieces]), *version))
+
+    def _says_no(self, beginning: bytes) -> bool:
+        return self._refuses is not None and self._refuses(beginning)
+
+    def _too_large(self) -> FetchFailure:
+        return FetchFailure(f"over the limit of {self._max_file_bytes} bytes", Status.TOO_LARGE)
+
+
+def local_path(uri: str) -> Path:
+    """The file that a local uri names: an absolute path as it is, or `file://` with percent-encoded bytes."""
+    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))) if uri.startswith("file://") else Path(uri)
+
+
+def _within(seconds: float, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces; raises TimeoutError when they take longer."""
+    end = time.monotonic() + seconds
+    for piece in pieces:
+        if time.monotonic() > end:
+            raise TimeoutError(f"not there after {seconds:.0f} s")
+        yield piece
+
+
+def _expected_bytes(size: int | None) -> int:
+    return UNKNOWN_BYTES if size is None else size
+
+
+def _held_bytes(reading: Sequence[tuple[int | None, Future[Fetched | FetchFailure]]]) -> int:
+    """What the files that are being read or have been read take, or will take."""
+    held = 0
+    for size, future in reading:
+        answer = future.result() if future.done() else None
+        held += len(answer.content) if isinstance(answer, Fetched) else 0 if answer else _expected_bytes(size)
+    return held
+
+
+def _not_a_file(status: os.stat_result) -> FetchFailure | None:
+    if stat.S_ISREG(status.st_mode):
+        return None
+    return FetchFailure("is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+
+
+def _whole(part: tuple[int, int] | None, fetched: Fetched) -> Fetched | FetchFailure:
+    """What was fetched, if the part is all there."""
+    if part is None or len(fetched.content) == part[1]:
+        return fetched
+    return FetchFailure(f"the container ends after {len(fetched.content)} of the {part[1]} bytes at {part[0]}")
+
+
+def _mtime(status: os.stat_result) -> datetime | None:
+    try:
+        return _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
+    except OverflowError:                 # some file systems have times beyond the year 9999
+        return None
+
+
+def _plain(error: Exception) -> str:
+    """One line of what went wrong, the same for all files with that trouble: no name, no time, no count of tries.
+
+    Nor a query or credentials, which URLs may carry.
+    """
+    if isinstance(error, FileNotFoundError):
+        return "not found"
+    text, _, details = str(error).partition("\n\nDebug source")
+    text = " ".join(text.split())
+    if answered := re.search(r"status code: (\d{3} [^:]+)(?::.*?<Code>(\w+)</Code>)?", text):
+        reason = ": ".join(filter(None, (answered[1].strip(), answered[2])))
+        return f"{reason} (archived; restore it first)" if answered[2] == "InvalidObjectState" else reason
+    text = re.sub(r"^Generic \w+ error: ", "", text)
+    text = re.sub(r"^Error performing \w+ (?:\w+://(?:[^\s/@]*@)?([^\s/?]+))?.*? - (?:HTTP error: )?", r"\1: ", text)
+    text = re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
+    cause = re.search(r'message: "([^"]+)"', details) or re.search(r"\bkind: (Timeout|Interrupted)\b", details)
+    text = f"{text}: {cause[1]}" if cause else text
+    return text[:300] or type(error).__name__

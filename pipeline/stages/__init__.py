@@ -1,0 +1,1 @@
+"""The stages: plain callables on a batch. They know neither Ray nor a network library."""

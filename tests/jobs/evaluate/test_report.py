@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from jobs.evaluate.report import Plot, Report
+from models.store import read_card
+from tests.support.evaluation import tiny_weights
+
+LINE = (np.array([0.001, 1.0]), np.array([0.0, 1.0]))
+REPORT = Report("Title", {"a": 1}, ("x", "y"), [("1", "2"), ("3", "4")], Plot("x (%)", "y", {"line": LINE}, (0, 1)))
+
+
+def test_a_report_is_a_table_json_and_a_picture(tmp_path: Path) -> None:
+    REPORT.write(tmp_path / "new", "name")
+    assert (tmp_path / "new/name.md").read_text() == (
+        "## Title\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n"
+    )
+    assert json.loads((tmp_path / "new/name.json").read_text()) == {"a": 1}
+    assert (tmp_path / "new/name.png").stat().st_size < 100_000
+
+
+def curve_width(path: Path) -> int:
+    """How many pixels long the first curve is, which is blue and level."""
+    blue = np.abs(cv2.imread(str(path)).astype(int) - (180, 119, 31)).max(axis=2) < 20
+    return int(blue.sum(axis=1).max())
+
+
+def test_a_logarithmic_axis_shows_what_is_near_zero(tmp_path: Path) -> None:
+    step = (np.array([0.001, 0.1]), np.array([0.5, 0.5]))
+    for log_x in (False, True):
+        Plot("x", "y", {"step": step}, (0.001, 1), log_x).write(tmp_path / f"{log_x}.png", "Title")
+    # two thirds of a logarithmic axis from 0.001 to 1, a tenth of the other; the axis is about 600 pixels long
+    assert curve_width(tmp_path / "True.png") > 300
+    assert 10 < curve_width(tmp_path / "False.png") < 100
+    assert cv2.imread(str(tmp_path / "True.png")).shape == (500, 700, 3)
+
+
+def test_figures_go_into_the_card(tmp_path: Path) -> None:
+    weights = tiny_weights(tmp_path / "weights")
+    for thresholds, expected in ((None, {}), ({"0.1": 0.25}, {"0.1": 0.25}), (None, {"0.1": 0.25})):
+        REPORT.record(weights, read_card(weights, "embedder", "tiny"), "name", "the command", thresholds)
+        card = read_card(weights, "embedder", "tiny")
+        assert card.metrics == {"a": 1, "name": {"a": 1, "command": "the command"}}
+        assert card.thresholds == expected

@@ -1,0 +1,305 @@
+"""The main job as its users run it: a process of its own, the shipped weights, real photos."""
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+import jobs.extract.job
+from pipeline.input.names import local_uri
+from pipeline.output import lease, ledger
+from pipeline.storage.storage import open_storage
+from tests.support.corpus import build_corpus
+
+ROOT = Path(__file__).parents[3]
+ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
+LAYOUTS = ("decode+detect+keypoint+align+embed", "decode/detect+keypoint+align+embed",
+           "decode/detect/keypoint/align/embed")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "jobs.extract", *map(str, arguments)]
+
+
+def extract(*arguments, expect=0, **environment):
+    """Run the job; returns what it said."""
+    result = subprocess.run(
+        command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=280
+    )
+    assert result.returncode == expect, result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+def table(output, name):
+    keys = [("uri", "ascending")] + ([("face_index", "ascending")] if name == "faces" else [])
+    return pq.read_table(Path(output) / name).sort_by(keys)
+
+
+def parts(output):
+    """Every file of the tables with what tells whether it was written again."""
+    files = sorted(path for name in ("faces", "images") for path in (Path(output) / name).iterdir())
+    return {path.relative_to(output): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def box_iou(a, b):
+    inter = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(axis=1)
+    areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
+    return inter / (sum(areas) - inter)
+
+
+def assert_same_rows(output, expected):
+    """Equal row for row, as the third promise says: boxes IoU 0.99, vectors 1e-4, everything else alike."""
+    images, images_expected = (table(o, "images").drop_columns(["run_id"]) for o in (output, expected))
+    assert images.equals(images_expected)
+    faces, faces_expected = table(output, "faces"), table(expected, "faces")
+    for column in ("uri", "face_index", "align_ok", "detector", "keypointer", "embedder"):
+        assert faces[column].equals(faces_expected[column]), column
+    boxes = [np.stack([f[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], axis=1) for f in (faces, faces_expected)]
+    assert (box_iou(*boxes) >= 0.99).all()
+    vectors = [np.stack(f["embedding"].to_numpy()) for f in (faces, faces_expected)]
+    assert np.abs(vectors[0] - vectors[1]).max() <= 1e-4
+    points = [np.stack(f["eye_points"].to_numpy()) for f in (faces, faces_expected)]
+    assert np.abs(points[0] - points[1]).max() <= 0.05
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two real photos in several sizes and cuts, an empty one, and a broken one; 22 images."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for name in ("bus.jpg", "zidane.jpg"):
+        image = cv2.imread(str(ASSETS / name))
+        for i, scale in enumerate((1.0, 0.8, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 3.2)):
+            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(folder / ("more" if i % 2 else "") / f"{name[:-4]} {i}.jpg"), small)
+        cv2.imwrite(str(folder / f"{name[:-4]}.png"), image)
+    cv2.imwrite(str(folder / "grey.jpg"), np.full((300, 400, 3), 90, np.uint8))
+    (folder / "broken.jpg").write_bytes((ASSETS / "bus.jpg").read_bytes()[:9000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory):
+    """What one run gives that nobody disturbs; a part for every four images."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    return output, extract(photos, output, "--rows-per-file", "4")
+
+
+def test_the_tables(photos, undisturbed):
+    output, said = undisturbed
+    images = table(output, "images")
+    assert len(images) == 22
+    by_name = {Path(row["uri"]).name: row for row in images.to_pylist()}
+    assert by_name["broken.jpg"]["status"] == "unreadable" and by_name["grey.jpg"]["status"] == "no_face"
+    assert by_name["bus 8.jpg"]["decode_scale"] == 0.5 and by_name["bus 0.jpg"]["decode_scale"] == 1.0
+    good = [row for row in images.to_pylist() if row["status"] == "ok"]
+    assert len(good) == 20 and all(row["n_faces"] >= 1 and len(row["sha256"]) == 64 for row in good)
+    faces = table(output, "faces")
+    assert len(faces) == pc.sum(images["n_faces"]).as_py()
+    assert np.allclose(np.linalg.norm(np.stack(faces["embedding"].to_numpy()), axis=1), 1, atol=1e-5)
+    assert "22 images" in said and "ok 20  no_face 1  unreadable 1" in said
+    assert "Traceback" not in said and "ray" not in said.replace("Ray has", "").lower()
+
+
+def test_the_same_people_are_alike_and_others_are_not(undisturbed):
+    """Zidane and the man beside him, in ten sizes each: real likeness, not noise."""
+    faces = table(undisturbed[0], "faces").to_pandas().merge(
+        table(undisturbed[0], "images").to_pandas()[["uri", "width"]], on="uri")
+    faces = faces[faces.uri.str.contains("zidane")]
+    left, right = (np.stack(faces[side].embedding) for side in (faces.x1 < faces.width / 2, faces.x1 > faces.width / 2))
+    assert len(left) == len(right) == 10
+    assert np.median(left @ left.T) > 0.6 and np.median(right @ right.T) > 0.6
+    assert np.median(left @ right.T) < 0.3
+
+
+def test_faces_are_upright_and_eyes_believable(undisturbed):
+    faces = table(undisturbed[0], "faces").to_pandas()
+    zidane = faces[faces.uri.str.endswith("zidane 0.jpg")]
+    assert zidane.align_ok.all() and (zidane.roll_deg.abs() < 45).all()
+    assert (zidane.left_eye_x < zidane.right_eye_x).all()
+    assert ((zidane.left_eye_y > zidane.y1) & (zidane.left_eye_y < (zidane.y1 + zidane.y2) / 2)).all()
+
+
+def test_run_json_tells_the_run(undisturbed):
+    run = json.loads((undisturbed[0] / "run.json").read_text())
+    assert run["output"]["images"] == 22 and run["this_run"]["ok"] == 20
+    assert set(run["models"]) == {"detector", "keypointer", "embedder"}
+    assert run["cosine_thresholds"] and run["fingerprint"] == json.loads(
+        (undisturbed[0] / "output.json").read_text())["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "detect_batch", "face_batch"), [(LAYOUTS[1], 1, 7), (LAYOUTS[2], 16, 64)]
+)
+def test_golden_the_same_rows_in_every_layout_and_batch(
+    photos, undisturbed, tmp_path, layout, detect_batch, face_batch
+):
+    extract(photos, tmp_path / "out", "--pools", layout, "--detect-batch", detect_batch, "--face-batch", face_batch,
+            "--rows-per-file", 7)
+    assert_same_rows(tmp_path / "out", undisturbed[0])
+
+
+def test_a_finished_output_says_so_and_stays_as_it_is(photos, undisturbed):
+    before = parts(undisturbed[0])
+    assert "nothing to do" in extract(photos, undisturbed[0], "--rows-per-file", "4")
+    assert parts(undisturbed[0]) == before
+
+
+def test_other_settings_are_refused_with_both_fingerprints(photos, undisturbed):
+    ours = json.loads((undisturbed[0] / "output.json").read_text())["fingerprint"]
+    said = extract(photos, undisturbed[0], "--min-score", "0.6", expect=2)
+    assert ours[:12] in said and "settings.min_score: 0.6 now" in said and "Traceback" not in said
+
+
+def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path):
+    output, folder = tmp_path / "out", tmp_path / "new"
+    shutil.copytree(undisturbed[0], output)
+    folder.mkdir()
+    # Another INPUT is added: a photo that changes later, and a link that leads nowhere yet.
+    shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")
+    (folder / "later.jpg").symlink_to(tmp_path / "target")
+    before = parts(output)
+    said = extract(folder, output, expect=3)                        # half of what is listed failed
+    assert "2 images listed; 0 done before; 2 to do" in said and "fetch_failed 1" in said
+    assert before.items() <= parts(output).items() and len(table(output, "images")) == 24
+
+    shutil.copy(ASSETS / "zidane.jpg", tmp_path / "target")
+    shutil.copy(ASSETS / "zidane.jpg", folder / "changes.jpg")
+    said = extract(folder, output, "--redo-changed")
+    assert "2 to do; 1 of them tried again" in said and "ok 2" in said
+    images = {Path(row["uri"]).name: row for row in table(output, "images").to_pylist()}
+    assert len(images) == 24 and images["changes.jpg"]["n_faces"] == images["later.jpg"]["n_faces"] == 2
+    assert images["changes.jpg"]["sha256"] == images["later.jpg"]["sha256"]
+    assert before.items() <= parts(output).items()
+
+    shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")          # without the option it is counted and left
+    said = extract(folder, output)
+    assert "1 changed since" in said and "nothing to do" in said
+
+
+def test_overwrite_starts_anew(undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed[0], output)
+    extract(ASSETS / "zidane.jpg", output, "--overwrite", "--min-score", "0.6", "--embedding-dtype", "float16",
+            "--embedder", "resnet")
+    assert len(table(output, "images")) == 1
+    faces = table(output, "faces")
+    assert faces.schema.field("embedding").type == pa.list_(pa.float16(), 512)
+    assert faces["embedder"][0].as_py().startswith("resnet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("/no/such/folder", "OUT"), "/no/such/folder"),
+        (("IN", "OUT", "--pools", "decode+embed"), "--pools"),
+        (("IN", "OUT", "--weights", "/no/weights"), "/no/weights"),
+        (("IN", "OUT", "--embedder", "nobody"), "available: "),
+        (("IN", "OUT", "--require-commercial"), "not for commercial use"),
+        (("IN", "OUT", "--detect-px", "100"), "multiple of 32"),
+        (("ftp://host/photos", "OUT"), "ftp"),
+        (("IN", "/proc/out"), "OUTPUT cannot be written"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line_and_leaves_nothing(tmp_path, arguments, message):
+    places = {"IN": str(ASSETS), "OUT": str(tmp_path / "out")}
+    said = extract(*(places.get(argument, argument) for argument in arguments), expect=2)
+    assert message in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_photos_where_the_tables_would_go_stay(tmp_path, options):
+    shutil.copytree(ASSETS, tmp_path / "images")
+    pq.write_table(pa.table({"image": [b""]}), tmp_path / "images/mine.parquet")
+    before = sorted((tmp_path / "images").iterdir())
+    said = extract(tmp_path / "images", tmp_path, *options, expect=2)
+    assert "images/mine.parquet, which no run wrote" in said
+    assert sorted((tmp_path / "images").iterdir()) == before
+
+
+@pytest.mark.parametrize("word", ["--overwrite", "--over"])
+def test_the_command_that_goes_on_does_not_start_anew(word):
+    command = jobs.extract.job.going_on(["IN", "a b", word, "--device", "cpu"])
+    assert command == "python -m jobs.extract IN 'a b' --device cpu"
+
+
+def test_a_run_that_has_lost_rows_says_so_and_is_not_finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs.extract.job, "run_on_ray", lambda *_: None)
+    assert jobs.extract.job.main([str(ASSETS), str(tmp_path / "out")]) == 1
+    assert "the run broke: 2 images were not committed" in capsys.readouterr().err
+    assert not (tmp_path / "out/run.json").exists()
+
+
+def test_a_leased_output_is_refused_naming_the_holder(tmp_path):
+    with lease.Lease.acquire(open_storage(str(tmp_path / "out")), "the-first-run"):
+        said = extract(ASSETS, tmp_path / "out", expect=2)
+    assert "the-first-run" in said and str(os.getpid()) in said
+
+
+def test_every_broken_and_odd_file_gets_its_row(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    expected = build_corpus(folder)
+    said = extract(folder, tmp_path / "out", "--detect-px", "320", "--second-pass-px", "0", expect=3)
+    told = {row["uri"]: (row["status"], row["error"]) for row in table(tmp_path / "out", "images").to_pylist()}
+    assert len(told) == len(expected) > 1000
+    for name, outcomes in expected:
+        uri = local_uri(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        assert told[uri] in outcomes, (name, told[uri])
+    assert "Traceback" not in said
+
+
+def test_from_a_bucket_a_tar_and_a_parquet_file_to_a_bucket(bucket, tmp_path):
+    """An image has the same faces wherever it lies."""
+    zidane = (ASSETS / "zidane.jpg").read_bytes()
+    for name in ("bus.jpg", "zidane.jpg"):
+        bucket.put(f"photos/{name}", (ASSETS / name).read_bytes())
+    bucket.put("photos/a b+c%20ü.jpg", zidane)
+    bucket.put("photos/empty.jpg")
+    bucket.put("photos/notes.txt", b"text")
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as archive:
+        for name, content in (("1.jpg", zidane), ("1.json", b"{}"), ("2.jpg", b"")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    bucket.put("photos/shard.tar", shard.getvalue())
+    rows = pa.table({"picture": [{"bytes": zidane, "path": "z"}, None], "name": ["first", "second"]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    output = f"{bucket.uri}/faces out"
+    inputs = [f"{bucket.uri}/photos/", tmp_path / "rows.parquet", output, "--image-column", "picture",
+              "--uri-column", "name"]
+    said = extract(*inputs, expect=3)
+    assert "8 images listed" in said
+    storage = open_storage(output)
+    images = ledger.read_ledger(storage, ("uri", "status", "etag")).sort_by("uri").to_pylist()
+    assert sorted((row["uri"], row["status"]) for row in images) == sorted([
+        (f"{bucket.uri}/photos/a b+c%20ü.jpg", "ok"), (f"{bucket.uri}/photos/bus.jpg", "ok"),
+        (f"{bucket.uri}/photos/empty.jpg", "unreadable"), (f"{bucket.uri}/photos/zidane.jpg", "ok"),
+        (f"{bucket.uri}/photos/shard.tar#1.jpg", "ok"), (f"{bucket.uri}/photos/shard.tar#2.jpg", "unreadable"),
+        (f"{tmp_path}/rows.parquet#first", "ok"), (f"{tmp_path}/rows.parquet#second", "unreadable"),
+    ])
+    assert all(row["etag"] for row in images if row["uri"].startswith("s3://"))
+    faces = pa.concat_tables(pq.read_table(pa.BufferReader(storage.read(file.path))) for file in storage.list("faces"))
+    vectors = {}
+    for uri, vector in zip(faces["uri"].to_pylist(), faces["embedding"].to_pylist(), strict=True):
+        vectors.setdefault(uri, []).append(vector)
+    copies = [f"{bucket.uri}/photos/{name}" for name in ("a b+c%20ü.jpg", "zidane.jpg", "shard.tar#1.jpg")]
+    for uri in [*copies, f"{tmp_path}/rows.parquet#first"]:
+        assert np.allclose(vectors[uri], vectors[copies[0]], atol=1e-4)
+    assert "nothing to do" in extract(*inputs, "--max-error-rate", "1")
+    assert not [file.path for file in storage.list("_todo")]

@@ -1,0 +1,44 @@
+import os
+import signal
+
+import pytest
+
+from jobs.command import Broke, run_command
+from pipeline.run.interrupt import Stalled
+
+
+class WrappedError(Exception):
+    """As Ray wraps what its workers raise."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a page of stack traces")
+        self.cause = cause
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        (None, 0, ""),
+        (3, 3, ""),
+        (ValueError("no such file"), 2, "job: no such file\n"),
+        (interrupt, 143, "\njob: interrupted. Go on: job\n"),
+        (Stalled("nothing has moved"), 1, "\njob: the run broke: nothing has moved. Go on: job\n"),
+        (Broke("3 are missing"), 1, "\njob: the run broke: 3 are missing. Go on: job\n"),
+        (OSError(28, "No space left"), 1, "\njob: the run broke. OSError: [Errno 28] No space left\nGo on: job\n"),
+        (WrappedError(WrappedError(KeyError("a\nb"))), 1, "\njob: the run broke. KeyError: 'a\\nb'\nGo on: job\n"),
+        (RuntimeError(), 1, "\njob: the run broke. RuntimeError: no message\nGo on: job\n"),
+        (RuntimeError("\x1b[2Jname"), 1, "\njob: the run broke. RuntimeError: \\x1b[2Jname\nGo on: job\n"),
+    ],
+)
+def test_every_end_has_an_exit_code_and_a_line(outcome, code, said, capsys):
+    def run():
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome() if callable(outcome) else outcome
+
+    assert run_command("job", run, refused=(ValueError,), again="Go on: job") == code
+    assert capsys.readouterr().err == said

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import ast
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.convert_weights import box_tensors, main
+from models.detector import build_network, network_tensors
+from models.store import WeightsError, load_tensors, read_card
+
+
+class Evil:
+    """Unpickled, it writes the environment, the import path and the folder of its process to a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple:
+        seen = "(dict(os.environ), sys.path, os.getcwd())"
+        code = f"import os, sys; open({str(self._marker)!r}, 'w').write(repr({seen}))"
+        return exec, (code,)
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint with code in it, and the file that appears when the code has run."""
+    marker = tmp_path / "it ran"
+    torch.save({"model": Evil(marker)}, tmp_path / "evil.pt")
+    return tmp_path / "evil.pt", marker
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "--trust if you made it yourself"), (["--sha256", "0" * 64], "not the one given")],
+)
+def test_code_in_an_unknown_file_does_not_run(evil, tmp_path: Path, capsys, options: list[str], message: str) -> None:
+    file, marker = evil
+    assert main([str(file), str(tmp_path / "out"), "--name", "x", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_trusted_code_runs_apart_from_ours(evil, tmp_path: Path, monkeypatch, capsys) -> None:
+    file, marker = evil
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
+    assert main([str(file), str(tmp_path / "out"), "--name", "x", "--trust"]) == 2
+    assert "not an ultralytics checkpoint" in capsys.readouterr().err
+    environment, path, folder = ast.literal_eval(marker.read_text())         # it did run, as the user said
+    known = {"PATH", "HOME", "YOLO_OFFLINE", "YOLO_AUTOINSTALL", "YOLO_VERBOSE", "YOLO_CONFIG_DIR"}
+    # Beside what we give it, what Python and its libraries set of themselves.
+    assert {name for name in environment if "AWS" in name or "TOKEN" in name or "KEY" in name} == set()
+    assert known <= environment.keys() and len(environment) < 20 and "a secret" not in environment.values()
+    assert environment["HOME"] == environment["YOLO_CONFIG_DIR"] == folder != str(Path.cwd())
+    assert str(Path(__file__).parents[2]) not in path and "" not in path
+    assert not Path(folder).exists() and not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path, capsys) -> None:
+    assert main([str(tmp_path / "none.pt"), str(tmp_path), "--name", "x"]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_pose_checkpoint_becomes_a_detector(tmp_path: Path) -> None:
+    build_network("yolov8n")                        # sets ultralytics' environment
+    from ultralytics.nn.tasks import PoseModel
+
+    pose = PoseModel("yolov8n-pose.yaml", nc=1, data_kpt_shape=(5, 3), verbose=False)
+    torch.save({"model": pose, "ema": None}, tmp_path / "pose.pt")
+    digest = hashlib.sha256((tmp_path / "pose.pt").read_bytes()).hexdigest()
+
+    assert main([str(tmp_path / "pose.pt"), str(tmp_path / "out"), "--name", "mine", "--sha256", digest.upper()]) == 0
+    card = read_card(tmp_path / "out", "detector", "mine")
+    assert card.architecture == {"network": "yolov8n", "classes": 1}
+    assert card.started_from == f"pose.pt, sha256 {digest}"
+    assert card.licence == "AGPL-3.0"
+    assert not card.commercial_use
+    tensors = load_tensors(tmp_path / "out", card)
+    expected = {name: t for name, t in network_tensors(pose).items() if not name.startswith("model.22.cv4")}
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], t) for name, t in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "not a YOLOv8 n, s or m"),
+        ({"model.0.conv.weight": torch.zeros(64, 3, 3, 3)}, "not a YOLOv8 n, s or m"),
+        ({"model.0.conv.weight": torch.zeros(32, 3, 3, 3)}, "not the tensors of a one-class yolov8s"),
+    ],
+    ids=["nothing", "yolov8l", "the first layer alone"],
+)
+def test_other_networks_are_refused(tensors, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        box_tensors(tensors)
+
+
+@pytest.mark.parametrize("network", ["yolov8n", "yolov8s", "yolov8m"])
+def test_the_network_is_told_by_its_tensors(network: str) -> None:
+    tensors = network_tensors(build_network(network))
+    found, kept = box_tensors(tensors)
+    assert found == network
+    assert all(torch.equal(kept[name], tensor) for name, tensor in tensors.items())

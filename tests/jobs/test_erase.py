@@ -1,0 +1,365 @@
+"""Erasing on disk and in a bucket: what goes, what stays, what is remembered, and every way to die in between."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import erase
+from jobs.extract import job as extract
+from jobs.preview import Run, render_page
+from models.store import DEFAULT_WEIGHTS_DIR, read_card
+from pipeline.batch import FaceBatch, ImageRecord, Status
+from pipeline.geometry import AlignmentTemplate
+from pipeline.output import claim as output
+from pipeline.output import erased, ledger, sink
+from pipeline.output.lease import Lease, LeaseLost
+from pipeline.output.todo import Planner
+from pipeline.schemas import LISTING
+from pipeline.settings import RowSettings, fingerprinted
+from pipeline.storage.storage import open_storage
+from tests.support.doubles import Crash, DyingStorage
+
+ROOT = Path(__file__).parents[2]
+ZIDANE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets" / "zidane.jpg"
+ROLES = {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
+ANN, BOB = np.eye(512, dtype=np.float32)[:2]
+
+# Part by part: the images, each with the vectors of its faces; None is a broken file.
+PARTS = (
+    {"/p/ann.jpg": [ANN], "/p/both.jpg": [BOB, ANN], "/p/bob.jpg": [BOB]},
+    {"/p/like ann.jpg": [0.6 * ANN + 0.8 * BOB], "/p/landscape.jpg": []},
+    {"/p/ann alone.jpg": [ANN]},
+    {"/p/broken.jpg": None},
+)
+ALL = {uri for part in PARTS for uri in part}
+PAGE_RUN = Run(
+    run_id="r1", finished="", settings=RowSettings(), template=AlignmentTemplate(), models=[],
+    counts=dict.fromkeys(("images", *Status), 0), images_per_s=None, parquet=None,
+)
+
+
+def batch(images):
+    """A part's rows as they reach the sink."""
+    records = tuple(
+        ImageRecord(uri, Status.FAILED, n_faces=None) if vectors is None
+        else ImageRecord(uri, Status.OK if vectors else Status.NO_FACE, n_faces=len(vectors))
+        for uri, vectors in images.items()
+    )
+    vectors = [vector for found in images.values() for vector in found or ()]
+    n = len(vectors)
+    return FaceBatch(
+        records, np.array([len(found or ()) for found in images.values()]), np.zeros((n, 4), np.float32),
+        np.full(n, 0.9, np.float32), eye_points=np.zeros((n, 12, 2), np.float32), align_ok=np.ones(n, bool),
+        roll_deg=np.zeros(n, np.float32), sharpness=np.ones(n, np.float32),
+        embeddings=np.array(vectors, np.float32).reshape(n, 512), embedding_norms=np.ones(n, np.float32),
+    )
+
+
+def write_output(root, parts=PARTS):
+    """A finished output of the shipped models, with a preview page; its storage."""
+    storage = open_storage(str(root))
+    cards = {role: read_card(DEFAULT_WEIGHTS_DIR, role, name) for role, name in ROLES.items()}
+    output.claim(storage, fingerprinted(RowSettings(), {role: card.fingerprint() for role, card in cards.items()}))
+    names = sink.ModelNames(**{role: card.identity for role, card in cards.items()})
+    for images in parts:
+        rows = batch(images)
+        ledger.write_pair(
+            storage, ledger.part_name("retry" if None in images.values() else "part", "r1", images),
+            sink.faces_table(rows, names, 512, "float32"), sink.images_table(rows, "r1"), lambda: None,
+        )
+    storage.write("run.json", json.dumps({"run_id": "r1", "output": {"images": 7, "ok": 5}}).encode())
+    storage.write("preview.html", render_page(storage.root, PAGE_RUN, [], []).encode())
+    storage.write("report.html", b"<!doctype html>mine")
+    return storage
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request, tmp_path):
+    """Where the output goes."""
+    return tmp_path / "out" if request.param == "disk" else f"{request.getfixturevalue('bucket').uri}/faces"
+
+
+def uris(storage, folder):
+    tables = [pq.read_table(pa.BufferReader(storage.read(file.path))) for file in storage.list(folder)]
+    return sorted(uri for table in tables for uri in table["uri"].to_pylist())
+
+
+def assert_holds(storage, kept):
+    """These images, each once with all its faces, a run.json that says so, and nothing left of the others."""
+    assert uris(storage, "images") == sorted(kept)
+    faces = [uri for part in PARTS for uri, found in part.items() for _ in found or () if uri in kept]
+    assert uris(storage, "faces") == sorted(faces)
+    assert json.loads(storage.read("run.json"))["output"]["images"] == len(kept)
+    assert storage.list("_rewrite/images") == storage.list("_rewrite/faces") == storage.list("_rewrite") == []
+    for file in storage.list(""):
+        content = storage.read(file.path)
+        for uri in ALL - set(kept):
+            assert uri.rsplit("/")[-1].encode() not in content, file.path
+
+
+def audit(storage):
+    return [json.loads(line) for line in storage.read("_audit.jsonl").splitlines()]
+
+
+def files(storage):
+    names = [file.path for folder in ("", "faces", "images") for file in storage.list(folder)]
+    return {name: storage.read(name) for name in names if name != "_lease.json"}
+
+
+def test_images_go_with_all_their_faces(root, capsys):
+    storage = write_output(root)
+    untouched = {path: content for path, content in files(storage).items() if path.startswith("faces/")}
+    assert erase.main([str(root), "--uri", "/p/ann.jpg", "/p/ann alone.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
+    assert_holds(storage, ALL - {"/p/ann.jpg", "/p/ann alone.jpg", "/p/broken.jpg"})
+    assert {name for name in files(storage) if "html" in name} == {"report.html"}
+    assert len(untouched.items() & files(storage).items()) == 1          # the part that none of them was in
+    begun, done = audit(storage)
+    assert (begun["event"], done["event"], done["rows_left"]) == ("begun", "erased", 0)
+    assert (done["uris"], done["images"], done["faces"], done["pages"]) == (4, 3, 2, 1)
+    assert begun["request"] == done["request"] and len(done["request"]) == 64
+    said = capsys.readouterr()
+    assert said.out == "" and "erased 3 images with 2 faces" in said.err and "1 of the 4 asked for" in said.err
+
+
+def test_nothing_found_changes_no_table(root):
+    storage = write_output(root)
+    before = {name: content for name, content in files(storage).items() if name.endswith(".parquet")}
+    assert erase.main([str(root), "--uri", "/p/unknown.jpg"]) == 0
+    assert before.items() <= files(storage).items()
+    assert json.loads(storage.read("run.json"))["output"]["images"] == 7
+    assert [line["images"] for line in audit(storage)] == [0]
+
+
+def test_everything_can_go(root):
+    storage = write_output(root)
+    assert erase.main([str(root), "--uri", *ALL]) == 0
+    assert_holds(storage, [])
+
+
+def to_do(storage):
+    listing = pa.Table.from_pylist([{"uri": uri} for uri in ALL], schema=LISTING)
+    with Planner() as planner:
+        planner.add_listing(listing)
+        planner.add_ledger(ledger.read_ledger(storage))
+        planner.plan(redo_changed=True, erased=erased.read_erased(storage))
+        return {uri for rows in planner.rows(100) for uri in rows["uri"].to_pylist()}
+
+
+def test_a_later_run_does_not_bring_them_back_unless_they_are_forgotten(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    assert to_do(storage) == {"/p/broken.jpg"}
+    gone = ["/p/ann.jpg", "/p/bob.jpg", "/p/broken.jpg"]
+    assert erase.main([storage.root, "--uri", *gone]) == 0
+    assert to_do(storage) == set()
+    output.clear(storage)                                         # --overwrite does not bring them back either
+    assert to_do(storage) == ALL - set(gone)
+    storage.write("output.json", b"{}")
+    assert erase.main([storage.root, "--forget", "--uri", "/p/bob.jpg", "/p/unknown.jpg"]) == 0
+    assert to_do(storage) == ALL - {"/p/ann.jpg", "/p/broken.jpg"}
+    assert audit(storage)[-1]["removed"] == 1 and "1 of the 2" in capsys.readouterr().err
+    storage.delete(erased.ERASED_PATH)
+    assert to_do(storage) == ALL
+
+
+def test_the_main_job_leaves_them_out(tmp_path, capsys):
+    """Nothing is left to do for it, so that it ends before it would start Ray."""
+    photos = [tmp_path / "in" / name for name in ("ann.jpg", "bob.jpg")]
+    photos[0].parent.mkdir()
+    for photo in photos:
+        photo.touch()
+    storage = write_output(tmp_path / "out", [{str(photo): [ANN] for photo in photos}])
+    assert erase.main([storage.root, "--uri", str(photos[0])]) == 0
+    assert extract.main([str(photos[0].parent), storage.root]) == 0
+    said = capsys.readouterr().err
+    assert "2 images listed; 1 done before; 0 to do; 1 left out that were erased" in said and "ann.jpg" not in said
+    assert uris(storage, "images") == uris(storage, "faces") == [str(photos[1])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("list.txt", "/p/ann.jpg\n/p/ann.jpg\n\n"), ("list.csv", 'uri,note\n"/p/ann.jpg",x\n'),
+     ("list.txt", "uri\tfaces\tcosine\n/p/ann.jpg\t1\t0.9\n")],
+)
+def test_lists(tmp_path, name, content):
+    storage = write_output(tmp_path / "out")
+    (tmp_path / name).write_text(content)
+    assert erase.main([storage.root, "--uris", str(tmp_path / name)]) == 0
+    assert_holds(storage, ALL - {"/p/ann.jpg"})
+    assert audit(storage)[-1]["uris"] == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "uri"),
+    [("/a/../b.jpg", "/a/../b.jpg"), ("/t.tar#../m.jpg", "/t.tar#../m.jpg"), ("s3://b/50% off?.jpg",) * 2,
+     ("s3://b/k.jpg?region=eu-west-1", "s3://b/k.jpg"), ("file:///a%20b.jpg", "/a b.jpg"),
+     ("file:///%FF.jpg", "file:///%FF.jpg"), ("/\udcff.jpg", "file:///%FF.jpg"), ("x/../y.jpg", f"{Path.cwd()}/y.jpg")],
+)
+def test_arguments_are_named_as_the_column_does(argument, uri):
+    assert erase.as_uri(argument) == uri
+
+
+def test_a_dry_run_lists_what_would_go_and_changes_nothing(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    before = files(storage)
+    assert erase.main([storage.root, "--dry-run", "--uri", "/p/both.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "uri\tfaces\tcosine\n/p/both.jpg\t2\t\n/p/broken.jpg\t0\t\n"
+    assert "would erase 2 images with 2 faces" in said.err
+    assert files(storage) == before and not (tmp_path / "out" / "_lease.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["--uri"], ["--uri", "a", "--like", "b"], ["--uri", "a", "--face", "0"], ["--uri", "a", "--min-cosine", "0.5"],
+    ["--like", "a", "--forget"], ["--uri", "a", "--forget", "--dry-run"], ["--like", "a", "--min-cosine", "2"],
+])  # fmt: skip
+def test_arguments_that_make_no_sense(tmp_path, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        erase.main([str(tmp_path), *arguments])
+    assert exit_.value.code == 2
+
+
+def test_no_output_is_refused_and_none_is_made(tmp_path, capsys):
+    assert erase.main([str(tmp_path / "out"), "--uri", "/a.jpg"]) == 2
+    assert "not an output" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_holds_the_lease_is_not_disturbed(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    before = files(storage)
+    with Lease.acquire(storage, "r2", command="python -m jobs.extract"):
+        assert erase.main([storage.root, "--uri", "/p/ann.jpg"]) == 2
+    assert "r2" in capsys.readouterr().err and files(storage) == before
+
+
+def test_the_lease_does_not_keep_the_names(tmp_path):
+    storage = write_output(tmp_path / "out")
+    Lease.acquire(storage, "r1", command="python -m jobs.extract '/p/ann.jpg'").release()
+    assert erase.main([storage.root, "--uri", "/p/ann.jpg"]) == 0
+    assert b"ann" not in storage.read("_lease.json")
+
+
+def test_an_erasure_that_was_taken_over_commits_nothing(tmp_path):
+    storage = write_output(tmp_path / "out")
+    with Lease.acquire(storage, "r9"), pytest.raises(LeaseLost):
+        erase.erase_uris(storage, "r8", pa.array(["/p/ann.jpg"]))
+    assert uris(storage, "images") == sorted(ALL)
+
+
+def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
+    gone = ["/p/ann.jpg", "/p/broken.jpg", "/p/both.jpg"]
+    crashes = 0
+    write_output(tmp_path / "fresh")
+    while True:
+        shutil.copytree(tmp_path / "fresh", tmp_path / str(crashes))
+        storage = open_storage(str(tmp_path / str(crashes)))
+        try:
+            with Lease.acquire(storage, "r2"):
+                erase.erase_uris(DyingStorage(storage, crashes), "r2", pa.array(gone))
+        except Crash:
+            crashes += 1
+        else:
+            break
+        assert erase.main([storage.root, "--uri", *gone]) == 0
+        assert_holds(storage, ALL - set(gone))
+        assert audit(storage)[-1]["rows_left"] == 0
+        assert to_do(storage) == set() and not storage.list("preview.html")
+    assert_holds(storage, ALL - set(gone))
+    # list, page, audit; run.json 2; kept rows to one side 2, intent, removed 4, added 2, cleared 2; run.json 2, audit
+    assert crashes == 19
+
+
+CHILD = """
+import os, signal, sys
+from jobs import erase
+from tests.support.doubles import DyingStorage
+
+real = erase.open_storage
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+erase.open_storage = lambda *arguments: DyingStorage(real(*arguments), int(sys.argv[1]), kill)
+sys.exit(erase.main(sys.argv[2:]))
+"""
+
+
+def test_kill_9_between_the_steps_of_the_rewrite(root):
+    gone = ["/p/ann.jpg", "/p/broken.jpg"]
+    storage = write_output(root)
+    for survives in (11, 6):      # the first dies while parts are removed, the second while it goes on from there
+        arguments = [sys.executable, "-c", CHILD, str(survives), str(root), "--uri", *gone]
+        child = subprocess.run(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+        assert child.returncode == -9, child.stderr
+        assert not output.is_finished(storage) and storage.list("_rewrite")     # it was in the middle
+    assert erase.main([str(root), "--uri", *gone]) == 0
+    assert_holds(storage, ALL - set(gone))
+    assert to_do(storage) == set()
+
+
+# --- by a photo
+
+
+def test_the_images_like_a_vector(tmp_path):
+    storage = open_storage(str(tmp_path / "empty"))
+    assert erase.images_like(storage, ANN, 0.5).to_pylist() == []
+    storage = write_output(tmp_path / "out")
+    found = {row["uri"]: round(row["cosine"], 3) for row in erase.images_like(storage, ANN, 0.6 - 1e-6).to_pylist()}
+    assert found == {"/p/ann.jpg": 1.0, "/p/both.jpg": 1.0, "/p/ann alone.jpg": 1.0, "/p/like ann.jpg": 0.6}
+    assert set(erase.images_like(storage, ANN, 0.61)["uri"].to_pylist()) == set(found) - {"/p/like ann.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("vectors", "number", "refused"),
+    [([], None, "no face"), ([], 0, "no face"), ([ANN, BOB], None, "2 faces were found.*\n  --face 0: score 0.90, x 0"),
+     ([ANN, BOB], 2, "0 to 1"), ([ANN, BOB], -1, "0 to 1")],
+)
+def test_a_photo_that_does_not_say_whom_is_refused(vectors, number, refused):
+    with pytest.raises(erase.ArgumentError, match=f"(?s){refused}"):
+        erase.choose_face("x.jpg", batch({"x.jpg": vectors}), number)
+
+
+@pytest.mark.parametrize(("vectors", "number", "chosen"), [([BOB], None, BOB), ([BOB], 0, BOB), ([ANN, BOB], 1, BOB)])
+def test_the_face_that_is_meant(vectors, number, chosen):
+    assert np.array_equal(erase.choose_face("x.jpg", batch({"x.jpg": vectors}), number), chosen)
+
+
+def test_the_likest_come_first_in_a_dry_run(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    erase.write_list(storage, erase.images_like(storage, 0.8 * ANN + 0.6 * BOB, 0.7))
+    assert capsys.readouterr().out == (
+        "uri\tfaces\tcosine\n/p/like ann.jpg\t1\t0.960\n/p/ann alone.jpg\t1\t0.800\n/p/ann.jpg\t1\t0.800\n"
+        "/p/both.jpg\t2\t0.800\n"
+    )
+
+
+@pytest.mark.parametrize(("thresholds", "least"), [({"0.01": 0.2, "0.001": 0.3}, 0.3), ({"0.01": 0.2}, None)])
+def test_the_default_cosine_is_the_cards(thresholds, least):
+    card = replace(read_card(DEFAULT_WEIGHTS_DIR, "embedder", "edgenext"), thresholds=thresholds)
+    if least is None:
+        with pytest.raises(erase.ArgumentError, match="--min-cosine"):
+            erase.default_min_cosine(card)
+    else:
+        assert erase.default_min_cosine(card) == least
+
+
+def test_a_photo_that_cannot_be_read_is_refused(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    assert erase.main([storage.root, "--like", str(tmp_path / "none.jpg")]) == 2
+    assert "fetch_failed" in capsys.readouterr().err
+
+
+def test_another_embedder_is_refused(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    made_with = json.loads(storage.read("output.json"))
+    made_with["models"]["embedder"]["tensors_sha256"] = "0" * 64
+    storage.write("output.json", json.dumps(made_with).encode())
+    assert erase.main([storage.root, "--like", str(ZIDANE)]) == 2
+    said = capsys.readouterr().err
+    assert "another embedder" in said and "@000000000000" in said and "edgenext, resnet" in said

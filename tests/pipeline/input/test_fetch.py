@@ -1,0 +1,389 @@
+import http.server
+import os
+import pickle
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
+from pipeline.input.fetch import BEGINNING_BYTES, Fetch, _within, local_path
+from pipeline.storage.objectstore import StoreOptions
+
+BODY = bytes(range(256)) * 40
+
+
+def fetch(*rows, **options):
+    return list(Fetch(**options)(rows))
+
+
+def part(container, offset, size):
+    return TodoRow(f"{container}#member", container=str(container), offset=offset, size=size)
+
+
+def test_no_rows_give_no_answers():
+    assert fetch() == []
+
+
+def test_many_rows_are_answered_in_their_order_a_missing_one_among_them(tmp_path):
+    for i in range(100):
+        (tmp_path / f"{i}.bin").write_bytes(bytes([i]) * (i + 1))
+    rows = [TodoRow(str(tmp_path / f"{i}.bin")) for i in range(100)]
+    rows.insert(40, TodoRow(str(tmp_path / "missing.bin")))
+    answers = fetch(*rows, threads=3)
+    assert answers.pop(40) == FetchFailure("no such file or directory")
+    assert [answer.content for answer in answers] == [bytes([i]) * (i + 1) for i in range(100)]
+
+
+def test_a_local_file_comes_with_its_time_in_whole_microseconds(tmp_path):
+    file = tmp_path / "a.bin"
+    file.write_bytes(BODY)
+    os.utime(file, ns=(0, 1_700_000_000_123_456_789))
+    time_read = datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)
+    assert fetch(TodoRow(str(file))) == [Fetched(BODY, None, time_read)]
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/a/b.jpg", b"/a/b.jpg"),
+        ("/a/50%20 off?#.jpg", b"/a/50%20 off?#.jpg"),
+        ("file:///a/%FF%20.jpg", b"/a/\xff .jpg"),
+    ],
+)
+def test_only_file_uris_are_percent_encoded(uri, path):
+    assert os.fsencode(local_path(uri)) == path
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.bin")).write_bytes(BODY)
+    assert fetch(TodoRow(f"file://{tmp_path}/%FF.bin"))[0].content == BODY
+
+
+def odd_places(folder):
+    """Paths that are not files to be read, and what is said of them."""
+    (folder / "folder.jpg").mkdir()
+    (folder / "broken-link.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "fifo.jpg")
+    (folder / "link-to-fifo.jpg").symlink_to("fifo.jpg")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(folder)                  # the path of a socket may have 108 bytes
+        listener.bind("socket.jpg")
+        os.chdir(here)
+    return {
+        "folder.jpg": "is a directory",
+        "broken-link.jpg": "no such file or directory",
+        "loop.jpg": "too many levels of symbolic links",
+        "fifo.jpg": "not a regular file",
+        "link-to-fifo.jpg": "not a regular file",
+        "socket.jpg": "not a regular file",
+        "missing.jpg": "no such file or directory",
+        "nul\0.jpg": "embedded null byte",
+        "x" * 300: "file name too long",
+    }
+
+
+def test_what_is_no_regular_file_fails_at_once_with_the_reason(tmp_path):
+    reasons = odd_places(tmp_path)
+    started = time.monotonic()
+    answers = fetch(*(TodoRow(f"{tmp_path}/{name}") for name in reasons), TodoRow("/dev/zero"))
+    assert answers == [FetchFailure(reason) for reason in (*reasons.values(), "not a regular file")]
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_no_permission(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(BODY)
+    (tmp_path / "secret.jpg").chmod(0)
+    assert fetch(TodoRow(f"{tmp_path}/secret.jpg")) == [FetchFailure("permission denied")]
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "expected"),
+    [
+        (0, 5, BODY[:5]),
+        (300, 7, BODY[300:307]),
+        (len(BODY) - 4, 4, BODY[-4:]),
+        (len(BODY) - 4, 5, f"the container ends after 4 of the 5 bytes at {len(BODY) - 4}"),
+        (len(BODY) + 9, 5, f"the container ends after 0 of the 5 bytes at {len(BODY) + 9}"),
+        (None, 5, "the row does not say where in its container it lies"),
+        (3, None, "an image inside a Parquet file: --image-column names its column"),
+    ],
+)
+def test_a_member_is_the_bytes_at_its_place_in_the_container(tmp_path, offset, size, expected):
+    (tmp_path / "a.tar").write_bytes(BODY)
+    answer = fetch(part(tmp_path / "a.tar", offset, size))[0]
+    assert (answer.content if isinstance(answer, Fetched) else answer.error) == expected
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path):
+    (tmp_path / "huge.jpg").touch()
+    os.truncate(tmp_path / "huge.jpg", 1 << 40)
+    too_large = FetchFailure("over the limit of 1000 bytes", Status.TOO_LARGE)
+    rows = TodoRow(f"{tmp_path}/huge.jpg"), part(tmp_path / "huge.jpg", 0, 1 << 40), part(tmp_path / "huge.jpg", 5, 3)
+    assert [*fetch(*rows, max_file_bytes=1000)][:2] == [too_large, too_large]
+    assert fetch(*rows, max_file_bytes=1000)[2].content == bytes(3)
+
+
+def test_other_schemes_are_named():
+    assert fetch(TodoRow("ftp://host/a.jpg")) == [FetchFailure("cannot read ftp:// URIs")]
+
+
+class FakeReads(Fetch):
+    """Gives every row its size in zeros, and notes the most that was asked for and not taken yet."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.taken_files = 0
+        self.taken_bytes = 0
+        self.most_held_bytes = 0
+        self.most_held_files = 0
+        self._asked = []
+
+    def fetch_one(self, row):
+        self._asked.append(row.size)
+        self.most_held_bytes = max(self.most_held_bytes, sum(self._asked) - self.taken_bytes)
+        self.most_held_files = max(self.most_held_files, len(self._asked) - self.taken_files)
+        return Fetched(bytes(row.size))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held_files", "held_bytes"),
+    [
+        ([10] * 50, 8, 80),               # two for each of the four threads
+        ([40] * 50, 2, 80),               # as many as 100 bytes hold
+        ([500] * 5, 1, 500),              # one in any case
+    ],
+)
+def test_reading_ahead_is_bounded_by_files_and_bytes(sizes, held_files, held_bytes):
+    reads = FakeReads(threads=4, ahead_bytes=100)
+    for answer in reads([TodoRow(str(i), size=size) for i, size in enumerate(sizes)]):
+        time.sleep(0.002)                 # let the threads run as far ahead as they may
+        reads.taken_bytes += len(answer.content)
+        reads.taken_files += 1
+    # What is handed over still counts as held here until it is noted as taken, hence one file more.
+    assert held_files <= reads.most_held_files <= held_files + 1
+    assert held_bytes <= reads.most_held_bytes <= held_bytes + sizes[0]
+
+
+def test_closing_early_ends_the_threads(tmp_path):
+    (tmp_path / "a.bin").write_bytes(BODY)
+    answers = Fetch()([TodoRow(f"{tmp_path}/a.bin")] * 100)
+    next(answers)
+    assert any(thread.name.startswith("fetch") for thread in threading.enumerate())
+    answers.close()
+    assert not any(thread.name.startswith("fetch") for thread in threading.enumerate())
+
+
+def test_it_travels_to_an_actor(tmp_path):
+    (tmp_path / "a.bin").write_bytes(BODY)
+    travelled = pickle.loads(pickle.dumps(Fetch(StoreOptions(region="eu-west-1"), threads=2)))
+    assert [answer.content for answer in travelled([TodoRow(f"{tmp_path}/a.bin")])] == [BODY]
+
+
+# Objects in a bucket
+
+ODD_KEYS = ("a b.jpg", "50% off?&=#.jpg", "größe 北京.jpg", "<b>'\".jpg", "a//b.jpg", "a/../b.jpg", "./c.jpg",
+            "tab\t.jpg", "/first.jpg", "last/")
+
+
+def test_objects_of_every_name_come_with_etag_and_time(bucket):
+    for key in ODD_KEYS:
+        bucket.put(key, key.encode())
+    listed = {found["Key"]: found for found in bucket.client.list_objects_v2(Bucket=bucket.name)["Contents"]}
+    answers = fetch(*(TodoRow(f"{bucket.uri}/{key}") for key in ODD_KEYS))
+    assert answers == [
+        Fetched(key.encode(), listed[key]["ETag"].strip('"'), listed[key]["LastModified"]) for key in ODD_KEYS
+    ]
+
+
+@pytest.mark.parametrize("key", ["shard.tar", "a//shard.tar"])
+def test_a_member_of_an_object(bucket, key):
+    bucket.put(key, BODY)
+    inside, beyond = fetch(part(f"{bucket.uri}/{key}", 300, 7), part(f"{bucket.uri}/{key}", len(BODY) - 2, 7))
+    assert inside.content == BODY[300:307]
+    assert beyond.error == f"the container ends after 2 of the 7 bytes at {len(BODY) - 2}"
+
+
+def test_missing_objects_and_buckets(bucket):
+    answers = fetch(TodoRow(f"{bucket.uri}/nothing.jpg"), TodoRow(f"{bucket.uri}/a//nothing.jpg"),
+                    TodoRow("s3://no-such-bucket-here/a.jpg"))
+    assert [answer.status for answer in answers] == [Status.FETCH_FAILED] * 3
+    assert [answer.error.lower()[:9] for answer in answers] == ["not found", "an error ", "not found"]
+
+
+def test_an_object_over_the_limit_is_not_read(bucket):
+    bucket.put("a.jpg", BODY)
+    bucket.put("a//b.jpg", BODY)
+    answers = fetch(TodoRow(f"{bucket.uri}/a.jpg"), TodoRow(f"{bucket.uri}/a//b.jpg"), max_file_bytes=100)
+    assert answers == [FetchFailure("over the limit of 100 bytes", Status.TOO_LARGE)] * 2
+
+
+def test_a_key_that_google_s_client_cannot_address():
+    assert fetch(TodoRow("gs://bucket/a//b.jpg")) == [
+        FetchFailure("a key that the client cannot address: 'a//b.jpg'")
+    ]
+
+
+# HTTP servers that have a bad day
+
+
+ARCHIVED = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>InvalidObjectState</Code><Message>The operation is not valid for the object's storage class</Message>
+<RequestId>7A</RequestId></Error>"""
+
+
+class BadDay(http.server.BaseHTTPRequestHandler):
+    """Serves BODY; what is asked for as /503, /429, /reset or /cut goes wrong twice first."""
+
+    protocol_version = "HTTP/1.1"
+    asked: dict = {}                      # noqa: RUF012
+
+    def do_GET(self):
+        name = self.path.strip("/").partition("?")[0].rpartition("/")[2]
+        times = self.asked[self.path] = self.asked.get(self.path, 0) + 1
+        if name in ("404", "403", "archived") or (name in ("503", "429") and times <= 2):
+            body = ARCHIVED if name == "archived" else b""
+            self.send_response(403 if body else int(name))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        if name == "reset" and times <= 2:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0]) if "Range" in self.headers else 0
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+        self.send_header("Content-Length", str(len(BODY) - start))
+        self.send_header("ETag", '"tag"')
+        self.send_header("Last-Modified", "Tue, 14 Nov 2023 22:13:20 GMT")
+        self.end_headers()
+        end = start + 1000 if name == "cut" and times <= 2 else len(BODY)
+        self.wfile.write(BODY[start:end])
+        if end < len(BODY):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def bad_day():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BadDay)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["plain.jpg", "signed.jpg?token=1", "503", "429", "reset", "cut"])
+def test_what_passes_is_tried_again(bad_day, name):
+    answers = fetch(TodoRow(f"{bad_day}/{name}"))
+    assert answers == [Fetched(BODY, "tag", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC))]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("404", "not found"), ("403", "403 Forbidden"),
+     ("archived", "403 Forbidden: InvalidObjectState (archived; restore it first)")],
+)
+def test_what_stays_has_the_same_reason_for_every_file(bad_day, name, reason):
+    answers = fetch(*(TodoRow(f"{bad_day}/{folder}/{name}") for folder in "ab"))
+    assert answers == [FetchFailure(reason)] * 2
+
+
+def test_connections_that_break_have_the_same_reason_for_every_file():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    answers = fetch(*(TodoRow(f"http://127.0.0.1:{port}/{name}.jpg") for name in "ab"))
+    assert answers == [FetchFailure(f"127.0.0.1:{port}: error sending request: Connection refused")] * 2
+
+
+@pytest.mark.parametrize(("name", "reason"), [("404", "not found"), ("403", "403 Forbidden")])
+def test_what_stays_is_told_without_the_secrets_of_the_url(bad_day, name, reason):
+    answer = fetch(TodoRow(f"{bad_day}/{name}?X-Amz-Signature=SECRET"))[0]
+    assert reason in answer.error
+    assert "SECRET" not in answer.error and "\n" not in answer.error
+    assert BadDay.asked[f"/{name}?X-Amz-Signature=SECRET"] == 1
+
+
+def test_credentials_in_a_url_are_not_told():
+    with socket.socket() as taken:        # bound and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        answer = fetch(TodoRow(f"http://user:SECRET@127.0.0.1:{taken.getsockname()[1]}/a.jpg?token=SECRET"))[0]
+    assert "127.0.0.1" in answer.error
+    assert "refused" in answer.error
+    assert "SECRET" not in answer.error
+
+
+# --- rows of Parquet files
+
+
+def test_images_of_parquet_files_come_in_order_among_others(tmp_path):
+    table = pa.table({"image": [b"zero", None, b"two" * 9, b"three"]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    (tmp_path / "x.bin").write_bytes(b"plain")
+    rows = [TodoRow(f"a#{i}", container=str(tmp_path / "a.parquet"), offset=i) for i in range(5)]
+    rows.insert(2, TodoRow(str(tmp_path / "x.bin")))
+    rows.append(TodoRow("none#0", container=str(tmp_path / "none.parquet"), offset=0))
+    answers = fetch(*rows, image_column="image", max_file_bytes=20)
+    assert [a.content if isinstance(a, Fetched) else a.error for a in answers] == [
+        b"zero", b"", b"plain", "over the limit of 20 bytes", b"three", "the file ends before row 4",
+        "not found",
+    ]
+    assert answers[3].status is Status.TOO_LARGE
+
+
+def test_what_stands_for_the_rest_of_a_damaged_container_fails(tmp_path):
+    for image_column in (None, "image"):
+        [answer] = fetch(TodoRow("/s.tar", container="/s.tar"), image_column=image_column)
+        assert answer == FetchFailure("a damaged container: its members could not all be listed")
+
+
+# --- large files are looked at first
+
+
+LARGE = b"no!" + bytes(9 << 20)
+
+
+def refuses(beginning: bytes) -> bool:
+    return beginning.startswith(b"no!")
+
+
+@pytest.mark.parametrize("refuse", [refuses, None, lambda beginning: len(beginning) > 1 << 20])
+def test_of_a_large_file_that_is_refused_only_the_beginning_is_read(tmp_path, bucket, refuse):
+    (tmp_path / "large.bin").write_bytes(LARGE)
+    (tmp_path / "small.bin").write_bytes(b"no!")
+    bucket.put("large.bin", LARGE)
+    bucket.put("a//b.bin", LARGE)
+    rows = [TodoRow(str(tmp_path / "large.bin")), TodoRow(f"{bucket.uri}/large.bin"), TodoRow(f"{bucket.uri}/a//b.bin")]
+    rows += [part(name, 0, len(LARGE)) for name in (tmp_path / "large.bin", f"{bucket.uri}/large.bin")]
+    for answer in fetch(*rows, refuses=refuse):
+        if refuse is refuses:
+            assert answer.content == LARGE[: len(answer.content)] and answer.file_bytes == len(LARGE)
+            assert BEGINNING_BYTES <= len(answer.content) <= 2 << 20
+        else:
+            assert answer.content == LARGE and answer.file_bytes is None
+        assert answer.mtime
+    [small] = fetch(TodoRow(str(tmp_path / "small.bin")), refuses=refuses)
+    assert (small.content, small.file_bytes) == (b"no!", None)
+
+
+def test_pieces_that_never_end_are_given_up():
+    now = iter(range(100))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError, match="not there after 5 s"):
+        patch.setattr(time, "monotonic", lambda: next(now))
+        list(_within(5, iter([b"x"] * 50)))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.input.names import (
+    Glob,
+    InputError,
+    extension,
+    is_hidden,
+    literal_beginning,
+    local_path,
+    local_uri,
+    may_be_image,
+    printable,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("", ""), ("photo", ""), ("a/photo.JPG", "jpg"), ("a.b/photo", ""), ("x.tar.gz", "gz"), ("dot.", ""),
+        (".hidden", ""), ("2024.03", ""), ("st. mary", ""), ("a.jp2", "jp2"), ("dir.jpg/", ""),
+    ],
+)  # fmt: skip
+def test_extension(name, found):
+    assert extension(name) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "image"), [("", True), ("a", True), ("a.jPeG", True), ("a.heic", True), ("a.txt", False), ("a.cr2", False)]
+)
+def test_may_be_image(name, image):
+    assert may_be_image(name) is image
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("größe 北京\u3000🙂 \\n.jpg", "größe 北京\u3000🙂 \\n.jpg"),
+        ("\x1b[2J\a\r\n\t\x7f", r"\x1b[2J\x07\r\n\t\x7f"),
+        ("gnp.\u202ejpg \x9b2J caf\udce9", r"gnp.\u202ejpg \x9b2J caf\udce9"),
+    ],
+)
+def test_no_name_moves_the_cursor(text, shown):
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("", False), (".", False), ("..", False), (".a", True), ("a.b", False)])
+def test_is_hidden(name, hidden):
+    assert is_hidden(name) is hidden
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("/a", "/a"),
+        ("/50% off #1?\n\"é 😀.jpg", "/50% off #1?\n\"é 😀.jpg"),
+        ("/caf\udce9 %.jpg", "file:///caf%E9%20%25.jpg"),
+    ],
+)
+def test_local_uri_encodes_only_what_is_not_utf_8(path, uri):
+    assert local_uri(path) == uri
+    if uri.startswith("file:"):
+        assert local_path(uri) == path
+
+
+@pytest.mark.parametrize("uri", ["file://other/a", "file://", "file://name"])
+def test_a_file_uri_of_another_machine_is_refused(uri):
+    with pytest.raises(InputError, match="file:///folder/name"):
+        local_path(uri)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("", "", True),
+        ("a", "a", True),
+        ("a", "b", False),
+        ("/p/*.jpg", "/p/a.jpg", True),
+        ("/p/*.jpg", "/p/x/a.jpg", False),
+        ("/p/*.jpg", "/p/.a.jpg", False),
+        ("/p/.*.jpg", "/p/.a.jpg", True),
+        ("/p/?.jpg", "/p/é.jpg", True),
+        ("/p/?.jpg", "/p/ab.jpg", False),
+        ("/p/[ab].jpg", "/p/b.jpg", True),
+        ("/p/[!ab].jpg", "/p/b.jpg", False),
+        ("/p/[*].jpg", "/p/*.jpg", True),
+        ("/p/[*].jpg", "/p/x.jpg", False),
+        ("/p/[", "/p/[", True),
+        ("/p/**/*.jpg", "/p/a.jpg", True),
+        ("/p/**/*.jpg", "/p/x/y/a.jpg", True),
+        ("/p/**/*.jpg", "/p/.x/a.jpg", False),
+        ("/p/**/*.jpg", "/q/a.jpg", False),
+        ("/p/**", "/p/x/a", True),
+        ("/p/**", "/p/x/.a", False),
+        ("/p/**/x/**/*.jpg", "/p/1/x/2/a.jpg", True),
+        ("/p/**/x/**/*.jpg", "/p/1/y/2/a.jpg", False),
+        ("/p/x**.jpg", "/p/x1.jpg", True),
+        ("/p/x**.jpg", "/p/x/1.jpg", False),
+        ("p/*", "p/a\nb", True),
+        ("p/*/b", "p//b", True),
+        ("p/**/b", "p/../b", True),
+    ],
+)
+def test_glob_matches(pattern, path, fits):
+    assert Glob(pattern, hidden=False).matches(path) is fits
+
+
+@pytest.mark.parametrize("path", ["/p/.a.jpg", "/p/.x/a.jpg"])
+def test_glob_with_hidden_names(path):
+    assert Glob("/p/**/*.jpg", hidden=True).matches(path)
+    assert not Glob("/p/**/*.jpg", hidden=False).matches(path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder", "may"),
+    [
+        ("/p/*.jpg", "/p", True),
+        ("/p/*.jpg", "/p/x", False),
+        ("/p/x*/*.jpg", "/p/x1", True),
+        ("/p/x*/*.jpg", "/p/y", False),
+        ("/p/x*/*.jpg", "/p/x1/z", False),
+        ("/p/**", "/p/a/b/c", True),
+        ("/p/**", "/p/a/.b", False),
+        ("/p/x/**/y/*.jpg", "/p/x/1/2", True),
+        ("/p/x/**/y/*.jpg", "/p/z", False),
+    ],
+)
+def test_glob_knows_which_folders_to_enter(pattern, folder, may):
+    assert Glob(pattern, hidden=False).may_hold(folder) is may
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("", False), ("/p/*", False), ("/p/*.*", False), ("/p/*.dat", True), ("/p/*.jp*g", True), ("/p.x/**", False)],
+)
+def test_glob_that_names_an_extension(pattern, names):
+    assert Glob(pattern, hidden=False).names_extension is names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "beginning"), [("", None), ("/a/b", None), ("*", ""), ("/a/b*", "/a/b"), ("a[1]?", "a"), ("a?", "a")]
+)
+def test_literal_beginning(pattern, beginning):
+    assert literal_beginning(pattern) == beginning

@@ -1,0 +1,106 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+from pipeline.output import claim as output
+from pipeline.output import ledger
+from pipeline.output.claim import OutputError
+from pipeline.schemas import IMAGES
+from pipeline.settings import RowSettings, fingerprint, fingerprinted
+from pipeline.storage.storage import open_storage
+
+COVERED = fingerprinted(RowSettings(), {"detector": {"tensors_sha256": "aa"}})
+OTHER = fingerprinted(RowSettings(min_score=0.7), {"detector": {"tensors_sha256": "aa"}})
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage(str(tmp_path / "out"))
+
+
+def write_part(storage, uri):
+    images = pa.Table.from_pylist([{"uri": uri, "status": "ok", "run_id": "r"}], schema=IMAGES)
+    name = ledger.part_name("part", "r", [uri])
+    ledger.write_pair(storage, name, pa.table({"uri": [uri]}), images, lambda: None)
+    return name
+
+
+def test_a_new_output_takes_the_fingerprint_and_keeps_it(storage):
+    assert output.claim(storage, COVERED) == output.claim(storage, COVERED) == fingerprint(COVERED)
+    assert json.loads(storage.read("output.json"))["settings"]["min_score"] == RowSettings().min_score
+
+
+def test_another_fingerprint_is_refused_with_both_shown(storage):
+    output.claim(storage, COVERED)
+    with pytest.raises(OutputError) as refused:
+        output.claim(storage, OTHER)
+    for part in (fingerprint(COVERED)[:12], fingerprint(OTHER)[:12], "settings.min_score: 0.7 now", "--overwrite"):
+        assert part in str(refused.value)
+
+
+def test_parts_of_unknown_origin_are_refused(storage):
+    write_part(storage, "a")
+    for _ in range(2):      # the refusal leaves nothing behind that would let the second one in
+        with pytest.raises(OutputError, match=r"no output\.json"):
+            output.claim(storage, COVERED)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"{\"fingerprint\""])
+def test_a_damaged_output_json_is_refused(storage, content):
+    storage.write("output.json", content)
+    with pytest.raises(OutputError, match="damaged"):
+        output.claim(storage, COVERED)
+
+
+def test_clear_removes_what_runs_wrote_and_nothing_else(storage, tmp_path):
+    output.claim(storage, COVERED)
+    write_part(storage, "a")
+    storage.write("run.json", b"{}")
+    output.set_run_aside(storage)
+    storage.write("run.json", b"{}")
+    storage.write("notes.txt", b"mine")
+    storage.write("_erased.parquet", b"stays")
+    output.append_audit(storage, {"event": "erased"})
+    output.clear(storage)
+    assert [file.path for file in storage.list("")] == ["_audit.jsonl", "_erased.parquet", "notes.txt"]
+    assert ledger.committed_parts(storage) == []
+    assert output.claim(storage, OTHER) == fingerprint(OTHER)
+
+
+def test_recover_removes_halves(storage):
+    name = write_part(storage, "a")
+    storage.delete(f"images/{name}.parquet")
+    output.recover(storage)
+    assert storage.list("faces") == []
+
+
+def test_finished(storage):
+    assert not output.is_finished(storage)
+    storage.write("run.json", b"{}")
+    assert output.is_finished(storage)
+
+
+def test_run_json_is_set_aside_and_put_back(storage):
+    assert output.set_run_aside(storage) is None                  # an unfinished output stays one
+    storage.write("run.json", b'{"run_id": "r1"}')
+    for _ in range(2):                                            # the second time after a crash
+        assert output.set_run_aside(storage) == {"run_id": "r1"}
+        assert not output.is_finished(storage)
+    output.put_run_back(storage, {"run_id": "r1", "output": {}})
+    assert [file.path for file in storage.list("")] == ["run.json"]
+    assert json.loads(storage.read("run.json")) == {"run_id": "r1", "output": {}}
+
+
+def test_what_a_run_took_away_is_not_put_back(storage):
+    storage.write("run.json", b"{}")
+    output.set_run_aside(storage)                                 # killed here, then a run with work to do
+    output.unfinish(storage)
+    assert output.set_run_aside(storage) is None
+
+
+def test_the_audit_grows_by_lines(storage):
+    for number in range(3):
+        output.append_audit(storage, {"number": number})
+    lines = storage.read("_audit.jsonl").decode().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1, 2]

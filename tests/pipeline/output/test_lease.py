@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipeline.output.lease import (
+    LEASE_PATH,
+    Holder,
+    Lease,
+    LeaseHeld,
+    LeaseLost,
+    check_held,
+    process_start,
+    still_held,
+    this_process,
+)
+from pipeline.storage.storage import open_storage
+
+FAST = {"heartbeat_s": 0.05, "stale_s": 0.3}
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def storage(request, tmp_path):
+    if request.param == "disk":
+        return open_storage(str(tmp_path / "out"))
+    return open_storage(request.getfixturevalue("bucket").uri + "/out")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """For what does not depend on where the file lies."""
+    return open_storage(str(tmp_path / "out"))
+
+
+def put(storage, holder: Holder) -> None:
+    storage.write(LEASE_PATH, holder.to_json())
+
+
+def ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+
+
+def holder_elsewhere(heartbeat: str) -> Holder:
+    return Holder("theirs", "other-host", "other-boot", 4242, 17, heartbeat, "python -m jobs.extract A B")
+
+
+def dead_process() -> tuple[int, int]:
+    """A pid, and the start time its process had, that is no more."""
+    process = subprocess.Popen(["sleep", "60"])
+    started = process_start(process.pid)
+    process.kill()
+    process.wait()
+    return process.pid, started
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def spawn(script: str, *arguments: str) -> subprocess.Popen:
+    head = (
+        "import sys, time\nfrom pipeline.output.lease import Lease, LeaseHeld\n"
+        "from pipeline.storage.storage import open_storage\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script, *arguments], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+
+
+def test_nobody_holds_a_new_output(storage):
+    assert not still_held(storage, "run-1")
+    assert not still_held(storage, "")
+
+
+def test_hold_and_give_back(storage):
+    with Lease.acquire(storage, "run-1", command="extract A B", **FAST) as lease:
+        assert lease.run_id == "run-1" and not lease.lost
+        assert still_held(storage, "run-1") and not still_held(storage, "run-2")
+        check_held(storage, "run-1")
+        with pytest.raises(LeaseLost, match="run run-2 stops here"):
+            check_held(storage, "run-2")
+        found = json.loads(storage.read(LEASE_PATH))
+        assert found["run_id"] == "run-1" and found["pid"] == os.getpid() and found["command"] == "extract A B"
+        assert abs((datetime.now(UTC) - datetime.fromisoformat(found["heartbeat"])).total_seconds()) < 5
+    assert not still_held(storage, "run-1") and not lease.lost
+    with Lease.acquire(storage, "run-2", **FAST):
+        assert still_held(storage, "run-2")
+
+
+def test_an_error_inside_gives_it_back_too(storage):
+    with pytest.raises(ZeroDivisionError), Lease.acquire(storage, "run-1", **FAST):
+        1 / 0  # noqa: B018
+    assert json.loads(storage.read(LEASE_PATH))["released"] is True
+
+
+def test_the_heartbeat_goes_on(storage):
+    with Lease.acquire(storage, "run-1", **FAST) as lease:
+        first = storage.read(LEASE_PATH)
+        wait_until(lambda: storage.read(LEASE_PATH) != first)
+        second = storage.read(LEASE_PATH)
+        wait_until(lambda: storage.read(LEASE_PATH) != second)
+        assert not lease.lost and still_held(storage, "run-1")
+
+
+def test_a_live_holder_of_this_machine_is_named_at_once(storage):
+    said = []
+    with Lease.acquire(storage, "run-1", command="extract A B"):
+        start = time.monotonic()
+        with pytest.raises(LeaseHeld) as error:
+            Lease.acquire(storage, "run-2", say=said.append)
+        assert time.monotonic() - start < 2 and said == []
+    message = str(error.value)
+    for part in ["run-1", this_process("", "").host, f"pid {os.getpid()}", "heartbeat", "`extract A B`", storage.root]:
+        assert part in message
+    assert "stop it" in message
+
+
+@pytest.mark.parametrize("age_s", [0, 3600, -3600])
+def test_a_live_holder_elsewhere_is_recognised_by_its_beat_whatever_its_clock(disk, age_s):
+    holder = holder_elsewhere(ago(age_s))
+    put(disk, holder)
+    said = []
+
+    def beat():
+        time.sleep(0.15)
+        put(disk, holder_elsewhere(ago(age_s)))
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    with pytest.raises(LeaseHeld, match=r"run theirs \(host other-host, pid 4242"):
+        Lease.acquire(disk, "mine", say=said.append, heartbeat_s=0.05, stale_s=60)
+    beating.join()
+    assert len(said) == 1 and "theirs" in said[0]
+
+
+@pytest.mark.parametrize("age_s", [0, 3600, -3600])
+def test_a_silent_holder_elsewhere_is_taken_over_after_the_wait(disk, age_s):
+    put(disk, holder_elsewhere(ago(age_s)))
+    start = time.monotonic()
+    with Lease.acquire(disk, "mine", say=quiet, **FAST):
+        assert time.monotonic() - start >= FAST["stale_s"]
+        assert still_held(disk, "mine") and not still_held(disk, "theirs")
+
+
+def test_a_lease_given_back_while_watched_is_taken_at_once(disk):
+    holder = holder_elsewhere(ago(0))
+    put(disk, holder)
+    timer = threading.Timer(0.3, put, [disk, Holder(**{**json.loads(holder.to_json()), "released": True})])
+    timer.start()
+    with Lease.acquire(disk, "mine", say=quiet, heartbeat_s=0.1, stale_s=60):
+        assert still_held(disk, "mine")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"run_id": "x"}'])
+def test_an_unreadable_lease_is_watched_then_taken(disk, content):
+    disk.write(LEASE_PATH, content)
+    assert not still_held(disk, "x")
+    said = []
+    with Lease.acquire(disk, "mine", say=said.append, **FAST):
+        assert still_held(disk, "mine") and len(said) == 1
+
+
+def test_a_dead_process_of_this_machine_is_taken_over_at_once(disk):
+    pid, started = dead_process()
+    put(disk, Holder(**{**json.loads(this_process("dead", "").to_json()), "pid": pid, "pid_start": started}))
+    start = time.monotonic()
+    with Lease.acquire(disk, "mine"):
+        assert time.monotonic() - start < 2 and still_held(disk, "mine")
+
+
+def test_a_killed_process_that_nobody_has_reaped_counts_as_dead(disk):
+    process = subprocess.Popen(["sleep", "60"])
+    started = process_start(process.pid)
+    put(disk, Holder(**{**json.loads(this_process("z", "").to_json()), "pid": process.pid, "pid_start": started}))
+    process.kill()
+    wait_until(lambda: process_start(process.pid) is None)
+    start = time.monotonic()
+    with Lease.acquire(disk, "mine"):
+        assert time.monotonic() - start < 2
+    process.wait()
+
+
+def test_a_reused_pid_is_not_the_holder(disk):
+    me = json.loads(this_process("before", "").to_json())
+    put(disk, Holder(**{**me, "pid_start": me["pid_start"] - 1}))
+    with Lease.acquire(disk, "mine"):
+        assert still_held(disk, "mine")
+
+
+@pytest.mark.parametrize("part", ["host", "machine"])
+def test_a_pid_of_another_machine_boot_or_container_says_nothing(disk, part):
+    pid, started = dead_process()
+    other = {**json.loads(this_process("theirs", "").to_json()), "pid": pid, "pid_start": started, part: "another"}
+    put(disk, Holder(**other))
+    start = time.monotonic()
+    with Lease.acquire(disk, "mine", say=quiet, **FAST):
+        assert time.monotonic() - start >= FAST["stale_s"]
+
+
+def test_a_live_process_of_this_machine_without_a_heartbeat_is_taken_over(disk):
+    process = subprocess.Popen(["sleep", "60"])
+    holder = {**json.loads(this_process("stopped", "").to_json()), "pid": process.pid,
+              "pid_start": process_start(process.pid)}
+    put(disk, Holder(**{**holder, "heartbeat": ago(59)}))
+    with pytest.raises(LeaseHeld, match="run stopped"):
+        Lease.acquire(disk, "mine", stale_s=70)
+    with Lease.acquire(disk, "mine", stale_s=58):
+        assert still_held(disk, "mine")
+    process.kill()
+    process.wait()
+
+
+def test_a_holder_learns_that_its_lease_was_taken(storage):
+    called = threading.Event()
+    lease = Lease.acquire(storage, "mine", on_lost=called.set, **FAST)
+    theirs = holder_elsewhere(ago(0))
+    put(storage, theirs)
+    assert called.wait(10) and lease.lost
+    lease.release()
+    assert storage.read(LEASE_PATH) == theirs.to_json()   # nothing of theirs is touched
+
+
+def test_a_holder_learns_that_its_output_was_removed(storage):
+    lease = Lease.acquire(storage, "mine", **FAST)
+    storage.delete(LEASE_PATH)
+    wait_until(lambda: lease.lost)
+    lease.release()
+    assert storage.list("") == []
+
+
+class Shaky:
+    """A storage whose writes fail for a while, or answer wrongly that they failed."""
+
+    def __init__(self, storage):
+        self._storage = storage
+        self.fail_times = 0
+        self.lie_times = 0
+        self.root = storage.root
+        self.read_version = storage.read_version
+
+    def create(self, path, content):
+        return self._answer(self._storage.create(path, content))
+
+    def replace(self, path, content, version):
+        if self.fail_times > 0:
+            self.fail_times -= 1
+            raise OSError(5, "the store is away", path)
+        return self._answer(self._storage.replace(path, content, version))
+
+    def _answer(self, version):
+        if self.lie_times > 0:
+            self.lie_times -= 1
+            return None
+        return version
+
+
+def test_a_store_that_is_away_for_a_while_costs_nothing(storage):
+    shaky = Shaky(storage)
+    with Lease.acquire(shaky, "mine", **FAST) as lease:
+        shaky.fail_times = 3
+        before = storage.read(LEASE_PATH)
+        wait_until(lambda: shaky.fail_times == 0)
+        wait_until(lambda: storage.read(LEASE_PATH) != before)
+        assert not lease.lost
+    assert not still_held(storage, "mine")
+
+
+def test_a_write_done_but_answered_with_an_error_is_ours(storage):
+    shaky = Shaky(storage)
+    shaky.lie_times = 1
+    with Lease.acquire(shaky, "mine", **FAST) as lease:
+        assert still_held(storage, "mine")
+        shaky.lie_times = 2
+        wait_until(lambda: shaky.lie_times == 0)
+        before = storage.read(LEASE_PATH)
+        wait_until(lambda: storage.read(LEASE_PATH) != before)
+        assert not lease.lost
+
+
+def test_a_dead_store_does_not_hide_the_error_inside(storage):
+    shaky = Shaky(storage)
+    with pytest.raises(ZeroDivisionError), Lease.acquire(shaky, "mine", **FAST):
+        shaky.fail_times = 10**6
+        1 / 0  # noqa: B018
+
+
+def test_holders_survive_json_and_pickle():
+    me = this_process("run", "command with ü")
+    assert Holder.from_json(me.to_json()) == me
+    assert pickle.loads(pickle.dumps(me)) == me
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"pid": "1"}, {"pid": True}, {"pid": -1}, {"pid": 2**40}, {"pid_start": 1.5}, {"host": None}, {"released": 1},
+     {"heartbeat": "2026-01-01T00:00:00"}, {"heartbeat": "soon"}, {"command": ["rm"]}, {"more": 1}],
+)
+def test_what_is_no_holder_is_told(changed):
+    me = this_process("run", "command")
+    content = json.dumps(json.loads(me.to_json()) | changed).encode() if changed else b"[" * 100_000
+    assert Holder.from_json(content) is None
+
+
+RACE = """
+me, roots = sys.argv[1], sys.argv[2:]
+print("ready", flush=True)
+start = float(sys.stdin.readline())
+held = []
+for i, root in enumerate(roots):
+    storage = open_storage(root)
+    time.sleep(max(0, start + 0.2 * i - time.time()))
+    try:
+        held.append(Lease.acquire(storage, me, say=lambda _: None))
+        print("won", flush=True)
+    except LeaseHeld as error:
+        print("held", flush=True)
+print("end", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("kind", ["disk", "bucket"])
+def test_of_two_processes_at_once_exactly_one_wins(kind, tmp_path, bucket):
+    base = str(tmp_path) if kind == "disk" else bucket.uri
+    roots = [f"{base}/{i}" for i in range(6)]
+    pid, started = dead_process()
+    dead = Holder(**{**json.loads(this_process("dead", "").to_json()), "pid": pid, "pid_start": started})
+    for root in roots[3:]:
+        put(open_storage(root), dead)   # three new outputs, three takeovers
+    runs = [spawn(RACE, name, *roots) for name in ("a", "b")]
+    try:
+        for run in runs:
+            assert run.stdout.readline() == "ready\n"
+        start = time.time() + 0.3
+        for run in runs:
+            run.stdin.write(f"{start}\n")
+            run.stdin.flush()
+        answers = [[run.stdout.readline().strip() for _ in roots] for run in runs]
+        assert [run.stdout.readline() for run in runs] == ["end\n", "end\n"]
+        for root, pair in zip(roots, zip(*answers, strict=True), strict=True):
+            assert sorted(pair) == ["held", "won"]
+            winner = "ab"[pair.index("won")]
+            assert still_held(open_storage(root), winner)
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+
+
+SLEEPER = """
+storage = open_storage(sys.argv[1])
+lease = Lease.acquire(storage, "sleeper", heartbeat_s=0.05, stale_s=0.5, on_lost=lambda: print("lost", flush=True))
+print("holding", flush=True)
+sys.stdin.readline()
+lease.release()
+print("released", lease.lost, flush=True)
+"""
+
+
+def test_a_stopped_holder_that_wakes_after_a_takeover_stands_back(storage):
+    run = spawn(SLEEPER, storage.root)
+    try:
+        assert run.stdout.readline() == "holding\n"
+        run.send_signal(signal.SIGSTOP)
+        with pytest.raises(LeaseHeld, match="run sleeper"):
+            Lease.acquire(storage, "mine", stale_s=30)
+        time.sleep(0.4)
+        with Lease.acquire(storage, "mine", **FAST) as lease:
+            run.send_signal(signal.SIGCONT)
+            assert run.stdout.readline() == "lost\n"
+            run.stdin.write("\n")
+            run.stdin.flush()
+            assert run.stdout.readline() == "released True\n"
+            time.sleep(0.3)
+            assert still_held(storage, "mine") and not lease.lost
+    finally:
+        run.kill()
+        run.wait()

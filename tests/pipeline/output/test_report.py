@@ -1,0 +1,100 @@
+import io
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from pipeline.batch import Status
+from pipeline.input.containers import ParquetColumns
+from pipeline.output import report
+from pipeline.output.todo import ErrorKind, Outcome, Todo
+from pipeline.run.plan import Cluster, make_plan
+from pipeline.run.progress import Progress
+
+
+def rows(*values):
+    schema = pa.schema([("uri", pa.string()), ("status", pa.string()), ("error", pa.string())])
+    return pa.Table.from_pylist([dict(zip(("uri", "status", "error"), v, strict=True)) for v in values], schema=schema)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [((), 0.0), (("ok", "no_face"), 0.0), (("ok", "failed", "unreadable", "no_face"), 0.5), (("too_large",), 1.0)],
+)
+def test_bad_share(statuses, expected):
+    table = rows(*((str(i), status, None) for i, status in enumerate(statuses)))
+    counts = report.status_counts(table)
+    assert sum(counts.values()) == len(statuses) and set(counts) == {status.value for status in Status}
+    assert report.bad_share(counts) == expected
+
+
+def outcome(images=2, errors=(), other_kinds=0, other_images=0):
+    counts = report.status_counts(rows(*(("", "ok", None) for _ in range(images - len(errors)))))
+    counts["unreadable"] = len(errors)
+    return Outcome(counts, counts | {"ok": counts["ok"] + 7}, tuple(errors), other_kinds, other_images, False)
+
+
+def test_errors_by_kind():
+    kinds = [ErrorKind("unreadable", "cut off", 2000, "a"), ErrorKind("failed", "detect: x", 1, "c")]
+    assert report.error_lines(outcome(errors=kinds, other_kinds=2, other_images=3)) == [
+        "2,000 unreadable: cut off (for example a)",
+        "1 failed: detect: x (for example c)",
+        "3 more of 2 other kinds; see `error` in images/",
+    ]
+    assert report.error_lines(outcome()) == []
+
+
+def todo(**counts):
+    return Todo(**{"images": 3, "listed": 10, "duplicates": 0, "done": 7, "changed": 0, "retried": 0, **counts})
+
+
+class Listing:
+    """What the report needs of one."""
+
+    def __init__(self, **skipped):
+        self.skipped = skipped
+
+    def skipped_line(self):
+        return ", ".join(f"{count} {kind}" for kind, count in self.skipped.items())
+
+
+def test_todo_line_names_only_what_there_is():
+    assert report.todo_line(todo(), Listing()) == "10 images listed; 7 done before; 3 to do"
+    line = report.todo_line(todo(duplicates=2, changed=1, retried=3, erased=5, vanished=8), Listing(hidden=4))
+    for part in ("3 of them tried again", "5 left out that were erased",
+                 "2 duplicates dropped",
+                 "8 done before that are not listed any more", "1 changed", "--redo-changed", "skipped 4 hidden"):
+        assert part in line
+
+
+def receipts():
+    progress = Progress(2, io.StringIO())
+    progress.add({"images": 2, "faces": 3, **{status.value: 0 for status in Status}, "ok": 1, "unreadable": 1})
+    return progress
+
+
+def test_summary():
+    ended = outcome(errors=[ErrorKind("unreadable", "cut off", 1, "b")])
+    first, counts, error, where = report.summary_lines("/out", ended, receipts())
+    assert first.startswith("2 images, 3 faces in ") and counts == "ok 1  unreadable 1"
+    assert error == "  1 unreadable: cut off (for example b)" and where.startswith("/out holds 9 images")
+    assert report.summary_lines("/out", ended, Progress(0, io.StringIO()))[0].startswith("nothing to do")
+
+
+@pytest.mark.parametrize("ran", [True, False])
+def test_run_json_is_plain_and_whole(ran):
+    import json
+
+    content = report.run_json(
+        run_id="r", started=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="f", covered={"settings": {"min_score": 0.5}},
+        models={"detector": {"identity": "d@1"}}, alignment={"box_side_px": 110.0}, cosine_thresholds={"0.01": 0.4},
+        plan=make_plan("decode+detect+keypoint+align+embed", Cluster(2, 0), "cpu") if ran else None,
+        todo=todo(vanished=4), listing=Listing(), parquet=ParquetColumns("image"), outcome=outcome(images=1),
+        progress=receipts() if ran else Progress(0, io.StringIO()),
+    )
+    assert json.loads(json.dumps(content)) == content
+    assert content["output"]["images"] == content["output"]["ok"] == 8 and content["listing"]["vanished"] == 4
+    assert content["listing"]["parquet"] == {"image": "image", "uri": None}
+    assert content["this_run"]["images"] == (2 if ran else 0)
+    assert (content["throughput"]["images_per_s"] is None) == (not ran)
+    assert (content["plan"] is None) == (not ran)

@@ -1,0 +1,181 @@
+import os
+import socket
+import threading
+
+import pytest
+import yaml
+
+from pipeline.run import cluster
+from pipeline.run.cluster import (
+    EMPTY_ZIP_BYTES,
+    REPOSITORY,
+    Connection,
+    check_working_dir,
+    connect,
+    quiet_stderr,
+    refuse_local_paths,
+    working_dir_files,
+)
+from pipeline.run.plan import Cluster, PlanError
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shared", "paths", "refused"),
+    [
+        (1, False, {"INPUT": "/photos", "OUTPUT": "out"}, None),
+        (2, False, {"INPUT": "s3://b/photos", "OUTPUT": "gs://b/out"}, None),
+        (2, True, {"INPUT": "/photos", "OUTPUT": "out"}, None),
+        (2, False, {"INPUT": "s3://b/photos", "OUTPUT": "out"}, "OUTPUT out"),
+        (3, False, {"INPUT": "/photos", "OUTPUT": "out", "--weights": "w"}, "INPUT /photos, OUTPUT out, --weights w"),
+    ],
+)
+def test_local_paths_on_several_nodes(nodes, shared, paths, refused):
+    connection = Connection(Cluster(8, 0), nodes)
+    if refused is None:
+        refuse_local_paths(connection, paths, shared)
+    else:
+        with pytest.raises(PlanError, match=refused) as error:
+            refuse_local_paths(connection, paths, shared)
+        assert "--shared-filesystem" in str(error.value)
+
+
+def test_the_address_of_job_submit_is_not_rays(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(PlanError, match="ray job submit"), connect():
+        pass
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))                # bound and not listening: nobody answers
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(PlanError, match=f"no Ray answers at RAY_ADDRESS={address}"), connect():
+            pass
+
+
+def test_cluster_yaml_is_valid_for_rays_launcher():
+    """Against the schema that ray itself checks with before `ray up`."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text()))
+    validate_config(config)
+    types = config["available_node_types"]
+    assert config["head_node_type"] == "head" and set(types) == {"head", "cpu", "gpu"}
+
+
+def test_cluster_yaml_with_an_unknown_key_is_refused():
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text()))
+    with pytest.raises(ValidationError):
+        validate_config(config | {"workers": 3})
+
+
+def fill(folder, files):
+    """Sparse files of the given sizes; a name that ends in / is an empty folder, text is written as it is."""
+    for name, content in files.items():
+        path = folder / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            with path.open("wb") as file:
+                file.truncate(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "ignore_gitignore", "travel"),
+    [
+        ({}, False, {"./"}),
+        ({"a.py": 10}, False, {"a.py"}),
+        ({"a.py": 10, "b/c/d.py": 7, "empty/": None, "grüße/ß.txt": 3}, False,
+         {"a.py", "b/c/d.py", "empty/", "grüße/ß.txt"}),
+        ({".git/objects/x": 99, ".venv/lib/y": 99, "a.py": 1}, False, {"a.py"}),
+        ({".gitignore": "out/\n*.log", ".rayignore": "tests/", "out/x": 9, "a.log": 9, "tests/t.py": 9, "a.py": 1,
+          "sub/.rayignore": "big", "sub/big": 9, "sub/small": 9}, False,
+         {".gitignore", ".rayignore", "a.py", "sub/.rayignore", "sub/small"}),
+        ({".gitignore": "out/", "out/x": 9}, True, {".gitignore", "out/x"}),
+    ],
+)
+def test_what_travels_is_what_ray_packs(tmp_path, monkeypatch, files, ignore_gitignore, travel):
+    """Names and, to the byte, the size of the zip that Ray's own function makes of the folder."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1" if ignore_gitignore else "0")
+    (folder := tmp_path / "code").mkdir()
+    found = working_dir_files(fill(folder, files))
+    assert set(found) == travel
+    package = tmp_path / "package.zip"
+    create_package(str(folder), package, include_gitignore=not ignore_gitignore,
+                   excludes=get_runtime_env_default_excludes())
+    assert package.stat().st_size == EMPTY_ZIP_BYTES + sum(found.values())
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("mib", "submitted", "refused"),
+    [(0, True, False), (99, True, False), (100, True, True), (300, False, False), (512, False, True)],
+)
+def test_code_too_large_to_travel(tmp_path, mib, submitted, refused):
+    fill(tmp_path, {"data/photos/a.jpg": mib * MIB // 2, "data/photos/b.jpg": mib * MIB // 2, "notes/n": MIB // 2})
+    if not refused:
+        assert f" has {mib + 0.5:.1f} MiB of " in check_working_dir(tmp_path, submitted=submitted)
+        return
+    with pytest.raises(PlanError) as error:
+        check_working_dir(tmp_path, submitted=submitted)
+    assert f"{mib}.5 MiB of {100 if submitted else 512} MiB" in str(error.value)
+    assert f"largest: data/photos/ {mib}.0 MiB, notes/n 0.5 MiB" in str(error.value)
+    assert ".rayignore" in str(error.value)
+
+
+def test_joining_with_too_much_code_is_refused_before_it_is_sent(tmp_path, monkeypatch):
+    """Nobody listens at the address: were it tried, that would be the error."""
+    fill(tmp_path, {"checkpoints/last": 600 * MIB})
+    monkeypatch.setattr("pipeline.run.cluster.REPOSITORY", tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(PlanError, match=r"largest: checkpoints/last 600\.0 MiB"), connect():
+        pass
+
+
+def test_this_repository_can_be_submitted():
+    line = check_working_dir(REPOSITORY, submitted=True)
+    assert "of 100 MiB that ray job submit takes; largest: models/weights/ " in line
+    assert not {name for name in working_dir_files(REPOSITORY) if name.startswith((".git/", "tests/", "checkpoints/"))}
+
+
+def test_quiet_stderr_shows_what_was_said_only_when_it_breaks(capfd):
+    with quiet_stderr():
+        os.write(2, b"chatter\n")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError, match="broken"), quiet_stderr():
+        os.write(2, b"the reason\n")
+        raise OSError("broken")
+    assert "the reason" in capfd.readouterr().err
+
+
+def hang_up(server: socket.socket) -> None:
+    """Take one call, listen and close."""
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1000)
+
+
+@pytest.mark.parametrize(("answers", "reason"), [(False, "timed out"), (True, "it is no Ray")])
+def test_a_head_that_is_mute_or_something_else_is_not_waited_for(monkeypatch, answers, reason):
+    """Ray itself would wait for ever, and out of reach of Ctrl-C."""
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if answers:
+            threading.Thread(target=hang_up, args=(server,), daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(PlanError, match=f"no Ray answers.*{reason}.*unset RAY_ADDRESS"), connect():
+            pass

@@ -1,0 +1,63 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.run.interrupt import Interrupted, held_back, interruptible
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_both_signals_raise_once(number, exit_code):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as interrupt, interruptible():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)      # a second Ctrl-C while ending changes nothing
+    assert interrupt.value.exit_code == exit_code
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_is_held_back_comes_at_the_end_whatever_handlers_are_set_meanwhile(number, exit_code):
+    done = []
+    with pytest.raises(Interrupted) as interrupt, interruptible(), held_back():
+        signal.signal(number, lambda *_: os._exit(15))
+        signal.raise_signal(number)
+        signal.alarm(60)                             # as Ray's C++ does then, to abort
+        done.append("all of it")
+    assert interrupt.value.exit_code == exit_code
+    assert done and signal.alarm(0) == 0
+
+
+def test_without_a_signal_nothing_is_held_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    with held_back():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before[:2]
+    assert signal.signal(signal.SIGUSR1, before[2]) == signal.SIG_IGN
+
+
+def test_a_signal_on_the_way_out_changes_nothing():
+    code = """if True:
+        import atexit, signal
+        from pipeline.run.interrupt import leave
+        atexit.register(lambda: (signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGTERM), print("end")))
+        leave(3)
+    """
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (3, "end\n", "")
+
+
+def test_a_forked_process_ends_without_a_word(capfd):
+    context = multiprocessing.get_context("fork")
+    with interruptible():
+        forked = context.Process(target=signal.raise_signal, args=(signal.SIGINT,))
+        forked.start()
+        forked.join()
+    assert forked.exitcode == 130
+    assert capfd.readouterr().err == ""

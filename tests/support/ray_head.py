@@ -1,0 +1,102 @@
+"""A Ray head with a dashboard of its own on this machine, for tests that submit jobs to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+# Ray 2.60 asks for a token once the user has one, and any local run makes one; `ray job submit` must be told so.
+AUTHENTICATED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where its parts listen."""
+
+    dashboard: str      # http://host:port
+    address: str        # host:port, for RAY_ADDRESS
+    metrics: str        # http://host:port/metrics
+
+    def job(self, command: str, *arguments: object) -> list[str]:
+        """The command line of `ray job <command>` for this head."""
+        return [RAY, "job", command, "--address", self.dashboard, *map(str, arguments)]
+
+
+@contextmanager
+def start_head(*arguments: str, port: int | None = None, **environment: str) -> Iterator[Head]:
+    """`ray start --head` with more arguments and variables; ended as a whole, other Rays of this machine left alone."""
+    port, dashboard_port, metrics_port = port or free_port(), free_port(), free_port()
+    command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard_port}",
+               f"--metrics-export-port={metrics_port}", f"--dashboard-agent-listen-port={free_port()}",
+               "--disable-usage-stats", *arguments]
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, cwd=ROOT, env=variables | AUTHENTICATED | environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    head = Head(f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(head.dashboard):
+            assert time.monotonic() < deadline and process.poll() is None, "the head did not come up"
+            time.sleep(0.5)
+        yield head
+    finally:
+        below = psutil.Process(process.pid).children(recursive=True)
+        for each in [*below, process]:           # asked kindly, it takes half a minute
+            each.kill()
+        psutil.wait_procs(below, timeout=30)
+        process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(dashboard: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{dashboard}/api/version", timeout=2)
+    except urllib.error.HTTPError:      # it wants the token that ray's own commands send
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of what Prometheus reads, of our own figures: `images_total`, its labels, its value."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def scrape(metrics: str) -> list[Figure]:
+    """All figures of facelake that a node shows."""
+    text = urllib.request.urlopen(metrics, timeout=10).read().decode()
+    return [Figure(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value))
+            for name, labels, value in re.findall(r"^ray_facelake_(\w+){(.*)} (\S+)$", text, re.MULTILINE)]
+
+
+def totals(figures: list[Figure], label: str) -> dict[str, float]:
+    """Sums over all processes: by `name`, or by the label of those that have it."""
+    sums: dict[str, float] = {}
+    for figure in figures:
+        if (key := {"name": figure.name, **figure.labels}.get(label)) is not None:
+            sums[key] = sums.get(key, 0.0) + figure.value
+    return sums
