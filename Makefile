@@ -41,11 +41,13 @@ test: setup ## run the tests, CPU only
 test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; half an hour
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q tests/faults --durations=10
 
-lint: setup ## check style and imports
+lint: setup ## check style, imports and types
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/mypy
 
 lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock anew
-	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --all-extras --group dev \
+	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --extra heif --extra train --group dev \
 	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
 
 clean: ## remove what make demo and the tests left

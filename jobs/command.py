@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pipeline.input.names import printable
+from pipeline.errors import UserError
 from pipeline.run.interrupt import Interrupted, Stalled, interruptible
+from pipeline.text import printable
 
 DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
 
@@ -15,15 +16,15 @@ class Broke(Exception):   # noqa: N818
     """The work ended early; the message says all that the user needs to know."""
 
 
-def run_command(name: str, run: Callable[[], int | None], *, refused: tuple[type[Exception], ...], again: str) -> int:
+def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
     """Run a command to its end, whatever that is, and say it; returns the exit code.
 
-    run: returns it too, None for 0. refused: errors that the user can mend. again: how to go on after anything else.
+    run: returns it too, None for 0. A UserError ends with 2. again: how to go on after anything else.
     """
     with interruptible():
         try:
             return run() or DONE
-        except refused as error:
+        except UserError as error:
             say(f"{name}: {error}")
             return REFUSED
         except Interrupted as interrupt:

@@ -23,20 +23,20 @@ import pyarrow.parquet as pq
 from jobs.command import run_command, say
 from jobs.extract.options import ArgumentError, share
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
-from models.store import WeightCard, WeightsError, read_card
+from models.store import WeightCard, read_card
 from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES
+from pipeline.errors import OutputError
 from pipeline.input.manifest import read_manifest
-from pipeline.input.names import InputError, absolute, local_path, local_uri, printable
+from pipeline.input.names import absolute, local_path, local_uri
 from pipeline.output import claim as output
 from pipeline.output import erased, lease, ledger
-from pipeline.output.claim import OutputError
-from pipeline.output.lease import LeaseHeld
 from pipeline.output.report import status_counts
 from pipeline.run.interrupt import leave
 from pipeline.settings import RowSettings
-from pipeline.storage.objectstore import UriError, parse_input_uri, uri_scheme
+from pipeline.storage.objectstore import parse_input_uri, uri_scheme
 from pipeline.storage.storage import Storage, open_storage
+from pipeline.text import printable
 
 DESCRIPTION = """Take images and all their faces out of an output, for good.
 
@@ -66,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     return run_command(
         "erase", partial(erase, arguments), again="The same command finishes it.",
-        refused=(ArgumentError, InputError, OutputError, WeightsError, LeaseHeld, UriError),
     )
 
 

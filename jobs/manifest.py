@@ -23,13 +23,14 @@ from pipeline.input.buckets import bucket_stretches, list_objects, skip_rule
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
 from pipeline.input.listing import Rules, list_inputs
 from pipeline.input.manifest_folder import ManifestError, ManifestState, PartWriter, Span, Stretch
-from pipeline.input.names import InputError, absolute, printable
-from pipeline.output.lease import Lease, LeaseHeld, check_held
+from pipeline.input.names import InputError, absolute
+from pipeline.output.lease import Lease, check_held
 from pipeline.run.interrupt import Interrupted, leave
 from pipeline.run.progress import LOG_INTERVAL_S, TERMINAL_INTERVAL_S
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import BUCKET_SCHEMES, UriError, parse_input_uri, split_uri, uri_scheme
+from pipeline.storage.objectstore import BUCKET_SCHEMES, parse_input_uri, split_uri, uri_scheme
 from pipeline.storage.storage import Storage, open_storage
+from pipeline.text import printable
 
 THREADS = 16   # an answer of S3 takes about 0.1 s, and to read it 0.02 s of one core: six are enough for one core
 
@@ -66,7 +67,6 @@ def main(argv: list[str] | None = None) -> int:
     command = f"python -m jobs.manifest {shlex.join(word for word in argv if word != '--overwrite')}"
     return run_command(
         "manifest", partial(write_manifest, arguments, command),
-        refused=(ArgumentError, InputError, ManifestError, LeaseHeld, UriError),
         again=f"What is listed stays; this goes on from there: {command}",
     )
 

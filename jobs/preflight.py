@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.run.cluster import REPOSITORY, check_working_dir
-from pipeline.run.plan import PlanError
+from pipeline.run.cluster import REPOSITORY, ClusterError, check_working_dir
 
 READY, TOO_LARGE = 0, 2
 
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.parse_args(argv)
     try:
         print(check_working_dir(REPOSITORY, submitted=True))
-    except PlanError as error:
+    except ClusterError as error:
         print(f"facelake: {error}", file=sys.stderr)
         return TOO_LARGE
     return READY

@@ -24,10 +24,10 @@ import simplejpeg
 
 from pipeline import geometry
 from pipeline.batch import GOOD, FetchFailure, Status, TodoRow
+from pipeline.errors import UserError
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.containers import ParquetColumns, is_container, list_members
 from pipeline.input.fetch import Fetch
-from pipeline.input.names import printable
 from pipeline.output.ledger import committed_parts
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings
@@ -36,6 +36,7 @@ from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
 from pipeline.stages.detect import cut_chip
 from pipeline.storage.objectstore import StoreOptions, parse_input_uri
 from pipeline.storage.storage import Storage, open_storage
+from pipeline.text import printable
 
 MAX_IMAGES = 60
 MAX_FACES_OF_A_PHOTO = 40         # shown one by one; boxes are drawn for all
@@ -46,7 +47,7 @@ PHOTO_PX = 1000                   # longest side
 Row = Mapping[str, Any]
 
 
-class PreviewError(Exception):
+class PreviewError(UserError):
     """There is nothing to show; the message says why and what to do."""
 
 

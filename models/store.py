@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,7 +34,7 @@ EMBEDDING_DIM = 512
 """Length of every embedder's vectors, and of the column that holds them."""
 
 
-class WeightsError(Exception):
+class WeightsError(UserError):
     """The weights cannot be used: missing, damaged, or asked for in a way that cannot work. The message has the fix."""
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from models.resnet import deepened
+from pipeline.errors import UserError
 
 CROP_BOX_RATIO = 1.55   # side of a ready-cut training crop (identities/, faces/) over the side of its face box
 
@@ -125,7 +126,7 @@ def wing_loss(predicted: Tensor, wanted: Tensor, width: float, curvature: float)
 # ---- the loop --------------------------------------------------------------------------------------------------
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """A run that cannot go on, with the reason in the message."""
 
 

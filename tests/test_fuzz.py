@@ -26,7 +26,7 @@ from pipeline import geometry
 from pipeline.batch import Status
 from pipeline.geometry import CROP_PX, EYES_MID_XY, AlignmentTemplate
 from pipeline.input.manifest import read_manifest
-from pipeline.input.names import Glob, InputError, local_path, local_uri, printable
+from pipeline.input.names import Glob, InputError, local_path, local_uri
 from pipeline.output import lease
 from pipeline.schemas import LISTING
 from pipeline.stages import align, headers
@@ -34,6 +34,7 @@ from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
 from pipeline.stages.detect import cut_chip
 from pipeline.storage.objectstore import StoreOptions
 from pipeline.storage.storage import open_storage
+from pipeline.text import printable
 from tests.support import corpus
 
 pytestmark = [

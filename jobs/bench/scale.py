@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pipeline import schemas
 from pipeline.input.manifest_folder import PART_ROWS
 from pipeline.output import ledger
-from pipeline.run.plan import MAX_BLOCKS
+from pipeline.run.graph import MAX_BLOCKS
 from pipeline.storage.objectstore import StoreOptions, parse_input_uri, s3_client
 from pipeline.storage.storage import open_storage
 

@@ -17,8 +17,8 @@ from jobs.evaluate.eyes import eyes
 from jobs.evaluate.identity import identification, verification
 from jobs.extract.options import positive, share
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
-from pipeline.input.names import printable
 from pipeline.settings import RowSettings
+from pipeline.text import printable
 
 OUTPUT_TOO = "or an output of jobs.extract, with --truth"
 

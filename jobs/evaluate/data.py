@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.store import TASKS, WeightCard, read_card
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class DataError(Exception):
+class DataError(UserError):
     """The data cannot be measured on; the message says what is wrong with it and what is needed."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.store import WeightCard, write_card
-from pipeline.input.names import printable
+from pipeline.text import printable
 
 
 @dataclass(frozen=True)

@@ -15,27 +15,26 @@ from functools import partial
 import pyarrow as pa
 
 from jobs.command import DONE, TOO_MANY_ERRORS, Broke, run_command, say
-from jobs.extract.options import ArgumentError, input_uris, parquet_columns, parse_arguments, row_settings
+from jobs.extract.options import input_uris, parquet_columns, parse_arguments, row_settings
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
-from pipeline.input.listing import InputError, Rules, list_inputs
-from pipeline.input.names import printable
+from pipeline.input.listing import Rules, list_inputs
 from pipeline.output import claim as output
 from pipeline.output import ledger, report
-from pipeline.output.claim import OutputError
 from pipeline.output.erased import read_erased
-from pipeline.output.lease import Lease, LeaseHeld, LeaseLost, check_held
+from pipeline.output.lease import Lease, LeaseLost, check_held
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
 from pipeline.output.todo import Planner
-from pipeline.run import cluster, plan
-from pipeline.run.plan import Plan, PlanError
+from pipeline.run import cluster, graph, plan
+from pipeline.run.plan import Plan
 from pipeline.run.pool import StageBuilders
 from pipeline.run.progress import Progress
 from pipeline.run.watchdog import Watchdog
 from pipeline.settings import RowSettings, fingerprinted
-from pipeline.storage.objectstore import StoreOptions, UriError, parse_input_uri
+from pipeline.storage.objectstore import StoreOptions, parse_input_uri
 from pipeline.storage.storage import open_storage
+from pipeline.text import printable
 
 AGAIN = "What was committed stays, and the same command goes on from there:"
 ROLES = ("detector", "keypointer", "embedder")
@@ -47,8 +46,7 @@ def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], St
     arguments = parse_arguments(argv)
     command = going_on(argv)
     return run_command(
-        "facelake", partial(extract, arguments, command, build_stages), again=f"{AGAIN} {command}",
-        refused=(ArgumentError, InputError, OutputError, PlanError, WeightsError, LeaseHeld, UriError),
+        "facelake", partial(extract, arguments, command, build_stages), again=f"{AGAIN} {command}"
     )
 
 
@@ -88,7 +86,7 @@ def extract(
                 ledger.drop_uris(storage, run_id, redone, still_ours)
             if todo.images:
                 rows_per_file = arguments.rows_per_file or default_rows_per_file(todo.images)
-                blocks = write_todo(storage, run_id, planner.rows(plan.block_rows(todo.images, rows_per_file)))
+                blocks = write_todo(storage, run_id, planner.rows(graph.block_rows(todo.images, rows_per_file)))
                 names = ModelNames(**{role: card.identity for role, card in cards.items()})
                 sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
                 config = partial(stage_config, arguments, settings, cards, input_options)
@@ -153,11 +151,11 @@ def run_on_ray(
         paths["--weights"] = arguments.weights
     with cluster.connect(arguments.num_cpus) as connection:
         cluster.refuse_local_paths(connection, paths, arguments.shared_filesystem)
-        free = plan.Cluster(arguments.num_cpus or connection.free.cpus, arguments.gpus or connection.free.gpus)
+        free = plan.Cluster(arguments.num_cpus or connection.cpus, arguments.gpus or connection.gpus)
         device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
         planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
         say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
-        receipts = plan.run(
+        receipts = graph.run(
             planned, blocks, ReadTodo(sink.storage), build_stages(device), sink, rows_per_file,
             partial(Watchdog, arguments.stall_timeout, say, f"{AGAIN} {command}"),
         )

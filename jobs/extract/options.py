@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.input.containers import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
@@ -25,7 +26,7 @@ interrupted.
 """
 
 
-class ArgumentError(Exception):
+class ArgumentError(UserError):
     """The arguments cannot be used; the message says which and why."""
 
 

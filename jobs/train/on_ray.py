@@ -13,9 +13,8 @@ from typing import Any
 from jobs.evaluate.data import DataError
 from models.store import WeightsError
 from models.training import TrainingError
-from pipeline.run.cluster import connect, refuse_local_paths
+from pipeline.run.cluster import ClusterError, connect, refuse_local_paths
 from pipeline.run.interrupt import Interrupted
-from pipeline.run.plan import PlanError
 
 RESTARTS = 3    # after a worker was lost; the run goes on from its last evaluation
 
@@ -32,7 +31,7 @@ def train_on_ray(module: str, args: argparse.Namespace, *, process_group: bool) 
             named = {name: value for name, value in vars(args).items() if isinstance(value, Path)}
             paths = {f"--{name.replace('_', '-')}": str(value) for name, value in named.items()}
             refuse_local_paths(connection, paths, args.shared_filesystem)
-            gpus, cpus = connection.free.gpus, connection.free.cpus
+            gpus, cpus = connection.gpus, connection.cpus
             use_gpu = args.device == "cuda" or (args.device == "auto" and gpus > 0)
             there = int(gpus if use_gpu else cpus)
             if args.workers > there:
@@ -45,7 +44,7 @@ def train_on_ray(module: str, args: argparse.Namespace, *, process_group: bool) 
             error = _fit(config, each, use_gpu) if process_group else _run(config, each)
             if error is not None:
                 raise TrainingError(error)
-    except PlanError as error:
+    except ClusterError as error:
         raise TrainingError(str(error)) from None
 
 

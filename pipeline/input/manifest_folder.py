@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import UserError
 from pipeline.input.names import InputError
 from pipeline.storage.storage import Storage
 
@@ -79,7 +80,7 @@ class Progress:
     skipped: dict[str, int]
 
 
-class ManifestError(Exception):
+class ManifestError(UserError):
     """The folder cannot be written or gone on with; the message says why and what to do."""
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import unicodedata
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from pipeline.errors import UserError
 
 # What the decoder reads, in all its spellings. Raw camera files lie beside their JPEGs and are left out on purpose.
 IMAGE_EXTENSIONS = frozenset({
@@ -19,11 +20,10 @@ HIDDEN = "hidden"
 MARKER = "directory markers"
 OUTPUT = "of the output itself"
 
-_CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}     # controls, marks that turn the direction of writing, ends of lines
 _WILDCARD = re.compile(r"[*?\[]")
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """INPUT cannot be listed, or there is nothing in it; the message says what to do."""
 
 
@@ -58,15 +58,6 @@ def extension(name: str) -> str:
 def may_be_image(name: str) -> bool:
     """Whether the name has an image extension or none."""
     return extension(name) in ("", *IMAGE_EXTENSIONS)
-
-
-def printable(text: str) -> str:
-    r"""The text as it may be shown on a terminal: control characters of a name, `\x1b[2J` or a newline, as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROLS else c for c in text
-    )
 
 
 def is_hidden(name: str) -> bool:

@@ -6,19 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.input.names import printable
+from pipeline.errors import OutputError
 from pipeline.output import ledger, spool
 from pipeline.output.lease import Lease
 from pipeline.settings import differences, fingerprint
 from pipeline.storage.storage import Storage
+from pipeline.text import printable
 
 OUTPUT_JSON, RUN_JSON = "output.json", "run.json"
 AUDIT_PATH = "_audit.jsonl"
 _RUN_ASIDE = "_run.json"     # where run.json waits while an erasure is under way
-
-
-class OutputError(Exception):
-    """The output cannot take this run's rows; the message says why and what to do."""
 
 
 def lease(storage: Storage, run_id: str, command: str, say: Callable[[str], None]) -> Lease:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.output.claim import OutputError
+from pipeline.errors import OutputError
 from pipeline.output.ledger import to_parquet
 from pipeline.storage.storage import Storage
 

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from pipeline.errors import UserError
 from pipeline.storage.storage import FileVersion, Storage
 
 LEASE_PATH = "_lease.json"
@@ -29,7 +30,7 @@ STALE_S = 60.0
 _JOIN_S = 5.0   # a heartbeat stuck in a dead store does not hold up the exit
 
 
-class LeaseHeld(Exception):   # noqa: N818  (said as what it is: not our error)
+class LeaseHeld(UserError):   # noqa: N818  (said as what it is: not our error)
     """Another run writes this output, or did less than a minute ago."""
 
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from pipeline.batch import GOOD, Status
 from pipeline.input.containers import ParquetColumns
 from pipeline.input.listing import Listing
-from pipeline.input.names import printable
 from pipeline.output.todo import Outcome, Todo
 from pipeline.run.plan import Plan
 from pipeline.run.progress import Progress
+from pipeline.text import printable
 
 
 def status_counts(rows: pa.Table) -> dict[str, int]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.run.interrupt import held_back
-from pipeline.run.plan import Cluster, PlanError
 from pipeline.storage.objectstore import is_remote
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,10 +33,15 @@ ZIP_ENTRY_BYTES, EMPTY_ZIP_BYTES = 30 + 46, 22
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The Ray that the job runs on."""
+    """The Ray that the job runs on: its nodes, and the CPUs and GPUs that are free there."""
 
-    free: Cluster
+    cpus: float
+    gpus: float
     nodes: int
+
+
+class ClusterError(UserError):
+    """Ray cannot be started or joined, or the job cannot run on it as it was asked for."""
 
 
 @contextmanager
@@ -44,7 +49,7 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start Ray on this machine; leave it after.
 
     num_cpus: of a Ray started here; None takes what the machine has. worker_output: show what workers print. Outside a
-    submitted job a joined cluster gets this repository's code. Raises PlanError when the cluster cannot be reached.
+    submitted job a joined cluster gets this repository's code. Raises ClusterError when the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")   # Ray logs an error of its own making for every actor
     # (its issue 57733); what goes wrong in earnest is raised. Without the next it announces a change to every user.
@@ -54,7 +59,7 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
 
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith(("http://", "https://")):
-        raise PlanError(
+        raise ClusterError(
             f"RAY_ADDRESS={address} is the address for `ray job submit`; unset it to run on this machine, or submit "
             "the job: ray job submit --working-dir . -- python -m jobs.extract …"
         )
@@ -73,7 +78,7 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
         context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
-        yield Connection(Cluster(free.get("CPU", 0.0), free.get("GPU", 0.0)), nodes)
+        yield Connection(free.get("CPU", 0.0), free.get("GPU", 0.0), nodes)
     finally:
         with held_back():
             ray.shutdown()
@@ -113,7 +118,9 @@ def _join(address: str, worker_output: bool) -> None:
             address=address, runtime_env=runtime_env, log_to_driver=worker_output, logging_level=logging.ERROR
         )
     except OSError as error:
-        raise PlanError(f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS") from None
+        raise ClusterError(
+            f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS"
+        ) from None
 
 
 def _greet(host: str, port: int) -> None:
@@ -141,7 +148,7 @@ def check_working_dir(folder: Path, *, submitted: bool) -> str:
     """A line on how large the code is that travels to a cluster, and what of it is largest.
 
     submitted: by `ray job submit`, whose dashboard takes 100 MiB and says little about more; else by joining the
-    cluster, which takes 512 MiB. Raises PlanError when it is too large.
+    cluster, which takes 512 MiB. Raises ClusterError when it is too large.
     """
     from ray._private import ray_constants
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
@@ -157,7 +164,7 @@ def check_working_dir(folder: Path, *, submitted: bool) -> str:
     taken = f"of {limit / 2**20:.0f} MiB that {'ray job submit' if submitted else 'a cluster'} takes"
     line = f"the code that travels, {folder}, has {size / 2**20:.1f} MiB {taken}; largest: {largest}"
     if size >= limit:
-        raise PlanError(
+        raise ClusterError(
             f"{line}. Name in .rayignore what the job does not need; weights of your own may lie in a bucket, "
             "--weights s3://…"
         )
@@ -193,13 +200,13 @@ def in_submitted_job() -> bool:
 
 
 def refuse_local_paths(connection: Connection, paths: dict[str, str], shared_filesystem: bool) -> None:
-    """On several nodes a local path means another file on each. Raises PlanError naming it.
+    """On several nodes a local path means another file on each. Raises ClusterError naming it.
 
     paths: from the argument's name to its value.
     """
     local = [f"{name} {value}" for name, value in paths.items() if not is_remote(value)]
     if local and connection.nodes > 1 and not shared_filesystem:
-        raise PlanError(
+        raise ClusterError(
             f"the cluster has {connection.nodes} nodes, and these are local paths: {', '.join(local)}; use a bucket, "
             "or say --shared-filesystem if all nodes see the same files there"
         )

@@ -23,10 +23,10 @@ from types import FrameType
 from typing import Any, Self
 
 from pipeline.batch import FaceBatch, ImageBatch, TodoRow
-from pipeline.input.names import printable
 from pipeline.run.interrupt import Stalled
 from pipeline.run.pool import StageBuilders
 from pipeline.stages.decode import Decode
+from pipeline.text import printable
 
 REPORT_S = 2.0          # how often a process looks whether it has something new to report
 GIVE_UP_S = 60.0        # that the main thread and Ray have to end in

@@ -17,6 +17,8 @@ from urllib.parse import parse_qsl, unquote
 
 from obstore.store import GCSStore, HTTPStore, ObjectStore, S3Store
 
+from pipeline.errors import UserError
+
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
@@ -48,7 +50,7 @@ class StoreOptions:
 FROM_ENVIRONMENT = StoreOptions()
 
 
-class UriError(ValueError):
+class UriError(UserError):
     """A URI, or the credentials for it, with which nothing can be reached; the message says what to do."""
 
 

@@ -4,6 +4,7 @@ import signal
 import pytest
 
 from jobs.command import Broke, run_command
+from pipeline.errors import UserError
 from pipeline.run.interrupt import Stalled
 
 
@@ -24,7 +25,7 @@ def interrupt() -> None:
     [
         (None, 0, ""),
         (3, 3, ""),
-        (ValueError("no such file"), 2, "job: no such file\n"),
+        (UserError("no such file"), 2, "job: no such file\n"),
         (interrupt, 143, "\njob: interrupted. Go on: job\n"),
         (Stalled("nothing has moved"), 1, "\njob: the run broke: nothing has moved. Go on: job\n"),
         (Broke("3 are missing"), 1, "\njob: the run broke: 3 are missing. Go on: job\n"),
@@ -40,5 +41,5 @@ def test_every_end_has_an_exit_code_and_a_line(outcome, code, said, capsys):
             raise outcome
         return outcome() if callable(outcome) else outcome
 
-    assert run_command("job", run, refused=(ValueError,), again="Go on: job") == code
+    assert run_command("job", run, again="Go on: job") == code
     assert capsys.readouterr().err == said

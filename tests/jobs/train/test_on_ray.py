@@ -20,7 +20,6 @@ import pytest
 from jobs.train import on_ray as train_on_ray
 from jobs.train.eyes import build_parser, main
 from pipeline.run.cluster import Connection
-from pipeline.run.plan import Cluster
 
 ROOT = Path(__file__).parents[3]
 
@@ -73,8 +72,8 @@ def test_a_worker_fits_on_a_node(cpus: float, nodes: int, workers: int, each: in
 @pytest.mark.parametrize(
     ("there", "workers", "error"),
     [
-        (Connection(Cluster(4.0, 0.0), 1), "5", "--workers 5, but Ray has 4 free CPUs"),
-        (Connection(Cluster(4.0, 0.0), 2), "2", "the cluster has 2 nodes, and these are local paths: --data "),
+        (Connection(4.0, 0.0, 1), "5", "--workers 5, but Ray has 4 free CPUs"),
+        (Connection(4.0, 0.0, 2), "2", "the cluster has 2 nodes, and these are local paths: --data "),
     ],
 )
 def test_what_the_cluster_cannot_do_is_an_error(

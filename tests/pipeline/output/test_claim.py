@@ -3,9 +3,9 @@ import json
 import pyarrow as pa
 import pytest
 
+from pipeline.errors import OutputError
 from pipeline.output import claim as output
 from pipeline.output import ledger
-from pipeline.output.claim import OutputError
 from pipeline.schemas import IMAGES
 from pipeline.settings import RowSettings, fingerprint, fingerprinted
 from pipeline.storage.storage import open_storage

@@ -3,7 +3,7 @@ import hashlib
 import pyarrow as pa
 import pytest
 
-from pipeline.output.claim import OutputError
+from pipeline.errors import OutputError
 from pipeline.output.erased import ERASED_PATH, Erased, read_erased, write_erased
 from pipeline.storage.storage import open_storage
 

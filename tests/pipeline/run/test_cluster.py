@@ -9,6 +9,7 @@ from pipeline.run import cluster
 from pipeline.run.cluster import (
     EMPTY_ZIP_BYTES,
     REPOSITORY,
+    ClusterError,
     Connection,
     check_working_dir,
     connect,
@@ -16,7 +17,6 @@ from pipeline.run.cluster import (
     refuse_local_paths,
     working_dir_files,
 )
-from pipeline.run.plan import Cluster, PlanError
 
 
 @pytest.mark.parametrize(
@@ -30,18 +30,18 @@ from pipeline.run.plan import Cluster, PlanError
     ],
 )
 def test_local_paths_on_several_nodes(nodes, shared, paths, refused):
-    connection = Connection(Cluster(8, 0), nodes)
+    connection = Connection(8, 0, nodes)
     if refused is None:
         refuse_local_paths(connection, paths, shared)
     else:
-        with pytest.raises(PlanError, match=refused) as error:
+        with pytest.raises(ClusterError, match=refused) as error:
             refuse_local_paths(connection, paths, shared)
         assert "--shared-filesystem" in str(error.value)
 
 
 def test_the_address_of_job_submit_is_not_rays(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    with pytest.raises(PlanError, match="ray job submit"), connect():
+    with pytest.raises(ClusterError, match="ray job submit"), connect():
         pass
 
 
@@ -50,7 +50,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch):
         unused.bind(("127.0.0.1", 0))                # bound and not listening: nobody answers
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(PlanError, match=f"no Ray answers at RAY_ADDRESS={address}"), connect():
+        with pytest.raises(ClusterError, match=f"no Ray answers at RAY_ADDRESS={address}"), connect():
             pass
 
 
@@ -130,7 +130,7 @@ def test_code_too_large_to_travel(tmp_path, mib, submitted, refused):
     if not refused:
         assert f" has {mib + 0.5:.1f} MiB of " in check_working_dir(tmp_path, submitted=submitted)
         return
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(ClusterError) as error:
         check_working_dir(tmp_path, submitted=submitted)
     assert f"{mib}.5 MiB of {100 if submitted else 512} MiB" in str(error.value)
     assert f"largest: data/photos/ {mib}.0 MiB, notes/n 0.5 MiB" in str(error.value)
@@ -142,7 +142,7 @@ def test_joining_with_too_much_code_is_refused_before_it_is_sent(tmp_path, monke
     fill(tmp_path, {"checkpoints/last": 600 * MIB})
     monkeypatch.setattr("pipeline.run.cluster.REPOSITORY", tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(PlanError, match=r"largest: checkpoints/last 600\.0 MiB"), connect():
+    with pytest.raises(ClusterError, match=r"largest: checkpoints/last 600\.0 MiB"), connect():
         pass
 
 
@@ -177,5 +177,5 @@ def test_a_head_that_is_mute_or_something_else_is_not_waited_for(monkeypatch, an
         if answers:
             threading.Thread(target=hang_up, args=(server,), daemon=True).start()
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(PlanError, match=f"no Ray answers.*{reason}.*unset RAY_ADDRESS"), connect():
+        with pytest.raises(ClusterError, match=f"no Ray answers.*{reason}.*unset RAY_ADDRESS"), connect():
             pass

@@ -14,7 +14,8 @@ from pipeline.geometry import AlignmentTemplate
 from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
-from pipeline.run.plan import Cluster, PlanError, make_plan, parse_pools, run
+from pipeline.run.graph import run
+from pipeline.run.plan import Cluster, PlanError, make_plan, parse_pools
 from pipeline.schemas import LISTING
 from pipeline.stages.align import Align
 from pipeline.stages.embed import Embed
@@ -194,8 +195,8 @@ storage = open_storage({str(tmp_path)!r})
 todo = pa.Table.from_pylist([{{"uri": str(i)}} for i in range(20)], schema=LISTING)
 with connect(num_cpus=1) as ray, Lease.acquire(storage, "run"):
     sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
-    plan = make_plan(FIVE_POOLS, ray.free, "cpu")
-    print(ray.free.cpus, sum(r["images"] for t in run_on(storage, plan, todo, sink) for r in t.to_pylist()))
+    plan = make_plan(FIVE_POOLS, Cluster(ray.cpus, ray.gpus), "cpu")
+    print(ray.cpus, sum(r["images"] for t in run_on(storage, plan, todo, sink) for r in t.to_pylist()))
 """
     root = Path(__file__).parents[3]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)

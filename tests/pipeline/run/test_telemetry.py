@@ -14,7 +14,8 @@ from pipeline.geometry import IDENTITY, AlignmentTemplate
 from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
-from pipeline.run.plan import Cluster, block_rows, make_plan, run
+from pipeline.run.graph import block_rows, run
+from pipeline.run.plan import Cluster, make_plan
 from pipeline.run.telemetry import PoolMeter
 from pipeline.schemas import LISTING
 from pipeline.stages.align import Align
