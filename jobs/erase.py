@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.command import run_command, say
-from jobs.extract.options import ArgumentError, share
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
+from jobs.options import ArgumentError, share
 from models.store import WeightCard, read_card
 from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES

@@ -17,7 +17,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from jobs.command import Broke, run_command, say
-from jobs.extract.options import ArgumentError, positive
+from jobs.options import ArgumentError, positive
 from pipeline.input import manifest_folder
 from pipeline.input.buckets import bucket_stretches, list_objects, skip_rule
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory

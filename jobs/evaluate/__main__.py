@@ -15,7 +15,7 @@ from jobs.evaluate.data import DataError
 from jobs.evaluate.detection import detection
 from jobs.evaluate.eyes import eyes
 from jobs.evaluate.identity import identification, verification
-from jobs.extract.options import positive, share
+from jobs.options import positive, share
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
 from pipeline.settings import RowSettings
 from pipeline.text import printable

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from jobs.options import ArgumentError, positive, seconds, share
 from pipeline.input.containers import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
@@ -24,10 +24,6 @@ The same command goes on where a killed or interrupted run stopped. Exit codes: 
 resumed; 2 wrong arguments, environment, lease or settings; 3 more images failed than --max-error-rate; 130 and 143
 interrupted.
 """
-
-
-class ArgumentError(UserError):
-    """The arguments cannot be used; the message says which and why."""
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -101,35 +97,6 @@ def input_uris(inputs: list[str]) -> tuple[list[str], StoreOptions]:
             "OUTPUT; it grows"
         )
     return list(uris), said.pop() if said else FROM_ENVIRONMENT
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A number of seconds, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
-    return value
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ import numpy as np
 
 from jobs.convert_weights import box_tensors, check_trusted, detector_fields, unpickle
 from jobs.evaluate.data import DataError, as_boxes, decode_image, read_batches
-from jobs.extract.options import positive, share
+from jobs.options import positive, share
 from jobs.train.options import (
     add_card_options,
     add_place_options,

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.evaluate.data import decode_image, point_column, read_batches, read_table
-from jobs.extract.options import positive, share
+from jobs.options import positive, share
 from jobs.train.options import (
     add_training_options,
     check_paths,

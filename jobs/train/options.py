@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.evaluate.data import DataError
-from jobs.extract.options import positive, share
+from jobs.options import positive, share
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
 from models.training import TrainingError
 from pipeline.run.interrupt import Interrupted, interruptible

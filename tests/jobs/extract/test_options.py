@@ -1,6 +1,7 @@
 import pytest
 
-from jobs.extract.options import ArgumentError, parse_arguments, row_settings
+from jobs.extract.options import parse_arguments, row_settings
+from jobs.options import ArgumentError
 from pipeline.settings import RowSettings
 
 

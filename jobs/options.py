@@ -1,0 +1,65 @@
+"""What the command lines share: the parser, the types of options, and the error for arguments that cannot be used."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class ArgumentError(UserError):
+    """The arguments cannot be used. The message says which and why."""
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser without options for the command `name`. It accepts no abbreviated options."""
+    return argparse.ArgumentParser(
+        prog=program(name), description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def program(name: str) -> str:
+    """How this process was called, for messages: `facelake extract` or `python -m jobs.extract`."""
+    called = sys.argv[0]
+    if Path(called).name != "facelake":
+        return f"python -m jobs.{name.replace('-', '_')}"
+    return f"{'facelake' if shutil.which('facelake') == called else shlex.quote(called)} {name}"
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more."""
+    value = number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return value
+
+
+def number(text: str) -> float:
+    """A number, or NaN for any other text. NaN fails every comparison."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

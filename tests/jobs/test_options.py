@@ -1,0 +1,45 @@
+import argparse
+import shutil
+import sys
+
+import pytest
+
+from jobs.options import command_parser, positive, program, seconds, share
+
+
+@pytest.mark.parametrize(("kind", "text", "value"), [
+    (positive, "1", 1), (positive, "12", 12), (share, "0", 0.0), (share, "1", 1.0), (share, "0.35", 0.35),
+    (seconds, "0", 0.0), (seconds, "1e3", 1000.0),
+])  # fmt: skip
+def test_values(kind, text, value):
+    assert kind(text) == value
+
+
+@pytest.mark.parametrize(("kind", "text"), [
+    (positive, ""), (positive, "0"), (positive, "-1"), (positive, "1.0"), (positive, "one"),
+    (share, ""), (share, "1.1"), (share, "-0.1"), (share, "nan"), (share, "half"),
+    (seconds, ""), (seconds, "-1"), (seconds, "nan"), (seconds, "inf"),
+])  # fmt: skip
+def test_other_values_are_refused_with_what_came(kind, text):
+    with pytest.raises(argparse.ArgumentTypeError, match=repr(text)):
+        kind(text)
+
+
+def test_abbreviated_options_are_refused(capsys):
+    parser = command_parser("extract", "")
+    parser.add_argument("--overwrite", action="store_true")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--over"])
+    assert "--over" in capsys.readouterr().err
+
+
+def test_messages_name_the_program_as_it_was_called(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["/repo/jobs/convert_weights.py"])
+    assert program("convert-weights") == "python -m jobs.convert_weights"
+    installed = tmp_path / "my bin/facelake"
+    installed.parent.mkdir()
+    shutil.copy("/bin/true", installed)
+    monkeypatch.setattr(sys, "argv", [str(installed)])
+    assert program("extract") == f"'{installed}' extract"
+    monkeypatch.setenv("PATH", str(installed.parent))
+    assert program("extract") == "facelake extract"
