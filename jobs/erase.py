@@ -34,8 +34,8 @@ from pipeline.output import erased, lease, ledger
 from pipeline.output.report import status_counts
 from pipeline.run.interrupt import leave
 from pipeline.settings import RowSettings
-from pipeline.storage.objectstore import parse_input_uri, uri_scheme
-from pipeline.storage.storage import Storage, open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.uris import parse_input_uri, uri_scheme
 from pipeline.text import printable
 
 DESCRIPTION = """Take images and all their faces out of an output, for good.

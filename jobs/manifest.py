@@ -28,8 +28,8 @@ from pipeline.output.lease import Lease, check_held
 from pipeline.run.interrupt import Interrupted, leave
 from pipeline.run.progress import LOG_INTERVAL_S, TERMINAL_INTERVAL_S
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import BUCKET_SCHEMES, parse_input_uri, split_uri, uri_scheme
-from pipeline.storage.storage import Storage, open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.uris import BUCKET_SCHEMES, parse_input_uri, split_uri, uri_scheme
 from pipeline.text import printable
 
 THREADS = 16   # an answer of S3 takes about 0.1 s, and to read it 0.02 s of one core: six are enough for one core

@@ -34,8 +34,8 @@ from pipeline.settings import RowSettings
 from pipeline.stages.align import align_chip
 from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
 from pipeline.stages.detect import cut_chip
-from pipeline.storage.objectstore import StoreOptions, parse_input_uri
-from pipeline.storage.storage import Storage, open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.uris import StoreOptions, parse_input_uri
 from pipeline.text import printable
 
 MAX_IMAGES = 60

@@ -32,8 +32,8 @@ from pipeline.schemas import LISTING
 from pipeline.stages import align, headers
 from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
 from pipeline.stages.detect import cut_chip
-from pipeline.storage.objectstore import StoreOptions
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
+from pipeline.storage.uris import StoreOptions
 from pipeline.text import printable
 from tests.support import corpus
 

@@ -26,7 +26,7 @@ from pipeline.batch import FaceBatch, ImageRecord
 from pipeline.output import lease
 from pipeline.output.report import error_lines
 from pipeline.output.todo import ErrorKind, Outcome
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 from tests.jobs.test_convert_weights import Evil
 from tests.jobs.test_preview import write_output
 from tests.models.test_store import FIELDS, save

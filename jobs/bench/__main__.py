@@ -35,7 +35,7 @@ from models.store import read_card
 from pipeline.batch import FaceBatch, ImageBatch, TodoRow
 from pipeline.boundary import STAGES
 from pipeline.settings import RowSettings
-from pipeline.storage.objectstore import FROM_ENVIRONMENT
+from pipeline.storage.uris import FROM_ENVIRONMENT
 
 LAYOUTS = (
     "decode+detect+keypoint+align+embed",

@@ -27,8 +27,9 @@ from pipeline import schemas
 from pipeline.input.manifest_folder import PART_ROWS
 from pipeline.output import ledger
 from pipeline.run.graph import MAX_BLOCKS
-from pipeline.storage.objectstore import StoreOptions, parse_input_uri, s3_client
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
+from pipeline.storage.clients import s3_client
+from pipeline.storage.uris import StoreOptions, parse_input_uri
 
 GREY_PNG = bytes.fromhex(   # one pixel
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"

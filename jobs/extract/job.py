@@ -32,8 +32,8 @@ from pipeline.run.pool import StageBuilders
 from pipeline.run.progress import Progress
 from pipeline.run.watchdog import Watchdog
 from pipeline.settings import RowSettings, fingerprinted
-from pipeline.storage.objectstore import StoreOptions, parse_input_uri
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
+from pipeline.storage.uris import StoreOptions, parse_input_uri
 from pipeline.text import printable
 
 AGAIN = "What was committed stays, and the same command goes on from there:"

@@ -11,7 +11,7 @@ from jobs.options import ArgumentError, positive, seconds, share
 from pipeline.input.containers import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
-from pipeline.storage.objectstore import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
+from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
 
 DESCRIPTION = """Read every image of the INPUTs, find the faces, and write them to OUTPUT as Parquet.
 

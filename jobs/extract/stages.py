@@ -18,7 +18,7 @@ from pipeline.stages.decode import Decode, is_too_large
 from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.keypoint import Keypoint
-from pipeline.storage.objectstore import StoreOptions
+from pipeline.storage.uris import StoreOptions
 
 MAX_DETECTIONS = 3000    # of one image, before --max-faces; the fullest WIDER FACE photo has 1,968 faces
 

@@ -20,7 +20,8 @@ import pyarrow as pa
 from pipeline.input.manifest_folder import Span, Stretch
 from pipeline.input.names import MARKER, OUTPUT, InputError
 from pipeline.schemas import LISTING, TIMESTAMP
-from pipeline.storage.objectstore import StoreOptions, UriError, open_bucket, plain_etag, s3_client
+from pipeline.storage.clients import open_bucket, plain_etag, s3_client
+from pipeline.storage.uris import StoreOptions, UriError
 
 PAGE_KEYS = 1000          # no S3 server gives more
 PAGES_BEFORE_HALVING = 2  # less is listed sooner than shared
@@ -44,7 +45,7 @@ def list_pages(
     """The objects whose key begins so and is greater than `after`, in pages. Raises InputError.
 
     The order is that of the keys' UTF-8, which is Python's order of strings too. Throttling is waited for and tried
-    again by the clients themselves (`objectstore.s3_client`, `objectstore.RETRY`).
+    again by the clients themselves (`clients.s3_client`, `clients.RETRY`).
     """
     list_some = _s3_pages if bucket_uri.startswith("s3://") else _gs_pages
     with explained(bucket_uri):

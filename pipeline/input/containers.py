@@ -21,14 +21,9 @@ import pyarrow.parquet as pq
 
 from pipeline.input.names import InputError, extension, local_path, skip_reason
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import (
-    RangeReader,
-    StoreOptions,
-    is_addressable,
-    open_bucket,
-    split_uri,
-    uri_scheme,
-)
+from pipeline.storage.clients import open_bucket
+from pipeline.storage.range_reader import RangeReader
+from pipeline.storage.uris import StoreOptions, is_addressable, split_uri, uri_scheme
 
 NOT_A_FILE_MEMBER = "links, devices and sparse files in tars"
 OVERWRITTEN = "members of tars that a later one of the same name replaces"

@@ -16,18 +16,8 @@ from urllib.parse import unquote_to_bytes
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
 from pipeline.input.containers import ParquetImages
-from pipeline.storage.objectstore import (
-    FROM_ENVIRONMENT,
-    REQUEST_TIMEOUT_S,
-    StoreOptions,
-    is_addressable,
-    is_remote,
-    open_bucket,
-    plain_etag,
-    s3_client,
-    split_uri,
-    uri_scheme,
-)
+from pipeline.storage.clients import REQUEST_TIMEOUT_S, open_bucket, plain_etag, s3_client
+from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, is_addressable, is_remote, split_uri, uri_scheme
 
 THREADS = 16                      # a GET from S3 takes 30 to 100 ms: 16 keep a few hundred a second in flight
 AHEAD_BYTES = 64 << 20
@@ -44,7 +34,7 @@ class Fetch:
 
     Some files are read ahead: two for each thread, ahead_bytes at most (one file may have more). A row with a container
     is the `size` bytes at `offset` of that file or object. Throttling, resets and cut-off bodies are tried again by the
-    object store's client, within the deadlines of `pipeline.storage.objectstore`. A row with a container and no size is
+    object store's client, within the deadlines of `pipeline.storage.clients`. A row with a container and no size is
     the row number `offset` of a Parquet file, its image in the column `image_column`; those are read one after the
     other.
     refuses: told the beginning of a large file, says whether the rest need not be read.

@@ -27,8 +27,8 @@ from pipeline.input.buckets import gather
 from pipeline.input.manifest_folder import Span, Stretch
 from pipeline.input.names import InputError
 from pipeline.schemas import LISTING, TIMESTAMP
-from pipeline.storage.objectstore import StoreOptions
-from pipeline.storage.storage import Storage, open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.uris import StoreOptions
 
 OLD_VERSION = "old versions"
 DELETE_MARKER = "delete markers"

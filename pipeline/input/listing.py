@@ -49,16 +49,8 @@ from pipeline.input.names import (
     skip_reason,
 )
 from pipeline.schemas import LISTING, TIMESTAMP
-from pipeline.storage.objectstore import (
-    BUCKET_SCHEMES,
-    FROM_ENVIRONMENT,
-    REMOTE_SCHEMES,
-    StoreOptions,
-    open_bucket,
-    plain_etag,
-    split_uri,
-    uri_scheme,
-)
+from pipeline.storage.clients import open_bucket, plain_etag
+from pipeline.storage.uris import BUCKET_SCHEMES, FROM_ENVIRONMENT, REMOTE_SCHEMES, StoreOptions, split_uri, uri_scheme
 
 NOT_A_FILE = "neither files nor folders"
 LOOP = "links back to a folder above"
@@ -127,7 +119,7 @@ class Rules:
 def list_inputs(inputs: Sequence[str], add: Callable[[pa.Table], None], rules: Rules) -> Listing:
     """List INPUTs, each a folder, a file, a glob, a manifest, a container, a bucket prefix, or one object.
 
-    inputs: without query parameters; `objectstore.parse_input_uri` takes them off, into `rules.options`.
+    inputs: without query parameters; `uris.parse_input_uri` takes them off, into `rules.options`.
     add: gets tables of `schemas.LISTING` as they are found, in the order of listing, duplicates and all.
     Raises InputError where there is nothing to read in one of them.
     """

@@ -19,8 +19,9 @@ from pipeline.input.containers import open_file
 from pipeline.input.manifest_folder import check_complete
 from pipeline.input.names import InputError, absolute, extension, local_path, local_uri
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import REMOTE_SCHEMES, StoreOptions, open_bucket, split_uri, uri_scheme
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
+from pipeline.storage.clients import open_bucket
+from pipeline.storage.uris import REMOTE_SCHEMES, StoreOptions, split_uri, uri_scheme
 
 MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
 

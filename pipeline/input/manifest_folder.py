@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.input.names import InputError
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 
 MANIFEST_JSON = "_manifest.json"
 PART_ROWS = 200_000      # about 30 MB in memory: what a kill costs, and how much a reader takes at once

@@ -10,7 +10,7 @@ from pipeline.errors import OutputError
 from pipeline.output import ledger, spool
 from pipeline.output.lease import Lease
 from pipeline.settings import differences, fingerprint
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 from pipeline.text import printable
 
 OUTPUT_JSON, RUN_JSON = "output.json", "run.json"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.output.ledger import to_parquet
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 
 ERASED_PATH = "_erased.parquet"
 _SALT = b"facelake.salt"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.errors import UserError
-from pipeline.storage.storage import FileVersion, Storage
+from pipeline.storage import FileVersion, Storage
 
 LEASE_PATH = "_lease.json"
 HEARTBEAT_S = 10.0

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schemas
 from pipeline.output.lease import LeaseLost
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 
 FACES, IMAGES, REWRITE = "faces", "images", "_rewrite"
 LEDGER_COLUMNS = ("uri", "status", "etag", "mtime", "file_bytes")

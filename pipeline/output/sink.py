@@ -14,7 +14,7 @@ from pipeline.batch import RETRIED, FaceBatch, Status
 from pipeline.boundary import table_to_faces
 from pipeline.output import lease, ledger
 from pipeline.schemas import IMAGES, faces_schema, records_to_table
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 
 MAX_FACES_PER_PART = 50_000     # about 110 MB; photos of crowds get smaller parts than --rows-per-file asks
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.batch import TodoRow
 from pipeline.schemas import LISTING
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 
 FOLDER = "_todo"
 FILE_ROWS = 100_000     # about 10 MB

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.run.interrupt import held_back
-from pipeline.storage.objectstore import is_remote
+from pipeline.storage.uris import is_remote
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from pipeline.output import ledger
 from pipeline.output.lease import process_start
-from pipeline.storage.objectstore import parse_input_uri
-from pipeline.storage.storage import Storage, open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.uris import parse_input_uri
 from tests.faults.stub_job import Faults
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from pipeline.run.pool import StageBuilders
 from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.keypoint import Keypoint
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 from tests.support.doubles import Delegate
 
 

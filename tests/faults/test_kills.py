@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline.output import lease, ledger
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 from tests.faults.harness import Job, assert_exact, committed, wait_until
 from tests.faults.stub_job import Faults
 

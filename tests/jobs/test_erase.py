@@ -26,7 +26,7 @@ from pipeline.output.lease import Lease, LeaseLost
 from pipeline.output.todo import Planner
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 from tests.support.doubles import Crash, DyingStorage
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from pipeline.input.listing import Rules, list_inputs
 from pipeline.input.manifest_folder import PartWriter, check_complete
 from pipeline.output.lease import Lease
 from pipeline.schemas import LISTING
-from pipeline.storage.storage import LocalStorage, open_storage
+from pipeline.storage import LocalStorage, open_storage
 from tests.pipeline.input.test_inventory import csv_file, parquet_file, publish, row
 
 ROOT = Path(__file__).parents[2]

@@ -28,8 +28,8 @@ from pipeline.stages.align import Align
 from pipeline.stages.decode import Decode
 from pipeline.stages.detect import Detect
 from pipeline.stages.keypoint import Keypoint
-from pipeline.storage.objectstore import FROM_ENVIRONMENT
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
+from pipeline.storage.uris import FROM_ENVIRONMENT
 from tests.support import corpus
 
 SETTINGS = RowSettings(rotate_retry=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from pipeline.storage.storage import Storage
+from pipeline.storage import Storage
 
 
 class Crash(BaseException):

@@ -7,7 +7,7 @@ from jobs.bench import __main__ as bench
 from jobs.bench import scale as bench_scale
 from pipeline.output import ledger
 from pipeline.stages.decode import decode_image
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 
 def test_a_simulated_bucket_is_listed_whole(capsys):

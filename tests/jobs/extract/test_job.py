@@ -20,7 +20,7 @@ import pytest
 import jobs.extract.job
 from pipeline.input.names import local_uri
 from pipeline.output import lease, ledger
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 from tests.support.corpus import build_corpus
 
 ROOT = Path(__file__).parents[3]

@@ -5,7 +5,7 @@ import pytest
 from jobs.extract.stages import StageConfig, alignment_template, stage_builders, weights_of
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card
 from pipeline.settings import RowSettings
-from pipeline.storage.objectstore import FROM_ENVIRONMENT
+from pipeline.storage.uris import FROM_ENVIRONMENT
 
 MODELS = {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
 

@@ -29,7 +29,7 @@ from pipeline.input.buckets import (
 from pipeline.input.manifest_folder import merged
 from pipeline.input.names import InputError, skip_reason
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import FROM_ENVIRONMENT, StoreOptions, UriError
+from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, UriError
 
 WHOLE = ("", None)
 T0 = datetime(2026, 1, 2, tzinfo=UTC)

@@ -27,7 +27,7 @@ from pipeline.input.containers import (
 )
 from pipeline.input.fetch import Fetch
 from pipeline.input.names import HIDDEN, OTHER_EXTENSION, InputError
-from pipeline.storage.objectstore import FROM_ENVIRONMENT
+from pipeline.storage.uris import FROM_ENVIRONMENT
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

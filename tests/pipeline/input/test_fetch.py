@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
 from pipeline.input.fetch import BEGINNING_BYTES, Fetch, _within, local_path
-from pipeline.storage.objectstore import StoreOptions
+from pipeline.storage.uris import StoreOptions
 
 BODY = bytes(range(256)) * 40
 

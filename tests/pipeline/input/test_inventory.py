@@ -17,7 +17,7 @@ from pipeline.input.inventory import Inventory, inventory_stretches, is_inventor
 from pipeline.input.manifest_folder import merged
 from pipeline.input.names import InputError, skip_reason
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import FROM_ENVIRONMENT
+from pipeline.storage.uris import FROM_ENVIRONMENT
 
 # The schemas that AWS's user guide shows, with the columns that an inventory can leave out.
 CSV_SCHEMA = (

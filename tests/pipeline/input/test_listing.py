@@ -18,7 +18,7 @@ from pipeline.input.containers import ParquetColumns
 from pipeline.input.listing import InputKind, Listing, Rules, list_inputs
 from pipeline.input.names import InputError
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import StoreOptions
+from pipeline.storage.uris import StoreOptions
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pipeline.input import manifest
 from pipeline.input.manifest import is_manifest, read_manifest
 from pipeline.input.names import InputError
 from pipeline.schemas import LISTING
-from pipeline.storage.objectstore import StoreOptions
+from pipeline.storage.uris import StoreOptions
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
 

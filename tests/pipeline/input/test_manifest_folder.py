@@ -27,7 +27,7 @@ from pipeline.input.manifest_folder import (
 )
 from pipeline.input.names import InputError
 from pipeline.schemas import LISTING
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 ID = "0123abcd"
 

@@ -11,7 +11,6 @@ from pipeline.input.names import (
     local_path,
     local_uri,
     may_be_image,
-    printable,
 )
 
 
@@ -31,19 +30,6 @@ def test_extension(name, found):
 )
 def test_may_be_image(name, image):
     assert may_be_image(name) is image
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("", ""),
-        ("größe 北京\u3000🙂 \\n.jpg", "größe 北京\u3000🙂 \\n.jpg"),
-        ("\x1b[2J\a\r\n\t\x7f", r"\x1b[2J\x07\r\n\t\x7f"),
-        ("gnp.\u202ejpg \x9b2J caf\udce9", r"gnp.\u202ejpg \x9b2J caf\udce9"),
-    ],
-)
-def test_no_name_moves_the_cursor(text, shown):
-    assert printable(text) == shown
 
 
 @pytest.mark.parametrize(("name", "hidden"), [("", False), (".", False), ("..", False), (".a", True), ("a.b", False)])

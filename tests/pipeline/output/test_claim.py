@@ -8,7 +8,7 @@ from pipeline.output import claim as output
 from pipeline.output import ledger
 from pipeline.schemas import IMAGES
 from pipeline.settings import RowSettings, fingerprint, fingerprinted
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 COVERED = fingerprinted(RowSettings(), {"detector": {"tensors_sha256": "aa"}})
 OTHER = fingerprinted(RowSettings(min_score=0.7), {"detector": {"tensors_sha256": "aa"}})

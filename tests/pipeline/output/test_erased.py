@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import OutputError
 from pipeline.output.erased import ERASED_PATH, Erased, read_erased, write_erased
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pipeline.output.lease import (
     still_held,
     this_process,
 )
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 FAST = {"heartbeat_s": 0.05, "stale_s": 0.3}
 
@@ -76,7 +76,7 @@ def wait_until(condition, seconds=10.0):
 def spawn(script: str, *arguments: str) -> subprocess.Popen:
     head = (
         "import sys, time\nfrom pipeline.output.lease import Lease, LeaseHeld\n"
-        "from pipeline.storage.storage import open_storage\n"
+        "from pipeline.storage import open_storage\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", head + script, *arguments], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True

@@ -5,7 +5,7 @@ import pytest
 from pipeline.output import ledger
 from pipeline.output.lease import LeaseLost
 from pipeline.schemas import IMAGES
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 from tests.support.doubles import Crash, Delegate, DyingStorage
 
 PART = ledger.part_name("part", "r1", ["a"])

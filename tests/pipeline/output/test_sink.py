@@ -15,7 +15,7 @@ from pipeline.output import ledger
 from pipeline.output.lease import Lease, LeaseLost
 from pipeline.output.sink import ModelNames, Sink, WriteError
 from pipeline.schemas import IMAGES, faces_schema
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 DIM = 512
 TOLERANCE = {"float32": 1e-6, "float16": 1e-3}

@@ -7,7 +7,7 @@ from pipeline.batch import TodoRow
 from pipeline.output import spool
 from pipeline.output.spool import BLOCK, ReadTodo, write_todo
 from pipeline.schemas import LISTING
-from pipeline.storage.storage import LocalStorage, open_storage
+from pipeline.storage import LocalStorage, open_storage
 
 
 def tables(*sizes: int) -> list[pa.Table]:

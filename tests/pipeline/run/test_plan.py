@@ -19,7 +19,7 @@ from pipeline.run.plan import Cluster, PlanError, make_plan, parse_pools
 from pipeline.schemas import LISTING
 from pipeline.stages.align import Align
 from pipeline.stages.embed import Embed
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 ONE_POOL = "decode+detect+keypoint+align+embed"
 TWO_POOLS = "decode/detect+keypoint+align+embed"

@@ -20,7 +20,7 @@ from pipeline.run.telemetry import PoolMeter
 from pipeline.schemas import LISTING
 from pipeline.stages.align import Align
 from pipeline.stages.embed import Embed
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 from tests.support.ray_head import scrape, totals
 
 IMAGES, FILE_BYTES = 24, 1000

@@ -1,29 +1,18 @@
 from __future__ import annotations
 
-import errno
 import io
-import os
 import pickle
-import signal
-import stat
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.objectstore import StoreOptions, UriError, parse_input_uri
-from pipeline.storage.storage import LocalStorage, ObjectStorage, open_storage
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+from pipeline.storage import open_storage
+from pipeline.storage.uris import UriError, parse_input_uri
 
 
 @pytest.fixture(params=["disk", "bucket", "google"])
@@ -137,14 +126,6 @@ def test_of_many_at_once_exactly_one_creates_and_one_replaces(storage):
             assert storage.read(path) == b"new" + winner
 
 
-def test_the_empty_marker_of_a_folder_is_no_file(bucket):
-    for key in ["out/", "out/faces/", "out/faces/a", "out/faces/sub/"]:
-        bucket.put(key)
-    storage = open_storage(f"{bucket.uri}/out")
-    assert [file.path for file in storage.list("faces")] == ["faces/a"]
-    assert storage.list("") == []
-
-
 def test_a_pickled_storage_is_the_same_place(storage):
     storage.write("a", b"1")
     copy = pickle.loads(pickle.dumps(storage))
@@ -165,23 +146,6 @@ def test_a_parquet_column_is_read_in_place(storage):
         assert file.seek(-4, io.SEEK_END) == len(buffer.getvalue()) - 4
         assert file.read() == b"PAR1"
         assert file.read() == b""
-
-
-def test_only_the_bytes_asked_for_are_fetched(bucket, monkeypatch):
-    storage = open_storage(bucket.uri)
-    storage.write("large", b"0" * (5 << 20))
-    asked = []
-    ranged = ObjectStorage.read_range
-
-    def noting(self, path, start, end):
-        asked.append((start, end))
-        return ranged(self, path, start, end)
-
-    monkeypatch.setattr(ObjectStorage, "read_range", noting)
-    with storage.open("large") as file:
-        file.seek(3 << 20)
-        assert file.read(10) == b"0" * 10
-    assert asked == [(3 << 20, 4 << 20)]
 
 
 @pytest.mark.parametrize(
@@ -211,85 +175,3 @@ def test_a_relative_folder_stays_where_it_was_meant(tmp_path, monkeypatch):
 def test_what_cannot_be_written_to_is_refused(uri):
     with pytest.raises(UriError, match=r"cannot write to|no bucket"):
         open_storage(uri)
-
-
-def test_a_missing_bucket_is_named(s3_endpoint):
-    storage = open_storage("s3://no-such-bucket/out", StoreOptions(s3_endpoint))
-    with pytest.raises(FileNotFoundError, match=r"no such object or bucket.*s3://no-such-bucket/out/a"):
-        storage.write("a", b"1")
-    with pytest.raises(FileNotFoundError, match="bucket"):
-        storage.create("a", b"1")
-    with pytest.raises(OSError, match="s3://no-such-bucket/out/faces"):
-        storage.list("faces")
-
-
-def test_no_access_to_a_bucket_is_a_permission_error(bucket, s3_endpoint):
-    storage = open_storage(bucket.uri + "/out", StoreOptions(s3_endpoint, anonymous=True))
-    open_storage(bucket.uri + "/out").write("a", b"1")
-    with pytest.raises(PermissionError, match=r"access denied.*/out/a") as error:
-        storage.read("a")
-    assert "\n" not in str(error.value)
-
-
-# --- disk only
-
-
-def test_a_write_leaves_one_plain_file(tmp_path):
-    old = os.umask(0o022)
-    try:
-        LocalStorage(str(tmp_path)).write("faces/a", b"1")
-    finally:
-        os.umask(old)
-    assert names(tmp_path / "faces") == ["a"]
-    assert stat.S_IMODE((tmp_path / "faces/a").stat().st_mode) == 0o644
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk_is_told_with_the_file_and_keeps_the_old_one(tmp_path, monkeypatch, number):
-    storage = LocalStorage(str(tmp_path))
-    storage.write("a", b"old")
-
-    def full(_):
-        raise OSError(number, os.strerror(number))   # as NFS and delayed allocation do: only here
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=rf"{os.strerror(number)}: '{tmp_path}/a'") as error:
-        storage.write("a", b"new content")
-    assert error.value.errno == number
-    assert names(tmp_path) == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"old"
-
-
-def test_an_unwritable_place_is_a_clear_error(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match=r"file/a'"):
-        LocalStorage(str(tmp_path / "file")).write("a", b"1")
-    with pytest.raises(OSError, match=r"file/.lock'"):
-        LocalStorage(str(tmp_path / "file")).create("a", b"1")
-
-
-def test_clean_temporary_takes_only_what_a_killed_write_left(tmp_path):
-    (tmp_path / "faces").mkdir()
-    keep = ["faces/a.parquet", "faces/.hidden", "x.tmp", ".a.0123456789abcdef.other-tmp", ".a.xyz.facelake-tmp"]
-    left = ["faces/.a.parquet.0123456789abcdef.facelake-tmp", "._lease.json.fedcba9876543210.facelake-tmp"]
-    for name in keep + left:
-        (tmp_path / name).write_bytes(b"1")
-    storage = LocalStorage(str(tmp_path))
-    assert [file.path for file in storage.list("faces")] == ["faces/.hidden", "faces/a.parquet"]
-    storage.clean_temporary()
-    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {*keep, ".lock"}
-
-
-def test_a_killed_write_leaves_a_name_that_is_cleaned(tmp_path):
-    script = f"""
-import os, signal
-from pipeline.storage.storage import LocalStorage
-os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)   # between the bytes and the rename
-LocalStorage({str(tmp_path)!r}).write("a.parquet", b"half")
-"""
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
-    storage = LocalStorage(str(tmp_path))
-    assert len(names(tmp_path)) == 1 and storage.list("") == []
-    storage.clean_temporary()
-    assert names(tmp_path) == [".lock"]

@@ -1,0 +1,151 @@
+"""The storage on a disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.storage.base import FileVersion, StoredFile, join
+
+_LOCK = ".lock"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.facelake-tmp")
+
+
+class LocalStorage:
+    """A folder on disk."""
+
+    def __init__(self, folder: str) -> None:
+        self._root = os.path.abspath(folder)   # workers run in other folders than the driver  # noqa: PTH100
+
+    @property
+    def root(self) -> str:
+        return self._root
+
+    def list(self, folder: str) -> list[StoredFile]:
+        found = []
+        try:
+            with os.scandir(self._at(folder)) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):   # removed meanwhile
+                        if entry.is_file() and entry.name != _LOCK and not _TEMPORARY.fullmatch(entry.name):
+                            stat = entry.stat()
+                            mtime = datetime.fromtimestamp(stat.st_mtime, UTC)
+                            found.append(StoredFile(join(folder, entry.name), stat.st_size, mtime))
+        except FileNotFoundError:
+            return []
+        return sorted(found, key=lambda file: file.path)
+
+    def read(self, path: str) -> bytes:
+        return self._at(path).read_bytes()
+
+    def read_version(self, path: str) -> tuple[bytes, FileVersion]:
+        content = self.read(path)
+        return content, FileVersion(content)
+
+    def open(self, path: str) -> BinaryIO:
+        return self._at(path).open("rb")
+
+    def write(self, path: str, content: bytes) -> None:
+        target = self._at(path)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.facelake-tmp")
+        with _naming(target):
+            _make_folder(target.parent)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync_folder(target.parent)
+
+    def create(self, path: str, content: bytes) -> FileVersion | None:
+        with self._locked():
+            if self._at(path).exists():
+                return None
+            self.write(path, content)
+            return FileVersion(content)
+
+    def replace(self, path: str, content: bytes, version: FileVersion) -> FileVersion | None:
+        with self._locked():
+            try:
+                if self.read(path) != version.token:
+                    return None
+            except FileNotFoundError:
+                return None
+            self.write(path, content)
+            return FileVersion(content)
+
+    def delete(self, *paths: str) -> None:
+        changed = set()
+        for target in map(self._at, paths):
+            with contextlib.suppress(FileNotFoundError):
+                target.unlink()
+                changed.add(target.parent)
+        for folder in changed:
+            _sync_folder(folder)
+
+    def delete_tree(self, folder: str) -> None:
+        target = self._at(folder)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(target)
+            _sync_folder(target.parent)
+
+    def clean_temporary(self) -> None:
+        # Under the lock no `create` or `replace` (a heartbeat) has a temporary file of its own.
+        with self._locked():
+            root = Path(self._root)
+            for folder in [root, *(entry for entry in root.iterdir() if entry.is_dir())]:
+                with contextlib.suppress(PermissionError):     # of folders that are not ours, such as lost+found
+                    for name in os.listdir(folder):   # noqa: PTH208  (names alone: the folder may hold many)
+                        if _TEMPORARY.fullmatch(name):
+                            (folder / name).unlink(missing_ok=True)
+
+    def _at(self, path: str) -> Path:
+        return Path(self._root, path)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's lock against other processes and threads. The kernel drops it with its process."""
+        import fcntl
+
+        lock = self._at(_LOCK)
+        with contextlib.ExitStack() as opened:
+            with _naming(lock):
+                _make_folder(lock.parent)
+                file = opened.enter_context(lock.open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors: a full disk gives no name, others that of the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in the folder outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,131 @@
+"""The storage in a bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, BinaryIO
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import ObjectStore
+
+from pipeline.storage.base import FileVersion, StoredFile, join
+from pipeline.storage.clients import open_bucket
+from pipeline.storage.range_reader import RangeReader
+from pipeline.storage.uris import StoreOptions
+
+_DELETED_AT_ONCE = 1000       # objects a request
+
+
+class ObjectStorage:
+    """A prefix in a bucket."""
+
+    def __init__(self, bucket_uri: str, prefix: str, options: StoreOptions) -> None:
+        self._bucket_uri = bucket_uri
+        self._prefix = prefix
+        self._options = options
+
+    @property
+    def root(self) -> str:
+        return f"{self._bucket_uri}/{self._prefix}".rstrip("/")
+
+    def list(self, folder: str) -> list[StoredFile]:
+        key = self._key(folder)
+        with self._naming(folder):
+            objects = obstore.list_with_delimiter(self._bucket, key or None)["objects"]
+        return [
+            StoredFile(join(folder, meta["path"].rpartition("/")[2]), meta["size"], meta["last_modified"])
+            for meta in sorted(objects, key=lambda meta: meta["path"])
+            if meta["path"] != key   # the empty marker of the folder itself, which web consoles make
+        ]
+
+    def read(self, path: str) -> bytes:
+        return self.read_version(path)[0]
+
+    def read_version(self, path: str) -> tuple[bytes, FileVersion]:
+        with self._naming(path):
+            found = obstore.get(self._bucket, self._key(path))
+            return bytes(found.bytes()), _object_version(found.meta)
+
+    def open(self, path: str) -> BinaryIO:
+        with self._naming(path):
+            size = obstore.head(self._bucket, self._key(path))["size"]
+        return RangeReader.buffered(partial(self.read_range, path), size)
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes `start` to before `end` of the file."""
+        with self._naming(path):
+            return bytes(obstore.get_range(self._bucket, self._key(path), start=start, end=end))
+
+    def write(self, path: str, content: bytes) -> None:
+        with self._naming(path):
+            # One PUT: a multipart upload that is cut off leaves parts that are paid for and seen nowhere.
+            obstore.put(self._bucket, self._key(path), content, use_multipart=False)
+
+    def create(self, path: str, content: bytes) -> FileVersion | None:
+        try:
+            with self._naming(path):
+                return _object_version(obstore.put(self._bucket, self._key(path), content, mode="create"))
+        except FileExistsError:
+            return None
+
+    def replace(self, path: str, content: bytes, version: FileVersion) -> FileVersion | None:
+        try:
+            with self._naming(path):
+                return _object_version(obstore.put(self._bucket, self._key(path), content, mode=version.token))
+        except (FileExistsError, FileNotFoundError):
+            return None
+
+    def delete(self, *paths: str) -> None:
+        for start in range(0, len(paths), _DELETED_AT_ONCE):
+            keys = [self._key(path) for path in paths[start : start + _DELETED_AT_ONCE]]
+            with contextlib.suppress(FileNotFoundError), self._naming(paths[start]):
+                obstore.delete(self._bucket, keys if len(keys) > 1 else keys[0])
+
+    def delete_tree(self, folder: str) -> None:
+        with self._naming(folder):
+            for metas in obstore.list(self._bucket, self._key(folder) or None):
+                obstore.delete(self._bucket, [meta["path"] for meta in metas])
+
+    def clean_temporary(self) -> None:
+        """Nothing to do: one PUT leaves nothing half-written."""
+
+    @property
+    def _bucket(self) -> ObjectStore:
+        return open_bucket(self._bucket_uri, self._options)
+
+    def _key(self, path: str) -> str:
+        return join(self._prefix, path)
+
+    @contextlib.contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
+        """Turn the client's errors into OSErrors of the matching kind."""
+        name = f"{self.root}/{path}"
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, f"no such object or bucket ({_first_line(error)})", name) from error
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise FileExistsError(errno.EEXIST, _first_line(error), name) from error
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise PermissionError(errno.EACCES, f"access denied ({_first_line(error)})", name) from error
+        except BaseError as error:
+            raise OSError(errno.EIO, _first_line(error), name) from error
+
+
+def _object_version(meta: Any) -> FileVersion:
+    """What obstore compares by: the etag on S3, the generation ("version") on GCS."""
+    return FileVersion({name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None})
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:300]
