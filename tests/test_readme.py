@@ -10,7 +10,7 @@ from pipeline.boundary import faces_to_table
 from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.run.cluster import REPOSITORY
-from pipeline.storage.storage import open_storage
+from pipeline.storage import open_storage
 
 BLOCKS = {
     re.search(r"import (\w+)", block)[1]: block
