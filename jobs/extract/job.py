@@ -78,7 +78,7 @@ def extract(
             for rows in ledger.scan_ledger(storage):
                 planner.add_ledger(rows, listing.scopes)
             todo = planner.plan(redo_changed=arguments.redo_changed, erased=read_erased(storage), whole=listing.whole)
-            say(report.todo_line(todo, listing))
+            say(report.todo_line(todo, listing.skipped_line()))
             progress, planned = Progress(todo.images), None
             redone = planner.redone()
             if len(redone) or todo.images:
@@ -103,9 +103,13 @@ def extract(
             missing = todo.listed - todo.erased - sum(outcome.listed.values())
             if missing > 0:
                 raise Broke(f"{missing:,} images were not committed, which no run should do; please report it")
+            totals = report.RunTotals(
+                progress.images, progress.faces, progress.by_status, progress.seconds, progress.rate_after_start()
+            )
             if todo.images or not output.is_finished(storage):
                 content = report.run_json(
-                    run_id=run_id, started=started, fingerprint=fingerprint, covered=covered,
+                    run_id=run_id, started=started, fingerprint=fingerprint,
+                    settings=covered["settings"],
                     models={
                         role: {
                             "identity": card.identity, "licence": card.licence, "commercial_use": card.commercial_use
@@ -114,12 +118,14 @@ def extract(
                     },
                     alignment=asdict(alignment_template(cards["embedder"])),
                     cosine_thresholds=cards["embedder"].thresholds,
-                    plan=planned, todo=todo, listing=listing, parquet=rules.parquet, outcome=outcome, progress=progress,
+                    pools=[asdict(pool) for pool in planned.pools] if planned else None,
+                    todo=todo, skipped=listing.skipped, parquet=asdict(rules.parquet) if rules.parquet else None,
+                    outcome=outcome, run=totals,
                 )
                 still_ours()
                 storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
 
-    for line in report.summary_lines(storage.root, outcome, progress):
+    for line in report.summary_lines(storage.root, outcome, totals):
         say(line)
     if arguments.preview:
         from jobs.preview import write_preview

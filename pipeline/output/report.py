@@ -1,9 +1,9 @@
-"""What is said at the end: the summary by status, the errors by kind, and `run.json`."""
+"""What a run reports at its end: lines for the user, and the content of `run.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,16 +11,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.batch import GOOD, Status
-from pipeline.input.containers import ParquetColumns
-from pipeline.input.listing import Listing
 from pipeline.output.todo import Outcome, Todo
-from pipeline.run.plan import Plan
-from pipeline.run.progress import Progress
 from pipeline.text import printable
 
 
+@dataclass(frozen=True, slots=True)
+class RunTotals:
+    """What this run did. `rate_after_start`: images a second from the first receipt on; None if there was only one."""
+
+    images: int
+    faces: int
+    by_status: Mapping[str, int]
+    seconds: float
+    rate_after_start: float | None
+
+
 def status_counts(rows: pa.Table) -> dict[str, int]:
-    """How many rows have each status, every status named."""
+    """The number of rows of each status; statuses without rows have 0."""
     counted = {row["values"]: row["counts"] for row in pc.value_counts(rows["status"]).to_pylist()}
     return {status.value: counted.get(status.value, 0) for status in Status}
 
@@ -44,30 +51,30 @@ def error_lines(outcome: Outcome) -> list[str]:
     return lines
 
 
-def todo_line(todo: Todo, listing: Listing) -> str:
-    """What was found and how much of it is to do."""
+def todo_line(todo: Todo, skipped: str) -> str:
+    """What was listed and how much of it is to do. `skipped`: what the listing left out, in words; "" for nothing."""
     parts = [f"{todo.listed:,} images listed", f"{todo.done:,} done before", f"{todo.images:,} to do"]
     if todo.retried:
         parts.append(f"{todo.retried:,} of them tried again")
     if todo.erased:
-        parts.append(f"{todo.erased:,} left out that were erased (jobs.erase)")
+        parts.append(f"{todo.erased:,} left out because jobs.erase erased them")
     if todo.duplicates:
         parts.append(f"{todo.duplicates:,} duplicates dropped")
     if todo.changed:
-        parts.append(f"{todo.changed:,} changed since they were done (--redo-changed does them anew)")
+        parts.append(f"{todo.changed:,} changed since they were done (--redo-changed does them again)")
     if todo.vanished:
         parts.append(f"{todo.vanished:,} done before that are not listed any more")
-    if listing.skipped:
-        parts.append(f"skipped {listing.skipped_line()}")
+    if skipped:
+        parts.append(f"skipped {skipped}")
     return "; ".join(parts)
 
 
-def summary_lines(output_root: str, outcome: Outcome, progress: Progress) -> list[str]:
-    """Counts by status and errors by kind of the listed images, and where the output is."""
-    if progress.images:
+def summary_lines(output_root: str, outcome: Outcome, run: RunTotals) -> list[str]:
+    """The speed of the run, the listed images by status, their errors by kind, and where the output is."""
+    if run.images:
         lines = [
-            f"{progress.images:,} images, {progress.faces:,} faces in {progress.seconds:.0f} s, "
-            f"{progress.images / progress.seconds:.1f} images/s"
+            f"{run.images:,} images, {run.faces:,} faces in {run.seconds:.0f} s, "
+            f"{run.images / run.seconds:.1f} images/s"
         ]
     else:
         lines = ["nothing to do: every listed image is in the output"]
@@ -83,45 +90,49 @@ def run_json(
     run_id: str,
     started: datetime,
     fingerprint: str,
-    covered: Mapping[str, Any],
+    settings: Mapping[str, Any],
     models: Mapping[str, Mapping[str, Any]],
     alignment: Mapping[str, Any],
     cosine_thresholds: Mapping[str, float],
-    plan: Plan | None,
+    pools: Sequence[Mapping[str, Any]] | None,
     todo: Todo,
-    listing: Listing,
-    parquet: ParquetColumns | None,
+    skipped: Mapping[str, int],
+    parquet: Mapping[str, Any] | None,
     outcome: Outcome,
-    progress: Progress,
+    run: RunTotals,
 ) -> dict[str, Any]:
-    """The content of run.json. `models` maps roles to identity and licence; parquet: where their images were."""
-    seconds = progress.seconds if progress.images else 0.0
+    """The content of run.json.
+
+    models: identity and licence by role. pools: the plan; None if nothing was to do. skipped: files that the listing
+    left out, by reason. parquet: the columns that images were read from; None if no Parquet file was read.
+    """
+    seconds = run.seconds if run.images else 0.0
     return {
         "run_id": run_id,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": fingerprint,
-        "settings": covered["settings"],
+        "settings": settings,
         "models": models,
         "alignment": alignment,
         "cosine_thresholds": cosine_thresholds,
-        "plan": [asdict(pool) | {"stages": list(pool.stages)} for pool in plan.pools] if plan else None,
+        "plan": pools,
         "listing": {
-            "listed": todo.listed, "duplicates": todo.duplicates, "vanished": todo.vanished, "skipped": listing.skipped,
-            "parquet": asdict(parquet) if parquet else None,
+            "listed": todo.listed, "duplicates": todo.duplicates, "vanished": todo.vanished, "skipped": skipped,
+            "parquet": parquet,
         },
         "this_run": {
-            "images": progress.images,
-            "faces": progress.faces,
-            **progress.by_status,
+            "images": run.images,
+            "faces": run.faces,
+            **run.by_status,
             "retried": todo.retried,
             "changed": todo.changed,
         },
         "output": {"images": sum(outcome.output.values()), **outcome.output},
         "throughput": {
             "seconds": round(seconds, 1),
-            "images_per_s": round(progress.images / seconds, 2) if seconds else None,
-            "faces_per_s": round(progress.faces / seconds, 2) if seconds else None,
-            "images_per_s_after_start": progress.rate_after_start(),
+            "images_per_s": round(run.images / seconds, 2) if seconds else None,
+            "faces_per_s": round(run.faces / seconds, 2) if seconds else None,
+            "images_per_s_after_start": run.rate_after_start,
         },
     }

@@ -181,7 +181,7 @@ def test_the_main_job_leaves_them_out(tmp_path, capsys):
     assert erase.main([storage.root, "--uri", str(photos[0])]) == 0
     assert extract.main([str(photos[0].parent), storage.root]) == 0
     said = capsys.readouterr().err
-    assert "2 images listed; 1 done before; 0 to do; 1 left out that were erased" in said and "ann.jpg" not in said
+    assert "2 images listed; 1 done before; 0 to do; 1 left out because jobs.erase" in said and "ann.jpg" not in said
     assert uris(storage, "images") == uris(storage, "faces") == [str(photos[1])]
 
 

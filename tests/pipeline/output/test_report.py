@@ -1,15 +1,16 @@
-import io
+import json
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
 
 from pipeline.batch import Status
-from pipeline.input.containers import ParquetColumns
 from pipeline.output import report
+from pipeline.output.report import RunTotals
 from pipeline.output.todo import ErrorKind, Outcome, Todo
-from pipeline.run.plan import Cluster, make_plan
-from pipeline.run.progress import Progress
+
+NOTHING_DONE = RunTotals(0, 0, {status.value: 0 for status in Status}, 0.5, None)
+TWO_DONE = RunTotals(2, 3, NOTHING_DONE.by_status | {"ok": 1, "unreadable": 1}, 4.0, 0.7)
 
 
 def rows(*values):
@@ -48,53 +49,42 @@ def todo(**counts):
     return Todo(**{"images": 3, "listed": 10, "duplicates": 0, "done": 7, "changed": 0, "retried": 0, **counts})
 
 
-class Listing:
-    """What the report needs of one."""
-
-    def __init__(self, **skipped):
-        self.skipped = skipped
-
-    def skipped_line(self):
-        return ", ".join(f"{count} {kind}" for kind, count in self.skipped.items())
-
-
 def test_todo_line_names_only_what_there_is():
-    assert report.todo_line(todo(), Listing()) == "10 images listed; 7 done before; 3 to do"
-    line = report.todo_line(todo(duplicates=2, changed=1, retried=3, erased=5, vanished=8), Listing(hidden=4))
-    for part in ("3 of them tried again", "5 left out that were erased",
+    assert report.todo_line(todo(), "") == "10 images listed; 7 done before; 3 to do"
+    line = report.todo_line(todo(duplicates=2, changed=1, retried=3, erased=5, vanished=8), "4 hidden")
+    for part in ("3 of them tried again", "5 left out because jobs.erase erased them",
                  "2 duplicates dropped",
                  "8 done before that are not listed any more", "1 changed", "--redo-changed", "skipped 4 hidden"):
         assert part in line
 
 
-def receipts():
-    progress = Progress(2, io.StringIO())
-    progress.add({"images": 2, "faces": 3, **{status.value: 0 for status in Status}, "ok": 1, "unreadable": 1})
-    return progress
-
-
 def test_summary():
     ended = outcome(errors=[ErrorKind("unreadable", "cut off", 1, "b")])
-    first, counts, error, where = report.summary_lines("/out", ended, receipts())
-    assert first.startswith("2 images, 3 faces in ") and counts == "ok 1  unreadable 1"
-    assert error == "  1 unreadable: cut off (for example b)" and where.startswith("/out holds 9 images")
-    assert report.summary_lines("/out", ended, Progress(0, io.StringIO()))[0].startswith("nothing to do")
+    assert report.summary_lines("/out", ended, TWO_DONE) == [
+        "2 images, 3 faces in 4 s, 0.5 images/s",
+        "ok 1  unreadable 1",
+        "  1 unreadable: cut off (for example b)",
+        "/out holds 9 images: faces/*.parquet, images/*.parquet, run.json",
+    ]
+    assert report.summary_lines("/out", ended, NOTHING_DONE)[0].startswith("nothing to do")
 
 
 @pytest.mark.parametrize("ran", [True, False])
 def test_run_json_is_plain_and_whole(ran):
-    import json
-
+    pools = [{"stages": ["decode", "detect"], "actors": 1}] if ran else None
     content = report.run_json(
-        run_id="r", started=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="f", covered={"settings": {"min_score": 0.5}},
+        run_id="r", started=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="f", settings={"min_score": 0.5},
         models={"detector": {"identity": "d@1"}}, alignment={"box_side_px": 110.0}, cosine_thresholds={"0.01": 0.4},
-        plan=make_plan("decode+detect+keypoint+align+embed", Cluster(2, 0), "cpu") if ran else None,
-        todo=todo(vanished=4), listing=Listing(), parquet=ParquetColumns("image"), outcome=outcome(images=1),
-        progress=receipts() if ran else Progress(0, io.StringIO()),
+        pools=pools, todo=todo(vanished=4), skipped={"hidden": 4}, parquet={"image": "image", "uri": None},
+        outcome=outcome(images=1), run=TWO_DONE if ran else NOTHING_DONE,
     )
     assert json.loads(json.dumps(content)) == content
-    assert content["output"]["images"] == content["output"]["ok"] == 8 and content["listing"]["vanished"] == 4
-    assert content["listing"]["parquet"] == {"image": "image", "uri": None}
-    assert content["this_run"]["images"] == (2 if ran else 0)
-    assert (content["throughput"]["images_per_s"] is None) == (not ran)
-    assert (content["plan"] is None) == (not ran)
+    assert content["output"]["images"] == content["output"]["ok"] == 8
+    assert content["listing"] == {"listed": 10, "duplicates": 0, "vanished": 4, "skipped": {"hidden": 4},
+                                  "parquet": {"image": "image", "uri": None}}
+    assert (content["this_run"]["images"], content["this_run"]["unreadable"]) == ((2, 1) if ran else (0, 0))
+    assert content["throughput"] == (
+        {"seconds": 4.0, "images_per_s": 0.5, "faces_per_s": 0.75, "images_per_s_after_start": 0.7} if ran
+        else {"seconds": 0.0, "images_per_s": None, "faces_per_s": None, "images_per_s_after_start": None}
+    )
+    assert content["plan"] == pools
