@@ -1,4 +1,4 @@
-"""The values that pass between the stages: to-do rows, image records, decoded images, faces."""
+"""The values that pass between stages: to-do rows, image records, decoded images, faces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -14,15 +15,15 @@ from pipeline.geometry import CROP_PX, transform
 
 
 class Status(StrEnum):
-    """What became of one input image."""
+    """The outcome for one input image."""
 
     OK = "ok"
     NO_FACE = "no_face"
-    FETCH_FAILED = "fetch_failed"     # tried again by the next run
-    UNSUPPORTED = "unsupported"       # not a format we decode
+    FETCH_FAILED = "fetch_failed"     # the next run tries again
+    UNSUPPORTED = "unsupported"       # a format we do not decode
     UNREADABLE = "unreadable"         # a known format, broken or empty
     TOO_LARGE = "too_large"
-    FAILED = "failed"                 # our own error in this image; tried again by the next run
+    FAILED = "failed"                 # our own error with this image; the next run tries again
 
 
 RETRIED = (Status.FETCH_FAILED, Status.FAILED)
@@ -31,7 +32,7 @@ GOOD = (Status.OK, Status.NO_FACE)
 
 @dataclass(frozen=True, slots=True)
 class TodoRow:
-    """One image to read. Plain objects have no container; members of archives have, with their byte range."""
+    """One image to read. A member of a tar or Parquet file names its container; a plain object has none."""
 
     uri: str
     container: str | None = None
@@ -43,9 +44,9 @@ class TodoRow:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The bytes of one image file, and what its store says of them. None where it says nothing.
+    """The bytes of one image file, and its metadata from the store; None where the store gives none.
 
-    file_bytes: of the whole file, where `content` is only its beginning, since that says enough.
+    file_bytes: the size of the whole file; set only if `content` is just its beginning (see `Fetch`).
     """
 
     content: bytes
@@ -56,7 +57,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailure:
-    """Why the bytes of one image file are not there."""
+    """Why one image file could not be fetched."""
 
     error: str
     status: Status = Status.FETCH_FAILED
@@ -64,18 +65,18 @@ class FetchFailure:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One row of images/, filled as the image passes through the stages. None where not measured."""
+    """One row of images/. The stages fill it as the image passes through them; None means not measured."""
 
     uri: str
     status: Status = Status.OK
     error: str | None = None
     width: int | None = None          # of the upright image at its original size, pixels
     height: int | None = None
-    format: str | None = None         # "jpeg", "png", …, told by content
+    format: str | None = None         # "jpeg", "png", …, detected from the content
     exif_orientation: int | None = None
-    rotation_deg: int | None = None   # clockwise turn, on top of EXIF, at which faces were found
+    rotation_deg: int | None = None   # clockwise turn, after EXIF, at which faces were found
     decode_scale: float | None = None
-    detect_pass: int | None = None    # 1: the usual input size, 2: the second
+    detect_pass: int | None = None    # 1: first pass, 2: second pass
     n_faces: int | None = None
     faces_truncated: bool | None = None
     file_bytes: int | None = None
@@ -90,34 +91,34 @@ NO_PIXELS.flags.writeable = False
 
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
-    """Decoded images: upright RGB pixels, (h, w, 3) uint8 at `decode_scale`; `NO_PIXELS` unless status is ok."""
+    """Decoded images: upright RGB pixels (h, w, 3) uint8 at `decode_scale`; `NO_PIXELS` if the status is not ok."""
 
     records: tuple[ImageRecord, ...]
     pixels: tuple[np.ndarray, ...]
 
     def __post_init__(self) -> None:
         if len(self.records) != len(self.pixels):
-            raise ValueError(f"pixels must have {len(self.records)} images, one a record, got {len(self.pixels)}")
+            raise ValueError(f"pixels must have {len(self.records)} images, one per record, got {len(self.pixels)}")
 
     def __len__(self) -> int:
         return len(self.records)
 
     def singles(self) -> list[ImageBatch]:
-        """The same images, one a batch."""
+        """The same images, each in a batch of its own."""
         return [ImageBatch((record,), (pixels,)) for record, pixels in zip(self.records, self.pixels, strict=True)]
 
 
-def _empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """A dataclass default: an array of that shape, made anew for each value."""
+def _empty(shape: tuple[int, ...], dtype: type) -> Any:
+    """A dataclass field whose default is a new empty array of that shape."""
     return field(default_factory=lambda: np.zeros(shape, dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class FaceBatch:
-    """The faces of some images, all images' faces one after the other; `face_counts` says how many each image has.
+    """The faces of several images, in the order of the images; `face_counts` gives the number of faces per image.
 
-    Coordinates are pixels of the upright image at its original size. Fields that a later stage fills have length 0
-    until then, and chips and crops again once nothing needs them.
+    Coordinates are pixels of the upright image at its original size. A field has length 0 until its stage fills it.
+    Chips and crops are emptied after their last use.
     """
 
     records: tuple[ImageRecord, ...]
@@ -137,7 +138,7 @@ class FaceBatch:
     def __post_init__(self) -> None:
         n = int(self.face_counts.sum())
         if len(self.face_counts) != len(self.records):
-            raise ValueError(f"face_counts must be ({len(self.records)},), one a record, got {self.face_counts.shape}")
+            raise ValueError(f"face_counts must be ({len(self.records)},), got {self.face_counts.shape}")
         if self.boxes_xyxy.shape != (n, 4) or self.scores.shape != (n,):
             raise ValueError(
                 f"boxes_xyxy must be ({n}, 4) and scores ({n},), got {self.boxes_xyxy.shape} and {self.scores.shape}"
@@ -145,36 +146,36 @@ class FaceBatch:
         for name in ("chips", "chip_to_image", "eye_points", "crops", "align_ok", "roll_deg", "sharpness",
                      "embeddings", "embedding_norms"):
             if len(getattr(self, name)) not in (0, n):
-                raise ValueError(f"{name} must have {n} entries, one a face, got {len(getattr(self, name))}")
+                raise ValueError(f"{name} must have {n} entries, one per face, got {len(getattr(self, name))}")
 
     def __len__(self) -> int:
-        """How many faces."""
+        """The number of faces."""
         return len(self.scores)
 
     @classmethod
     def without_faces(cls, records: tuple[ImageRecord, ...]) -> FaceBatch:
-        """Images of which no face is known."""
+        """A batch of images without any face."""
         return cls(records, np.zeros(len(records), np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
     @classmethod
     def concatenate(cls, batches: Sequence[FaceBatch]) -> FaceBatch:
-        """The images of several batches in one; at least one batch, all from the same stage."""
-        joined: dict[str, object] = {}
+        """All images in one batch. `batches`: at least one, all after the same stage."""
+        joined: dict[str, Any] = {}
         for f in fields(cls):
             parts = [getattr(batch, f.name) for batch in batches]
             if isinstance(parts[0], tuple):
                 joined[f.name] = tuple(item for part in parts for item in part)
             else:
-                # Batches without faces may have fields of another empty shape (embeddings of unknown length).
+                # Without faces the shape may differ: (0, 0) embeddings, because their length is unknown.
                 joined[f.name] = np.concatenate([part for part in parts if len(part)] or parts[:1])
         return cls(**joined)
 
     def singles(self) -> list[FaceBatch]:
-        """The same images, one a batch."""
+        """The same images, each in a batch of its own."""
         return self.parts(max_faces=0)
 
     def parts(self, max_faces: int) -> list[FaceBatch]:
-        """The same images in order, cut into batches of at most max_faces faces, or one image that has more."""
+        """The same images in order, in batches of at most max_faces faces; an image with more is a batch of its own."""
         starts, faces_in_part = [0] if self.records else [], 0
         for i, count in enumerate(self.face_counts):
             if i > starts[-1] and (max_faces == 0 or faces_in_part + count > max_faces):
@@ -195,11 +196,11 @@ class FaceBatch:
         ]
 
     def chip_points_to_image(self, points: np.ndarray) -> np.ndarray:
-        """Points (n, k, 2) in pixels of each face's chip, in image pixels; float32."""
+        """Convert points (n, k, 2) from pixels of each face's chip to image pixels; float32."""
         return transform(self.chip_to_image, points.astype(np.float64)).astype(np.float32)
 
     def with_eyes(self, eye_points: np.ndarray) -> FaceBatch:
-        """With the eye points (n, 12, 2), image pixels."""
+        """This batch with eye points (n, 12, 2), image pixels."""
         if eye_points.shape != (len(self), 12, 2):
             raise ValueError(f"eye_points must be ({len(self)}, 12, 2), got {eye_points.shape}")
         return replace(self, eye_points=eye_points)
@@ -207,12 +208,12 @@ class FaceBatch:
     def with_crops(
         self, crops: np.ndarray, align_ok: np.ndarray, roll_deg: np.ndarray, sharpness: np.ndarray
     ) -> FaceBatch:
-        """With the aligned crops; the chips, used here last, are dropped."""
+        """This batch with the aligned crops and without the chips, which no later stage needs."""
         return replace(
             self, chips=(), chip_to_image=self.chip_to_image[:0],
             crops=crops, align_ok=align_ok, roll_deg=roll_deg, sharpness=sharpness,
         )
 
     def with_embeddings(self, embeddings: np.ndarray, norms: np.ndarray) -> FaceBatch:
-        """With unit vectors (n, dim) and the lengths they had; the crops, used here last, are dropped."""
+        """This batch with unit vectors (n, dim) and their former lengths, without the crops, which no stage needs."""
         return replace(self, crops=self.crops[:0], embeddings=embeddings, embedding_norms=norms)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user can mend: arguments, input, environment, another run.
+    """A fault that the user can mend: in the arguments, the input or the environment, or another run is active.
 
-    The message is a sentence that names the fault and the remedy. A command that ends with one has exit code 2.
+    The message names the fault and the next step. The command ends with exit code 2.
     """
 
 
 class OutputError(UserError):
-    """The output cannot take this run's rows."""
+    """The output cannot take the rows of this run."""

@@ -1,4 +1,4 @@
-"""The Arrow schemas of what we read and write. Types are declared here and never inferred; columns are only added."""
+"""The Arrow schemas of the tables we read and write. Types are declared, not inferred. Columns are only added."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ EMBEDDING_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
 def faces_schema(dim: int, embedding_dtype: str) -> pa.Schema:
-    """The schema of faces/ for embeddings of `dim` values, "float32" or "float16"."""
+    """The schema of faces/ for embeddings of `dim` values of type "float32" or "float16"."""
     return pa.schema(
         [
             pa.field("uri", pa.string(), nullable=False),
@@ -78,12 +78,12 @@ def faces_schema(dim: int, embedding_dtype: str) -> pa.Schema:
 
 
 def records_to_table(records: tuple[ImageRecord, ...]) -> pa.Table:
-    """Image records as a table of `IMAGE_RECORD`."""
+    """Image records as a table with the schema `IMAGE_RECORD`."""
     return pa.Table.from_pylist([asdict(record) for record in records], schema=IMAGE_RECORD)
 
 
 def table_to_records(table: pa.Table) -> tuple[ImageRecord, ...]:
-    """The records of a table that has the columns of `IMAGE_RECORD`."""
+    """The image records of a table that has the columns of `IMAGE_RECORD`; other columns are ignored."""
     names = [f.name for f in fields(ImageRecord)]
     return tuple(
         ImageRecord(**row | {"status": Status(row["status"])}) for row in table.select(names).to_pylist()

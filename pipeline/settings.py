@@ -1,4 +1,4 @@
-"""What can change a row, and the fingerprint that keeps an output to one such choice."""
+"""The settings that can change a row, and the fingerprint by which an output accepts only one choice of them."""
 
 from __future__ import annotations
 
@@ -15,47 +15,55 @@ from pipeline.schemas import EMBEDDING_TYPES, SCHEMA_VERSION
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """Every setting that can change a row. Two runs that share these and the models may share an output."""
+    """Every setting that can change a row, with its default. Runs with equal settings and models may share an output.
+
+    Each field is an option of `jobs.extract`. Raises ValueError naming the option if a value is out of range.
+    """
 
     detect_px: int = 800                   # side of the detector's square input; a multiple of 32
-    second_pass_px: int | None = 320       # looked at again at this size where nothing was found; None: not
+    second_pass_px: int | None = 320       # input side of the second pass, for images without a face; None: no pass
     min_score: float = 0.35
-    nms_iou: float = 0.5                   # of two boxes that overlap more, the better stays
-    min_face_px: float = 0.0               # shorter box side, original pixels
-    max_faces: int | None = None           # of one image, best scores first
-    rotate_retry: bool = False             # also look at the image turned, where nothing was found
-    decode_scale: str = "auto"             # "auto": JPEGs at 1/2, 1/4, 1/8 where that is enough; "full": never
-    max_pixels: int = 200_000_000          # larger images are too_large
+    nms_iou: float = 0.5                   # of two boxes that overlap more, the one with the better score stays
+    min_face_px: float = 0.0               # shorter side of the box, pixels of the original image
+    max_faces: int | None = None           # per image, best scores first; None: no limit
+    rotate_retry: bool = False             # images without a face are tried again, turned by 90, 270 and 180 degrees
+    decode_scale: str = "auto"             # "auto": large JPEGs at 1/2, 1/4 or 1/8; "full": all at full size
+    max_pixels: int = 200_000_000          # larger images get the status too_large
     embedding_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("detect_px", "second_pass_px"):
-            side = getattr(self, name)
+        for name, side in (("detect_px", self.detect_px), ("second_pass_px", self.second_pass_px)):
             if side is not None and (side < 64 or side % 32):
-                raise ValueError(f"{name} must be a multiple of 32 and at least 64, got {side}")
-        for name in ("min_score", "nms_iou"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+                off = "; 0 turns the second pass off" if name == "second_pass_px" else ""
+                raise ValueError(f"{option(name)} must be a multiple of 32 and at least 64{off}; got {side}")
+        for name, share in (("min_score", self.min_score), ("nms_iou", self.nms_iou)):
+            if not 0 < share < 1:
+                raise ValueError(f"{option(name)} must lie between 0 and 1, got {share}")
         if not 0 <= self.min_face_px < math.inf:
-            raise ValueError(f"min_face_px must be a number and not negative, got {self.min_face_px}")
-        for name in ("max_faces", "max_pixels"):
-            limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name} must be at least 1, got {limit}")
+            raise ValueError(f"{option('min_face_px')} must be a number and not negative, got {self.min_face_px}")
+        if self.max_faces is not None and self.max_faces < 1:
+            raise ValueError(f"{option('max_faces')} must be at least 1; 0 keeps all faces; got {self.max_faces}")
+        if self.max_pixels < 1:
+            raise ValueError(f"{option('max_pixels')} must be at least 1, got {self.max_pixels}")
         if self.decode_scale not in ("auto", "full"):
-            raise ValueError(f'decode_scale must be "auto" or "full", got {self.decode_scale!r}')
+            raise ValueError(f'{option("decode_scale")} must be "auto" or "full", got {self.decode_scale!r}')
         if self.embedding_dtype not in EMBEDDING_TYPES:
             known = ", ".join(EMBEDDING_TYPES)
-            raise ValueError(f"embedding_dtype must be one of {known}, got {self.embedding_dtype!r}")
+            raise ValueError(f"{option('embedding_dtype')} must be one of {known}; got {self.embedding_dtype!r}")
 
     @property
     def decode_min_side_px(self) -> int | None:
-        """The longest side that a reduced JPEG keeps at least; None never reduces."""
+        """The longest side of a JPEG never gets shorter than this; None decodes all at full size."""
         return 2 * self.detect_px if self.decode_scale == "auto" else None
 
 
+def option(name: str) -> str:
+    """The command-line option of a setting: "--min-face-px" for "min_face_px"."""
+    return "--" + name.replace("_", "-")
+
+
 def fingerprinted(settings: RowSettings, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Everything that the fingerprint covers, as plain JSON values; `models` maps roles to what their cards cover."""
+    """Everything that the fingerprint covers, as plain JSON values. `models`: the fingerprint of each card, by role."""
     return {
         "schema_version": SCHEMA_VERSION,
         "settings": asdict(settings),
@@ -72,12 +80,12 @@ def fingerprinted(settings: RowSettings, models: Mapping[str, Mapping[str, Any]]
 
 
 def fingerprint(covered: Mapping[str, Any]) -> str:
-    """The sha256 of canonical JSON, hexadecimal."""
+    """The sha256 of `covered` as canonical JSON, hexadecimal."""
     return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The leaves in which two such values differ, as lines "settings.min_score: 0.35 here, 0.5 there"."""
+    """The values that differ, a line each: "settings.min_score: 0.35 now, 0.5 in the output"."""
     lines = []
     for key in sorted(ours.keys() | theirs.keys()):
         here, there = ours.get(key), theirs.get(key)

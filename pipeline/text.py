@@ -1,15 +1,15 @@
-"""Text as it is shown to people."""
+"""Text for the terminal."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Control characters, marks that change the direction of writing, line ends.
+# Unicode categories: control characters, marks that change the writing direction, surrogates, line ends.
 _CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:
-    r"""The text as it may be shown on a terminal: control characters of a name, `\x1b[2J` or a newline, as escapes."""
+    r"""The text with control characters (`\x1b[2J`, a newline) as escapes: a name must not control the terminal."""
     if text.isprintable():
         return text
     return "".join(

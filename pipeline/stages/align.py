@@ -33,7 +33,7 @@ def align_chip(
     Where the eyes are not believable the crop follows the box alone. Outside the chip its edges are repeated.
     """
     left_eye, right_eye = geometry.eye_centres(eye_points)
-    align_ok = bool(np.isfinite(eye_points).all()) and geometry.eyes_believable(box_xyxy, left_eye, right_eye)
+    align_ok = bool(np.isfinite(eye_points).all()) and geometry.eyes_plausible(box_xyxy, left_eye, right_eye)
     if align_ok:
         image_to_crop = geometry.align_matrix(box_xyxy, left_eye, right_eye, template)
     else:

@@ -13,9 +13,9 @@ def faces(records, counts, **values):
 
 
 def test_lengths_are_checked():
-    with pytest.raises(ValueError, match="2 images, one a record, got 1"):
+    with pytest.raises(ValueError, match="2 images, one per record, got 1"):
         ImageBatch((A, B), (NO_PIXELS,))
-    with pytest.raises(ValueError, match=r"\(1,\), one a record"):
+    with pytest.raises(ValueError, match=r"face_counts must be \(1,\)"):
         FaceBatch((A,), np.array([0, 0]), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
     with pytest.raises(ValueError, match=r"boxes_xyxy must be \(2, 4\)"):
         FaceBatch((A,), np.array([2]), np.zeros((1, 4), np.float32), np.zeros(2, np.float32))
@@ -28,7 +28,7 @@ def test_lengths_are_checked():
 @pytest.mark.parametrize(
     ("records", "counts"), [((), []), ((A,), [0]), ((A,), [2]), ((A, B, C), [2, 0, 1])]
 )
-def test_singles_join_to_the_same(records, counts):
+def test_concatenating_singles_gives_the_same_batch(records, counts):
     n = sum(counts)
     batch = faces(records, counts, embeddings=np.arange(n * 3, dtype=np.float32).reshape(n, 3),
                   chips=tuple(np.full((i + 1, i + 1, 3), i, np.uint8) for i in range(n)))
@@ -43,7 +43,7 @@ def test_singles_join_to_the_same(records, counts):
         assert [chip.shape for chip in joined.chips] == [chip.shape for chip in batch.chips]
 
 
-def test_each_stage_drops_what_it_used_last():
+def test_chips_and_crops_are_dropped_after_their_last_use():
     batch = faces((A,), [1], chips=(np.zeros((2, 2, 3), np.uint8),), chip_to_image=np.zeros((1, 2, 3)))
     aligned = batch.with_crops(
         np.zeros((1, 112, 112, 3), np.uint8), np.array([True]), np.zeros(1, np.float32), np.zeros(1, np.float32)
@@ -59,12 +59,12 @@ def test_each_stage_drops_what_it_used_last():
         ([], 3, []),
         ([0], 3, [[0]]),
         ([1, 2, 1, 3], 3, [[1, 2], [1], [3]]),
-        ([9, 0, 0, 4, 1], 3, [[9], [0, 0], [4], [1]]),      # an image with more stands alone
+        ([9, 0, 0, 4, 1], 3, [[9], [0, 0], [4], [1]]),      # an image with more is a batch of its own
         ([1, 1], 99, [[1, 1]]),
-        ([0, 2, 0], 0, [[0], [2], [0]]),                    # 0: every image by itself
+        ([0, 2, 0], 0, [[0], [2], [0]]),                    # 0: one image per batch
     ],
 )
-def test_parts_keep_images_whole(counts, max_faces, expected):
+def test_parts_do_not_split_an_image(counts, max_faces, expected):
     batch = faces(tuple(ImageRecord(str(i)) for i in range(len(counts))), counts)
     parts = batch.parts(max_faces)
     assert [part.face_counts.tolist() for part in parts] == expected

@@ -26,7 +26,7 @@ def frozen(array):
 
 
 def faces_after(stage, which):
-    """A batch as it is after a stage, filled with distinct numbers."""
+    """A batch after a stage, filled with distinct numbers."""
     n, at = sum(COUNTS[which]), ("detect", "keypoint", "align", "embed").index(stage)
     numbers = iter(range(1, 10**9))
 
@@ -72,11 +72,11 @@ def test_faces_survive_the_boundary(stage, which):
 
 @pytest.mark.parametrize("stage", ["detect", "keypoint", "align", "embed"])
 def test_blocks_with_and_without_faces_have_one_schema(stage):
-    """Ray joins blocks of one pool; a block of landscapes must not differ in type from one of portraits."""
+    """Ray joins the blocks of a pool, so blocks with and without faces need the same types."""
     tables = [faces_to_table(faces_after(stage, which), stage) for which in ("one", "many", "none")]
     tables.append(faces_to_table(FaceBatch.without_faces(RECORDS["one"]), stage))
     joined = pa.concat_tables(tables)
-    back = table_to_faces(joined.slice(1, 3), stage)           # sliced inside: offsets do not start at 0
+    back = table_to_faces(joined.slice(1, 3), stage)           # a slice: offsets do not start at 0
     assert back.face_counts.tolist() == [1, 0, 3]
     assert_same(back, faces_after(stage, "many"))
 
@@ -91,8 +91,8 @@ def test_images_survive_the_boundary(pixels):
 
 
 @pytest.mark.parametrize("stage", ["detect", "keypoint", "align"])
-def test_a_folded_batch_is_one_row_and_comes_back(stage):
-    """Alone, among others in a block, and after it was written and read as Ray does."""
+def test_a_folded_batch_is_one_row_and_unfolds_to_the_same(stage):
+    """Alone, as a slice of a block, and after the block was written and read as Ray does."""
     tables = [faces_to_table(faces_after(stage, which), stage) for which in RECORDS]
     folded = [fold(table) for table in tables]
     assert [len(table) for table in folded] == [1] * len(tables)

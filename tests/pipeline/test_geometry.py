@@ -29,7 +29,7 @@ def test_invert_and_compose():
 
 
 @pytest.mark.parametrize("rotation_deg", [0, 90, 180, 270])
-def test_quarter_turn_finds_every_pixel(rotation_deg):
+def test_quarter_turn_maps_every_pixel_back(rotation_deg):
     picture = np.arange(5 * 3).reshape(3, 5)                 # width 5, height 3
     turned = np.rot90(picture, -(rotation_deg // 90))
     back = geometry.quarter_turn(rotation_deg, width=5, height=3)
@@ -47,7 +47,7 @@ def test_quarter_turn_refuses_other_angles():
     ("boxes", "expected"),
     [
         (np.zeros((0, 4), np.float32), np.zeros((0, 4))),
-        (np.array([[1, 2, 3, 5]], np.float32), [[2, 7, 5, 9]]),      # turned by 90: x = y', y = 10 − x'
+        (np.array([[1, 2, 3, 5]], np.float32), [[2, 7, 5, 9]]),      # turned by 90°: x = y', y = 10 − x'
     ],
 )
 def test_transform_boxes_stay_upright(boxes, expected):
@@ -77,7 +77,7 @@ def rotate(points, degrees, centre):
 
 @pytest.mark.parametrize("roll", [0, 30, 90, 135, 180, -120])
 def test_aligned_eyes_are_level_and_in_place(roll):
-    """A frontal face whose eyes and box ask for the same scale: its eyes land on the template exactly."""
+    """Eyes and box ask for the same scale here, so the eyes land exactly on the template."""
     centre = np.array([200.0, 150.0])
     left, right = rotate([[200 - EYE_DISTANCE_PX, 150], [200 + EYE_DISTANCE_PX, 150]], roll, centre)
     box = np.array([200 - 110, 150 - 88, 200 + 110, 150 + 132], np.float32)     # 220 px for 110: scale ½
@@ -93,7 +93,7 @@ def test_aligned_eyes_are_level_and_in_place(roll):
     ("eye_distance", "scale"),
     [
         (EYE_DISTANCE_PX, 1.0),            # eyes and box agree on 1
-        (EYE_DISTANCE_PX / 4, 1.0),        # a profile: its eyes ask for 4, the box's 1 bounds them
+        (EYE_DISTANCE_PX / 4, 1.0),        # a profile: the eyes ask for 4, the box limits it to 1
         (EYE_DISTANCE_PX * 4, 0.5),        # eyes ask for ¼: √(1 · ¼)
     ],
 )
@@ -103,7 +103,7 @@ def test_scale_is_bounded_by_the_box(eye_distance, scale):
     assert math.sqrt(np.linalg.det(matrix[:, :2])) == pytest.approx(scale)
 
 
-def test_alignment_by_box_puts_the_guessed_eyes_in_place():
+def test_alignment_by_box_puts_the_assumed_eyes_in_place():
     matrix = geometry.align_matrix_by_box(np.array([10, 20, 120, 130], np.float32), TEMPLATE)
     assert np.allclose(geometry.transform(matrix, np.array([[65.0, 64.0]])), [EYES_MID_XY])
     assert matrix[0, 0] == pytest.approx(1.0) and geometry.turn_deg(matrix) == 0.0
@@ -116,15 +116,15 @@ def test_alignment_by_box_puts_the_guessed_eyes_in_place():
         ((50, 40), (51, 40), False),       # 1% of the box
         ((5, 40), (95, 40), False),        # 90% of it
         ((-60, 40), (0, 40), False),       # their middle is outside
-        ((50, 30), (50, 80), True),        # lying down is fine
+        ((50, 30), (50, 80), True),        # a face that lies on its side
     ],
 )
-def test_believable_eyes(left, right, expected):
+def test_plausible_eyes(left, right, expected):
     box = np.array([0, 0, 100, 100], np.float32)
-    assert geometry.eyes_believable(box, np.array(left), np.array(right)) is expected
+    assert geometry.eyes_plausible(box, np.array(left), np.array(right)) is expected
 
 
 def test_opencv_convention():
-    """Doubling moves a pixel's centre from 0.5 to 1.0, that is from 0 to 0.5 in OpenCV's count."""
+    """Scaling by 2 moves a pixel centre from 0.5 to 1.0; in OpenCV that is from 0 to 0.5."""
     matrix = geometry.for_opencv(geometry.scale_shift((2.0, 2.0), (0.0, 0.0)))
     assert np.allclose(matrix, [[2, 0, 0.5], [0, 2, 0.5]])

@@ -10,24 +10,24 @@ MODELS = {"detector": {"tensors_sha256": "aa"}, "embedder": {"tensors_sha256": "
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"detect_px": 100}, "detect_px must be a multiple of 32"),
-        ({"second_pass_px": 32}, "second_pass_px must be a multiple of 32 and at least 64"),
-        ({"min_score": 0}, "min_score must lie between 0 and 1"),
-        ({"nms_iou": 1.5}, "nms_iou"),
-        ({"min_face_px": -1}, "not negative"),
+        ({"detect_px": 100}, "--detect-px must be a multiple of 32 and at least 64; got 100"),
+        ({"second_pass_px": 32}, "--second-pass-px must be a multiple of 32 and at least 64; 0 turns"),
+        ({"min_score": 0}, "--min-score must lie between 0 and 1, got 0"),
+        ({"nms_iou": 1.5}, "--nms-iou must lie between 0 and 1"),
+        ({"min_face_px": -1}, "--min-face-px must be a number and not negative"),
         ({"min_face_px": float("nan")}, "must be a number"),
-        ({"max_faces": 0}, "max_faces must be at least 1"),
-        ({"max_pixels": 0}, "max_pixels"),
-        ({"decode_scale": "half"}, 'must be "auto" or "full"'),
-        ({"embedding_dtype": "int8"}, "float32, float16"),
+        ({"max_faces": 0}, "--max-faces must be at least 1; 0 keeps all faces"),
+        ({"max_pixels": 0}, "--max-pixels must be at least 1"),
+        ({"decode_scale": "half"}, '--decode-scale must be "auto" or "full"'),
+        ({"embedding_dtype": "int8"}, "--embedding-dtype must be one of float32, float16"),
     ],
 )
-def test_wrong_settings_say_what_came(changes, message):
+def test_a_wrong_setting_names_the_option_and_the_value(changes, message):
     with pytest.raises(ValueError, match=message):
         RowSettings(**changes)
 
 
-def test_decode_keeps_twice_the_detectors_input():
+def test_decoding_keeps_twice_the_detector_input():
     assert RowSettings(detect_px=960).decode_min_side_px == 1920
     assert RowSettings(decode_scale="full").decode_min_side_px is None
 
