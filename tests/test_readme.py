@@ -1,4 +1,4 @@
-"""The Python in README, run on an output that the sink wrote."""
+"""The Python in README, run on an output that the sink wrote, and the columns that README lists."""
 
 import re
 
@@ -10,11 +10,12 @@ from pipeline.boundary import faces_to_table
 from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.run.cluster import REPOSITORY
+from pipeline.schemas import IMAGES, faces_schema
 from pipeline.storage import open_storage
 
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = {
-    re.search(r"import (\w+)", block)[1]: block
-    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    re.search(r"import (\w+)", block)[1]: block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 }
 FACES = {"crowd": 11, "empty": 0, "pair": 2}      # by photo
 EYE_DISTANCES_PX = [30] * 11 + [30, 10]           # of every face
@@ -82,3 +83,10 @@ def test_pandas_finds_the_photos_with_most_faces(printed):
 def test_numpy_finds_the_ten_most_alike_faces(printed):
     expected = [f"{1 - 0.07 * i:.3f} /photos/crowd.jpg {i}" for i in range(1, 11)]
     assert printed("numpy").splitlines() == expected
+
+
+@pytest.mark.parametrize(("table", "schema"), [("faces", faces_schema(512, "float32")), ("images", IMAGES)])
+def test_all_columns_are_listed(table, schema):
+    lines = README.split(f"\n`{table}/`:\n\n")[1].split("\n\n")[0].splitlines()
+    before_colon = [line.partition("`: ")[0] + "`" for line in lines if line.startswith("- `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(before_colon))) == sorted(schema.names)
