@@ -1,6 +1,6 @@
-"""The face detector: YOLOv8 with one class, built by ultralytics and run by ourselves.
+"""The face detector: YOLOv8 with one class.
 
-ultralytics' own predictor letterboxes by batch, reads files and talks; only its network is used here.
+Only the network is ultralytics'. Its predictor is not used: the letterbox there depends on the batch.
 """
 
 from __future__ import annotations
@@ -10,38 +10,39 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torchvision.ops import box_convert, nms
 
-from models.batches import PaddedBatches, torch_device
-from models.store import WeightCard, WeightsError, load_tensors, own_folder, read_card
+from models.device import to_device, torch_device
+from models.padded_batches import PaddedBatches
+from models.store import StoredModel, WeightCard, WeightsError, own_folder
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
 NETWORKS = ("yolov8n", "yolov8s", "yolov8m")
-STRIDE_PX = 32                        # the coarsest of the three grids: the input's side must be a multiple
+STRIDE_PX = 32                        # of the coarsest grid; the input's side must be a multiple
 
 ULTRALYTICS_ENV = {
-    "YOLO_OFFLINE": "true",           # no look-ups of its servers, hence no telemetry either
-    "YOLO_AUTOINSTALL": "false",      # never runs pip
+    "YOLO_OFFLINE": "true",           # no connection to its servers and no telemetry
+    "YOLO_AUTOINSTALL": "false",      # no pip
     "YOLO_VERBOSE": "false",
 }
 
 
 def import_ultralytics() -> None:
-    """Set ultralytics' environment, which it reads once, when it is first imported; call before importing from it.
+    """Import ultralytics offline and quiet. Call this before every import from it: it reads its environment only once.
 
-    Its settings file goes to the folder for temporary files instead of the user's home.
+    Its settings file goes to the folder for temporary files, not to the user's home.
     """
     os.environ.update(ULTRALYTICS_ENV)
     if "YOLO_CONFIG_DIR" not in os.environ:
         settings = own_folder(Path(tempfile.gettempdir()) / f"facelake-{os.getuid()}")
         os.environ["YOLO_CONFIG_DIR"] = str(settings)
-    # Left unset it becomes 1 on import, for every process started afterwards.
+    # If it is unset, the import sets it to 1, also for processes that are started later.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     import ultralytics  # noqa: F401
 
@@ -49,17 +50,17 @@ def import_ultralytics() -> None:
 
 
 def build_network(network: str) -> DetectionModel:
-    """An untrained one-class network by name, one of `NETWORKS`, in training mode. Raises WeightsError."""
+    """An untrained one-class network in training mode. network: one of `NETWORKS`, else WeightsError."""
     if network not in NETWORKS:
         raise WeightsError(f"detector network must be one of {', '.join(NETWORKS)}, got {network!r}")
     import_ultralytics()
     from ultralytics.nn.tasks import DetectionModel
 
-    return DetectionModel(f"{network}.yaml", nc=1, verbose=False)
+    return cast("DetectionModel", cast(Any, DetectionModel)(f"{network}.yaml", nc=1, verbose=False))
 
 
 def load_network(network: str, tensors: Mapping[str, torch.Tensor]) -> DetectionModel:
-    """The network with the given tensors, whose names and shapes must be its own. Raises WeightsError."""
+    """The network with these tensors in it. Raises WeightsError when a name or shape differs."""
     model = build_network(network)
     expected = network_tensors(model)
     wrong = sorted(
@@ -68,20 +69,17 @@ def load_network(network: str, tensors: Mapping[str, torch.Tensor]) -> Detection
     )
     if wrong:
         raise WeightsError(f"these are not the tensors of a one-class {network}: {len(wrong)} differ, first {wrong[0]}")
-    model.load_state_dict(dict(tensors), strict=False)      # not strict: the counters left out by network_tensors
+    model.load_state_dict(dict(tensors), strict=False)      # not strict: network_tensors leaves out the counters
     return model
 
 
 def network_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that make up a network, without the counters of its batch norms, which only training reads."""
+    """The tensors of a network, without the counters of its batch norms, which only training reads."""
     return {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
 class FaceDetector:
-    """Find faces on square canvases.
-
-    The same canvas gives the same faces whatever else is in the batch.
-    """
+    """Find faces on square canvases; a canvas gives the same faces in every batch."""
 
     def __init__(
         self,
@@ -97,15 +95,14 @@ class FaceDetector:
         self._min_score = min_score
         self._nms_iou = nms_iou
         self._max_detections = max_detections
-        # channels_last doubles convolution speed on CPUs (10 → 23 img/s at 640, batch 8, 2 cores).
-        self._model = model.eval().fuse(verbose=False).to(device, memory_format=torch.channels_last)
+        self._model = to_device(cast(Any, model.eval()).fuse(verbose=False), device)
         self._run = PaddedBatches(self._forward, batch_size)
 
     def __call__(self, canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Boxes (n, 4) float32 x1 y1 x2 y2 in canvas pixels and scores (n,) float32 for every canvas.
 
-        canvases: (b, S, S, 3) uint8 RGB, S a multiple of 32. Sorted by descending score; boxes may reach a little
-        beyond the canvas. Raises ValueError for another shape.
+        canvases: (b, S, S, 3) uint8 RGB, S a multiple of 32, else ValueError. The best score comes first. A box may
+        reach a little beyond the canvas.
         """
         if canvases.ndim != 4 or canvases.shape[1] != canvases.shape[2] or canvases.shape[1] % STRIDE_PX \
                 or canvases.shape[3] != 3 or canvases.dtype != np.uint8:
@@ -119,8 +116,8 @@ class FaceDetector:
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         """(b, S, S, 3) uint8 to (b, 5, cells): centre x, y, width, height in pixels, score."""
-        pixels = batch.to(self._device).permute(0, 3, 1, 2).float().div_(255)      # NHWC bytes: already channels_last
-        predictions, _raw_heads = self._model(pixels)
+        pixels = batch.to(self._device).permute(0, 3, 1, 2).float().div_(255)      # NHWC: this is channels_last
+        predictions: torch.Tensor = self._model(pixels)[0]      # the second are the raw heads
         return predictions
 
     def _faces(self, prediction: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -131,8 +128,7 @@ class FaceDetector:
 
 
 def load_detector(
-    weights_dir: Path,
-    name: str,
+    model: StoredModel,
     *,
     device: str,
     min_score: float,
@@ -140,21 +136,20 @@ def load_detector(
     batch_size: int,
     max_detections: int,
 ) -> FaceDetector:
-    """The detector `name` ready to run.
+    """The detector ready to call.
 
-    device: "auto", "cpu" or "cuda"; min_score: faces below it are dropped; nms_iou: of two boxes that overlap more the
-    weaker is dropped; max_detections: at most so many faces a canvas. Raises WeightsError.
+    device: auto, cpu or cuda. min_score: lower scores are dropped. nms_iou: of two boxes that overlap more, the one
+    with the lower score is dropped. max_detections: the most faces of a canvas. Raises WeightsError.
     """
-    card = read_card(weights_dir, "detector", name)
     return FaceDetector(
-        load_network(detector_network(card), load_tensors(weights_dir, card)), device=torch_device(device),
+        load_network(detector_network(model.card), model.tensors()), device=torch_device(device),
         min_score=min_score, nms_iou=nms_iou, batch_size=batch_size, max_detections=max_detections,
     )
 
 
 def detector_network(card: WeightCard) -> str:
-    """The name of a detector's network. Raises WeightsError when its input is not what `FaceDetector` feeds."""
+    """The name of a detector's network. Raises WeightsError when the card's input is not what `FaceDetector` gives."""
     preprocessing = card.preprocessing
     if (preprocessing["mean"], preprocessing["std"], preprocessing["colour_order"]) != ([0] * 3, [255] * 3, "RGB"):
         raise WeightsError(f"detector {card.name}: a detector takes RGB / 255, its card says {preprocessing}")
-    return card.architecture["network"]
+    return str(card.architecture["network"])

@@ -1,31 +1,31 @@
-"""The embedders: from an aligned face to a vector whose cosines are likeness.
+"""The embedders: from an aligned face to a vector; the cosine of two vectors is the likeness of the faces.
 
-Two families, chosen by the architecture a card names: torchvision's ResNets with a face stem and head (the reference
-is depth 101, Deng et al., ArcFace, 2019), and timm's EdgeNeXt (George et al., EdgeFace, 2023), the default.
+The architecture in the card chooses one of two families: torchvision's ResNets with a stem and head for faces (the
+reference is depth 101, Deng et al., ArcFace, 2019), or timm's EdgeNeXt (George et al., EdgeFace, 2023), the default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.batches import PaddedBatches, torch_device
+from models.device import to_device, torch_device
+from models.padded_batches import PaddedBatches
 from models.resnet import RESNETS, residual_stages
-from models.store import EMBEDDING_DIM, WeightsError, fill_network, read_card
+from models.store import EMBEDDING_DIM, StoredModel, WeightsError
 from pipeline.geometry import CROP_PX
 
 
 class FaceResNet(nn.Module):
     """A ResNet for 112×112 faces: (n, 3, 112, 112) float in [-1, 1] to (n, 512), not normalised.
 
-    Against torchvision's: the stem is one 3×3 convolution of stride 2 without max-pool, for faces are small, and the
-    head weighs every place of the last 7×7 map by a depthwise convolution (MobileFaceNet, Chen et al., 2018) instead
-    of averaging them. name: a key of `RESNETS`; width: channels of the stem, 64 in the reference.
+    Two differences to torchvision's. The stem is one 3×3 convolution of stride 2 without max-pool, because faces are
+    small. The head does not average the last 7×7 map: a depthwise convolution weighs its places (MobileFaceNet, Chen et
+    al., 2018). name: a key of `RESNETS`; width: channels of the stem, 64 in the reference.
     """
 
     def __init__(self, name: str, width: int) -> None:
@@ -43,11 +43,12 @@ class FaceResNet(nn.Module):
         )
 
     def forward(self, faces: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(faces)))
+        vectors: Tensor = self.head(self.body(self.stem(faces)))
+        return vectors
 
 
 def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
-    """The untrained network of an architecture, as a card names it.
+    """The untrained network of a card's architecture.
 
     `{"network": "resnet18" | "resnet34" | "resnet50" | "resnet101", "width": int}` or
     `{"network": "edgenext_x_small"}`. Raises WeightsError for anything else.
@@ -58,7 +59,8 @@ def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
         case {"network": "edgenext_x_small" as name, **rest} if not rest:
             import timm
 
-            return timm.create_model(name, pretrained=False, num_classes=EMBEDDING_DIM)
+            network: nn.Module = timm.create_model(name, pretrained=False, num_classes=EMBEDDING_DIM)
+            return network
     raise WeightsError(
         f"no embedder has the architecture {dict(architecture)}; "
         f"known: {', '.join(RESNETS)} with a width, and edgenext_x_small"
@@ -66,19 +68,19 @@ def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def faces_to_input(crops: Tensor) -> Tensor:
-    """Crops (n, 112, 112, 3) uint8 RGB as the networks take them: (n, 3, 112, 112) float32 in [-1, 1]."""
+    """Crops (n, 112, 112, 3) uint8 RGB to the networks' input (n, 3, 112, 112) float32 in [-1, 1]."""
     return (crops.permute(0, 3, 1, 2).float() - 127.5) / 127.5
 
 
 class Embedder:
     """Aligned crops to vectors, in batches of one fixed shape.
 
-    flip_average: add the vectors of the crop and of its mirror image; twice the cost.
+    flip_average: add the vector of the mirrored crop; costs twice the time.
     """
 
     def __init__(self, network: nn.Module, *, device: torch.device, batch_size: int, flip_average: bool) -> None:
         self._device = device
-        self._network = network.eval().to(device, memory_format=torch.channels_last)
+        self._network = to_device(network.eval(), device)
         self._flip_average = flip_average
         self._batches = PaddedBatches(self._forward, batch_size)
 
@@ -92,19 +94,13 @@ class Embedder:
 
     def _forward(self, crops: Tensor) -> Tensor:
         faces = faces_to_input(crops.to(self._device))
-        vectors = self._network(faces)
+        vectors: Tensor = self._network(faces)
         return vectors + self._network(faces.flip(3)) if self._flip_average else vectors
 
 
-def load_embedder(weights_dir: Path, name: str, *, device: str, batch_size: int) -> Embedder:
-    """The embedder `embedder-<name>` of a weight folder, ready to call.
-
-    device: auto, cpu or cuda. Raises WeightsError for missing or damaged weights and for an unknown architecture.
-    """
-    card = read_card(weights_dir, "embedder", name)
-    network = build_embedder(card.architecture)
-    fill_network(network, weights_dir, card)
+def load_embedder(model: StoredModel, *, device: str, batch_size: int) -> Embedder:
+    """The embedder ready to call. device: auto, cpu or cuda. Raises WeightsError."""
     return Embedder(
-        network, device=torch_device(device), batch_size=batch_size,
-        flip_average=bool(card.preprocessing.get("flip_average", False)),
+        model.load(build_embedder), device=torch_device(device), batch_size=batch_size,
+        flip_average=bool(model.card.preprocessing.get("flip_average", False)),
     )

@@ -1,12 +1,11 @@
-"""The eye-point network: a ResNet that finds twelve points, six around each eye, on a chip.
+"""The eye-point network: a ResNet that finds twelve points on a chip, six around each eye.
 
-Coordinates are regressed as fractions of the input, as in the project's origin (there a ResNet50 with MSE).
+It predicts coordinates as fractions of its input, as the project's origin does (there a ResNet50 with MSE).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.batches import PaddedBatches, torch_device
+from models.device import to_device, torch_device
+from models.padded_batches import PaddedBatches
 from models.resnet import RESNETS, residual_stages
-from models.store import WeightsError, fill_network, read_card
+from models.store import StoredModel, WeightsError
 
 POINTS = 12
 
@@ -24,7 +24,7 @@ POINTS = 12
 class EyeResNet(nn.Module):
     """(n, 3, s, s) float in [-1, 1] to (n, 12, 2): points as fractions of the input's side, from its top left.
 
-    Against torchvision's: the last map is flattened instead of averaged, for where something is matters here.
+    The last map is flattened; torchvision averages it, which would lose the places.
     name: a key of `RESNETS`; width: channels of the stem, 64 in the reference; input_px: s.
     """
 
@@ -37,15 +37,17 @@ class EyeResNet(nn.Module):
         )
         self.body, channels = residual_stages(name, width)
         last_px = -(-input_px // 32)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * last_px**2, 2 * POINTS))
-        nn.init.normal_(self.head[1].weight, std=1e-3)      # begins in the middle, else the first steps overshoot
+        linear = nn.Linear(channels * last_px**2, 2 * POINTS)
+        nn.init.normal_(linear.weight, std=1e-3)      # points begin in the middle, else the first steps overshoot
+        self.head = nn.Sequential(nn.Flatten(), linear)
 
     def forward(self, chips: Tensor) -> Tensor:
-        return 0.5 + self.head(self.body(self.stem(chips))).reshape(-1, POINTS, 2)
+        offsets: Tensor = self.head(self.body(self.stem(chips)))
+        return 0.5 + offsets.reshape(-1, POINTS, 2)
 
 
 def build_keypointer(architecture: Mapping[str, Any]) -> EyeResNet:
-    """The untrained network of an architecture, as a card names it.
+    """The untrained network of a card's architecture.
 
     `{"network": "resnet18" | "resnet34" | "resnet50" | "resnet101", "width": int, "input_px": int}`; the reference is
     resnet50 of width 64. Raises WeightsError for anything else.
@@ -62,21 +64,21 @@ def build_keypointer(architecture: Mapping[str, Any]) -> EyeResNet:
 
 
 def chips_to_input(chips: Tensor) -> Tensor:
-    """Chips (n, s, s, 3) uint8 RGB as the networks take them: (n, 3, s, s) float32 in [-1, 1]."""
+    """Chips (n, s, s, 3) uint8 RGB to the networks' input (n, 3, s, s) float32 in [-1, 1]."""
     return (chips.permute(0, 3, 1, 2).float() - 127.5) / 127.5
 
 
 class Keypointer:
     """Chips to eye points, in batches of one fixed shape.
 
-    input_px: side of the network's input. chip_fraction: how much of the chip's side it sees, around the middle.
+    input_px: side of the network's input. chip_fraction: the network sees this share of the chip's side, the middle.
     """
 
     def __init__(
         self, network: nn.Module, *, device: torch.device, batch_size: int, input_px: int, chip_fraction: float
     ) -> None:
         self._device = device
-        self._network = network.eval().to(device, memory_format=torch.channels_last)
+        self._network = to_device(network.eval(), device)
         self._input_px, self._chip_fraction = input_px, chip_fraction
         self._batches = PaddedBatches(self._forward, batch_size)
 
@@ -92,7 +94,8 @@ class Keypointer:
         return fractions * sides[:, None, None] + margins[:, None, None]
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        return self._network(chips_to_input(inputs.to(self._device)))
+        points: Tensor = self._network(chips_to_input(inputs.to(self._device)))
+        return points
 
 
 def middle(chip: np.ndarray, fraction: float) -> tuple[np.ndarray, int]:
@@ -102,20 +105,14 @@ def middle(chip: np.ndarray, fraction: float) -> tuple[np.ndarray, int]:
 
 
 def resize(image: np.ndarray, side_px: int) -> np.ndarray:
-    """A square image at another size, by areas where it shrinks, else linearly."""
+    """A square image at another size: averaged if it shrinks, interpolated if it grows."""
     interpolation = cv2.INTER_AREA if len(image) > side_px else cv2.INTER_LINEAR
     return cv2.resize(image, (side_px, side_px), interpolation=interpolation)
 
 
-def load_keypointer(weights_dir: Path, name: str, *, device: str, batch_size: int) -> Keypointer:
-    """The keypointer `keypointer-<name>` of a weight folder, ready to call.
-
-    device: auto, cpu or cuda. Raises WeightsError for missing or damaged weights and for an unknown architecture.
-    """
-    card = read_card(weights_dir, "keypointer", name)
-    network = build_keypointer(card.architecture)
-    fill_network(network, weights_dir, card)
+def load_keypointer(model: StoredModel, *, device: str, batch_size: int) -> Keypointer:
+    """The keypointer ready to call. device: auto, cpu or cuda. Raises WeightsError."""
     return Keypointer(
-        network, device=torch_device(device), batch_size=batch_size,
-        input_px=card.architecture["input_px"], chip_fraction=card.preprocessing["chip_fraction"],
+        model.load(build_keypointer), device=torch_device(device), batch_size=batch_size,
+        input_px=model.card.architecture["input_px"], chip_fraction=model.card.preprocessing["chip_fraction"],
     )

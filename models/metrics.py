@@ -1,4 +1,4 @@
-"""The figures by which our models are judged, in numpy alone."""
+"""The figures that measure our models, in NumPy."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 
 HIT, FALSE, NOT_COUNTED = 1, 0, -1
-MAX_NME = 0.1       # eye points that are further off are a failure
+MAX_NME = 0.1       # a larger error of the eye points is a failure
 
 
 def box_iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
     """Intersection over union of every box (n, 4) with every other (m, 4): (n, m) float64."""
-    inter, areas, other_areas = _overlaps(boxes_xyxy, others_xyxy)
-    return inter / np.maximum(areas[:, None] + other_areas[None, :] - inter, 1e-12)
+    boxes, others = boxes_xyxy.astype(np.float64), others_xyxy.astype(np.float64)
+    top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    inter: np.ndarray = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
+    areas, other_areas = ((these[:, 2:] - these[:, :2]).prod(axis=1) for these in (boxes, others))
+    iou: np.ndarray = inter / np.maximum(areas[:, None] + other_areas[None, :] - inter, 1e-12)
+    return iou
 
 
 def match_faces(
     boxes_xyxy: np.ndarray, truth_xyxy: np.ndarray, ignored_xyxy: np.ndarray, min_iou: float
 ) -> np.ndarray:
-    """What became of every detection (n, 4) of one image, given by descending score: (n,) int8.
+    """`HIT`, `FALSE` or `NOT_COUNTED` for every detection (n, 4) of one image, (n,) int8; the best score comes first.
 
-    `HIT` where it takes a face of truth (m, 4) that none before it took, the one it overlaps most, at an IoU of at
-    least min_iou; else `NOT_COUNTED` where it lies on an ignored box (k, 4), by the same IoU; else `FALSE`.
+    A detection is a hit if the face of truth (m, 4) that it overlaps most, of those still free, has an IoU of min_iou
+    or more. That face is then taken. A detection that is no hit is not counted if it has this IoU with an ignored box
+    (k, 4), and false otherwise.
     """
     outcome = np.full(len(boxes_xyxy), FALSE, np.int8)
     iou = box_iou(boxes_xyxy, truth_xyxy)
-    on_ignored = (box_iou(boxes_xyxy, ignored_xyxy) >= min_iou).any(axis=1)
+    on_ignored = np.asarray((box_iou(boxes_xyxy, ignored_xyxy) >= min_iou).any(axis=1))
     for i in range(len(boxes_xyxy)):
         best = int(iou[i].argmax()) if iou.shape[1] else -1
         if best >= 0 and iou[i, best] >= min_iou:
@@ -38,9 +44,9 @@ def match_faces(
 
 
 def precision_recall(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> tuple[np.ndarray, ...]:
-    """Precision, recall and score at every counted detection of all images together, by descending score.
+    """Precision, recall and score at every counted detection of all images, by descending score.
 
-    scores (n,), outcome (n,) as `match_faces` gives it, n_truth: how many faces there are.
+    scores: (n,). outcome: (n,), see `match_faces`. n_truth: the number of faces.
     """
     counted = outcome != NOT_COUNTED
     order = np.argsort(-scores[counted], kind="stable")
@@ -49,14 +55,14 @@ def precision_recall(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> t
 
 
 def average_precision(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> float:
-    """Area under the precision-recall curve, precision made monotonic first (Pascal VOC 2010); 0 without faces."""
+    """Area under the precision-recall curve, with monotonic precision (Pascal VOC 2010); 0 without faces."""
     precision, recall, _ = precision_recall(scores, outcome, n_truth)
     monotonic = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * monotonic))
 
 
 def best_f1(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> tuple[float, float]:
-    """The score threshold (inclusive) with the highest F1, and that F1; (1, 0) when nothing was detected."""
+    """The score threshold (inclusive) with the highest F1, and that F1; (1, 0) without detections."""
     precision, recall, ordered = precision_recall(scores, outcome, n_truth)
     if not len(ordered):
         return 1.0, 0.0
@@ -66,9 +72,9 @@ def best_f1(scores: np.ndarray, outcome: np.ndarray, n_truth: int) -> tuple[floa
 
 
 def pair_cosines(vectors: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs of unit vectors (n, dim), and whether both are of one person; (n·(n−1)/2,) each.
+    """Cosines of all pairs of unit vectors (n, dim), and whether a pair is of one person; (n·(n−1)/2,) each.
 
-    people: (n,) any labels that compare equal for one person.
+    people: (n,) labels; two vectors of one person have equal labels.
     """
     first, second = np.triu_indices(len(vectors), 1)
     return (vectors @ vectors.T)[first, second], people[first] == people[second]
@@ -77,8 +83,8 @@ def pair_cosines(vectors: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, n
 def tpr_at_fpr(cosines: np.ndarray, same: np.ndarray, fprs: Sequence[float]) -> dict[float, tuple[float, float]]:
     """True positive rate and threshold at each false positive rate: `{fpr: (tpr, threshold)}`.
 
-    The threshold is the cosine above which the given share of negatives lies; the rate is the share of positives
-    above it. cosines: (pairs,); same: (pairs,) bool. Raises ValueError without positives or without negatives.
+    The share `fpr` of the negatives lies above the threshold, and the share `tpr` of the positives.
+    cosines: (pairs,); same: (pairs,) bool. Raises ValueError without positives or without negatives.
     """
     positives, negatives = cosines[same], np.sort(cosines[~same])
     if not len(positives) or not len(negatives):
@@ -91,38 +97,30 @@ def tpr_at_fpr(cosines: np.ndarray, same: np.ndarray, fprs: Sequence[float]) -> 
 
 
 def roc_curve(cosines: np.ndarray, same: np.ndarray, min_fpr: float) -> tuple[np.ndarray, np.ndarray]:
-    """False positive rates from min_fpr to 1, in equal ratios, and the true positive rates there; 200 each.
+    """False positive rates from min_fpr to 1, in equal ratios, and their true positive rates; 200 each.
 
-    It starts at one negative pair where there are fewer than 1 / min_fpr of them. As `tpr_at_fpr` otherwise.
+    With fewer than 1 / min_fpr negative pairs the rates start at one pair. See `tpr_at_fpr`.
     """
     fprs = np.geomspace(max(min_fpr, 1 / max(int((~same).sum()), 1)), 1, 200)
     return fprs, np.array([tpr for tpr, _ in tpr_at_fpr(cosines, same, fprs.tolist()).values()])
 
 
-def _overlaps(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Areas of the intersections (n, m), and of the boxes (n,) and (m,); float64."""
-    boxes, others = boxes_xyxy.astype(np.float64), others_xyxy.astype(np.float64)
-    top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    inter = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
-    return inter, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), (others[:, 2:] - others[:, :2]).prod(axis=1)
-
-
 def face_nme(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The mean error of the eye points of every face as a share of the distance between the outer corners, (n,).
+    """Mean error of each face's eye points, as a share of the distance between the outer eye corners; (n,).
 
     predicted, wanted: (n, 12, 2), n ≥ 1, else ValueError.
     """
     if predicted.shape != wanted.shape or wanted.shape[1:] != (12, 2) or not len(wanted):
         raise ValueError(f"need two arrays (n, 12, 2), n ≥ 1, got {predicted.shape} and {wanted.shape}")
-    return np.linalg.norm(predicted - wanted, axis=2).mean(1) / _outer_distance(wanted)
+    nme: np.ndarray = np.linalg.norm(predicted - wanted, axis=2).mean(1) / _outer_distance(wanted)
+    return nme
 
 
 def eye_errors(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """How far eye points are off, as shares of the distance between the outer corners of the eyes.
+    """Errors of eye points, as shares of the distance between the outer eye corners.
 
-    predicted, wanted: (n, 12, 2), n ≥ 1. `nme`: mean over points and faces; `centres`: mean over both eye centres;
-    `failures`: share of faces whose mean is above 10%.
+    predicted, wanted: (n, 12, 2), n ≥ 1. `nme`: mean over points and faces. `centres`: mean over both eye centres.
+    `failures`: share of the faces with a mean above 10%.
     """
     by_face = face_nme(predicted, wanted)
     centres = (predicted - wanted).reshape(-1, 2, 6, 2).mean(2)
@@ -134,29 +132,29 @@ def eye_errors(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
 
 
 def _outer_distance(points: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(points[:, 0] - points[:, 9], axis=1)
+    distance: np.ndarray = np.linalg.norm(points[:, 0] - points[:, 9], axis=1)
+    return distance
 
 
 def cumulative_errors(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Errors from 0 to `MAX_NME`, and the share of faces whose error is at most that; 201 each.
+    """Errors from 0 to `MAX_NME`, and the share of the faces with at most that error; 201 each.
 
-    errors: (n,), n ≥ 1, as `face_nme` gives them, infinite where the face was not found.
+    errors: (n,), n ≥ 1, see `face_nme`; infinite for a face that was not found.
     """
     at = np.linspace(0, MAX_NME, 201)
     return at, np.searchsorted(np.sort(errors), at, side="right") / len(errors)
 
 
 def cumulative_area(errors: np.ndarray) -> float:
-    """The area under the cumulative curve of the errors (n,) up to `MAX_NME`, as a share: 1 if all are zero."""
+    """The area under the cumulative curve of the errors (n,) up to `MAX_NME`; 1 if all errors are zero."""
     return float(np.clip(1 - errors / MAX_NME, 0, None).mean())
 
 
 def verification_accuracy(cosines: np.ndarray, same: np.ndarray, folds: int) -> tuple[float, float, float, float]:
-    """Mean and standard deviation over folds of the accuracy at the other folds' best threshold, then the best
-    accuracy over all pairs at one threshold, and that threshold.
+    """Mean accuracy over the folds, its standard deviation, the best accuracy at one threshold, and that threshold.
 
-    Folds are consecutive pairs of either kind, as in LFW's protocol. cosines, same: (pairs,), of either kind at least
-    one a fold, else ValueError.
+    LFW's protocol: a fold is measured at the best threshold of the other folds. A fold is made of consecutive pairs of
+    each kind. cosines, same: (pairs,), with at least one pair of each kind per fold, else ValueError.
     """
     rank = np.where(same, np.cumsum(same) - 1, np.cumsum(~same) - 1)
     count = np.where(same, same.sum(), (~same).sum())
@@ -172,10 +170,10 @@ def verification_accuracy(cosines: np.ndarray, same: np.ndarray, folds: int) -> 
 
 
 def _best_threshold(cosines: np.ndarray, same: np.ndarray) -> tuple[float, float]:
-    """The threshold, half-way between two cosines, at which most pairs are told right, and the share of those."""
+    """The threshold, half-way between two cosines, with the most correct pairs, and their share."""
     order = np.argsort(cosines)
     values, same = cosines[order], same[order]
-    # With the threshold after the first k pairs, those k are called different and the rest same.
+    # A threshold after the first k pairs calls these k different and the rest same.
     right = np.concatenate([[0], np.cumsum(~same)]) + np.concatenate([np.cumsum(same[::-1])[::-1], [0]])
     between = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
     k = int(right.argmax())

@@ -1,4 +1,4 @@
-"""The residual stages that the embedder and the eye-point network share: torchvision's blocks, any width."""
+"""The residual stages of the embedder and the eye-point network: torchvision's blocks at any width."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
 
 
 def residual_stages(name: str, width: int) -> tuple[nn.Sequential, int]:
-    """The four stages of a ResNet (He et al., 2016) as one sequence of blocks, and how many channels come out.
+    """The four stages of a ResNet (He et al., 2016) as one sequence of blocks, and the channels of its output.
 
-    name: a key of `RESNETS`. width: channels that come in from the stem, 64 in the paper. Maps shrink by 8.
+    name: a key of `RESNETS`. width: channels of the stem's output, 64 in the paper. Maps shrink by 8.
     """
     block, counts = RESNETS[name]
     blocks: list[nn.Module] = []
@@ -38,12 +38,12 @@ def residual_stages(name: str, width: int) -> tuple[nn.Sequential, int]:
 
 
 def deepened(start: Mapping[str, Tensor], deeper: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ResNet as those of a deeper one of the same width, which computes the same.
+    """The tensors of a ResNet for a deeper one of the same width, which then computes the same.
 
-    Each stage keeps its blocks and gets the deeper network's untrained ones behind them (Net2Net, Chen et al., 2016);
-    their last batch norm is zero, so that they add nothing until they are trained (Goyal et al., 2017).
-    start, deeper: state dicts of networks whose blocks are called `body`. Where the second is not deeper, or of
-    another kind of blocks, start is returned as it is.
+    Each stage keeps its blocks; the deeper network's untrained blocks follow (Net2Net, Chen et al., 2016). The last
+    batch norm of a new block is zero, so the block adds nothing before it is trained (Goyal et al., 2017).
+    start, deeper: state dicts with the blocks in `body`. If the second is not deeper, or has another kind of blocks,
+    start is returned as it is.
     """
     few, many = _kind_and_counts(start), _kind_and_counts(deeper)
     if few is None or many is None or few[0] is not many[0] or sum(few[1]) >= sum(many[1]):
@@ -68,7 +68,7 @@ def deepened(start: Mapping[str, Tensor], deeper: Mapping[str, Tensor]) -> dict[
 def _kind_and_counts(
     tensors: Mapping[str, Tensor],
 ) -> tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]] | None:
-    """The row of `RESNETS` whose blocks a state dict's `body` has; None for other networks."""
+    """The row of `RESNETS` with the blocks in a state dict's `body`; None for other networks."""
     names = [name for name in tensors if name.startswith("body.")]
     kind = Bottleneck if any(name.endswith(".conv3.weight") for name in names) else BasicBlock
     blocks = len({name.split(".")[1] for name in names})

@@ -1,6 +1,6 @@
-"""What our training jobs share: augmentations, losses, and one resumable loop around one optimiser step.
+"""The parts of our training jobs: augmentations, losses, and one loop that can be stopped and resumed.
 
-Batches are pure functions of their number, so a run that was stopped and goes on sees what it would have seen.
+A batch is a pure function of its number: a resumed run sees the same batches as a run without a stop.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import csv
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -25,11 +25,16 @@ from torch.nn import functional as F
 from models.resnet import deepened
 from pipeline.errors import UserError
 
-CROP_BOX_RATIO = 1.55   # side of a ready-cut training crop (identities/, faces/) over the side of its face box
+CROP_BOX_RATIO = 1.55   # side of a crop in identities/ and faces/ over the side of its face box
+
+Batch = tuple[Tensor, tuple[Tensor, ...]]
+"""The network's inputs, and the other arguments of the loss."""
+
+Made = TypeVar("Made")
 
 
 def box_of_crop(side_px: int) -> np.ndarray:
-    """The face box, x1 y1 x2 y2, of a ready-cut crop: the square in its middle."""
+    """The face box, x1 y1 x2 y2, of a crop in identities/ or faces/: the square in its middle."""
     margin = side_px * (1 - 1 / CROP_BOX_RATIO) / 2
     return np.array([margin, margin, side_px - margin, side_px - margin])
 
@@ -38,18 +43,19 @@ def box_of_crop(side_px: int) -> np.ndarray:
 
 
 def vary_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Contrast, brightness and tint drawn at random; grey once in ten."""
+    """Contrast, brightness and tint at random; one image in ten is grey."""
     gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
-    varied = np.clip(image * gain.astype(np.float32) + np.float32(rng.uniform(-25, 25)), 0, 255).astype(np.uint8)
+    shifted = image * gain.astype(np.float32) + np.float32(rng.uniform(-25, 25))
+    varied: np.ndarray = np.clip(shifted, 0, 255).astype(np.uint8)
     if rng.random() < 0.1:
         varied = cv2.cvtColor(cv2.cvtColor(varied, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return varied
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator, smallest: float) -> np.ndarray:
-    """What small, blurred and strongly compressed photos do to a face, each once in five or less.
+    """Low resolution (one image in five), blur and strong JPEG compression (15% each).
 
-    smallest: the least factor by which the image is shrunk before it is enlarged again.
+    smallest: the smallest factor by which the image is shrunk before it is enlarged again.
     """
     height, width = image.shape[:2]
     if rng.random() < 0.2:
@@ -61,7 +67,7 @@ def degrade(image: np.ndarray, rng: np.random.Generator, smallest: float) -> np.
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.8))
     if rng.random() < 0.15:
         _, coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))])
-        image = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        image = cast(np.ndarray, cv2.imdecode(coded, cv2.IMREAD_COLOR))
     return image
 
 
@@ -79,11 +85,11 @@ def occlude(image: np.ndarray, rng: np.random.Generator, largest: float) -> np.n
 
 
 class EmbedderLoss(nn.Module):
-    """How far an embedder is from its teacher, and how badly it tells people apart; a scalar.
+    """The distance to the teacher plus ArcFace; a scalar.
 
     distil × (10 × (1 − cosine to the teacher's vector) + 20 × mean squared difference of the batch's cosine matrices
     (relational distillation, Park et al., 2019)) + arcface_weight × ArcFace (Deng et al., 2019).
-    centres: (people, dim), where ArcFace starts; they are trained too. margin in radians, scale of the cosines.
+    centres: (people, dim), ArcFace's first centres; training changes them. margin: radians. scale: of the cosines.
     """
 
     def __init__(
@@ -96,11 +102,11 @@ class EmbedderLoss(nn.Module):
     def forward(self, vectors: Tensor, targets: Tensor, relations: Tensor, people: Tensor) -> Tensor:
         """vectors (n, dim) of any length; targets (n, dim) and relations (n, k) unit vectors; people (n,), −1 unknown.
 
-        `relations` gives the cosine matrix to learn: the teachers' vectors, one or several joined. Without `distil`
-        neither is read.
+        relations: the vectors of one teacher, or of several side by side; their cosine matrix is learnt. Without
+        `distil` targets and relations are not read.
         """
         vectors = F.normalize(vectors)
-        loss = 0.0 * self.centres.sum()             # processes that train together need a gradient of every parameter
+        loss = 0.0 * self.centres.sum()             # DistributedDataParallel needs a gradient of every parameter
         if self.distil:
             loss = loss + 10 * (1 - (vectors * targets).sum(1)).mean()
             loss = loss + 20 * F.mse_loss(vectors @ vectors.T, relations @ relations.T)
@@ -117,7 +123,7 @@ class EmbedderLoss(nn.Module):
 
 
 def wing_loss(predicted: Tensor, wanted: Tensor, width: float, curvature: float) -> Tensor:
-    """Wing loss (Feng et al., 2018), mean over all coordinates: steep near zero, so that small errors still count."""
+    """Wing loss (Feng et al., 2018), mean over all coordinates. It is steep near zero: small errors count too."""
     error = (predicted - wanted).abs()
     offset = width - width * np.log(1 + width / curvature)
     return torch.where(error < width, width * torch.log(1 + error / curvature), error - offset).mean()
@@ -127,17 +133,16 @@ def wing_loss(predicted: Tensor, wanted: Tensor, width: float, curvature: float)
 
 
 class TrainingError(UserError):
-    """A run that cannot go on, with the reason in the message."""
+    """The training cannot start or go on; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How long and how fast to train.
 
-    lr: the highest learning rate of one cycle (Smith, 2018). steps: batches in all, over all processes.
-    evaluate_every: batches between evaluations, at each of which the best network so far is kept.
-    precision: "float32", or "bfloat16" for autocast. compiled: run the network through torch.compile, which needs a
-    C++ compiler. patience: stop after so many evaluations without a better one; None never does.
+    steps: batches of all processes together. lr: the highest learning rate of the cycle (Smith, 2018).
+    evaluate_every: batches between two evaluations. precision: "float32", or "bfloat16" for autocast. compiled: use
+    torch.compile, which needs a C++ compiler. patience: stop after so many evaluations without a better one, or None.
     """
 
     steps: int
@@ -150,22 +155,24 @@ class Schedule:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises TrainingError for bfloat16 on a CPU that only emulates it: it is three times slower than float32 there."""
+    """Raises TrainingError for bfloat16 on a CPU that emulates it, three times slower than float32."""
     native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if precision == "bfloat16" and not native:
-        raise TrainingError("this CPU has neither avx512_bf16 nor AMX, and bfloat16 would be slower: leave --precision")
+        raise TrainingError(
+            "this CPU has neither avx512_bf16 nor AMX, so bfloat16 would be slower than float32: leave --precision out"
+        )
 
 
 def process_rank() -> tuple[int, int]:
-    """This process's number and how many train together; (0, 1) outside a torch process group."""
+    """This process's number, and the number of processes; (0, 1) outside a torch process group."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let process 0 through alone, then the others: what it writes into a cache they find there.
+    """Process 0 runs the block first, then the others run it: they find what it wrote into a cache.
 
-    Where it raises the others go on to raise the same, instead of waiting for it.
+    If process 0 raises, the others do not wait for it: they run the block and raise the same.
     """
     rank, ranks = process_rank()
     if rank > 0:
@@ -178,10 +185,10 @@ def first_process_first() -> Iterator[None]:
 
 
 def load_start(network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Fill a network from a safetensors file, which may be in half precision; its tensors as float32.
+    """Load a safetensors file into a network; its tensors as float32.
 
-    A ResNet deeper than the file's begins as that one (`deepened`). The counters of batch norms may be missing:
-    nothing here reads them. Raises TrainingError for another network's, OSError for a file that is not there.
+    A deeper ResNet than the file's is filled by `deepened`. The file need not have the counters of batch norms: nothing
+    here reads them. Raises TrainingError for a file of another network, OSError for a missing file.
     """
     try:
         start = {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
@@ -203,10 +210,10 @@ def load_start(network: nn.Module, path: Path) -> dict[str, Tensor]:
 def average_tensors(
     start: Mapping[str, Tensor], trained: Mapping[str, Tensor], keep_start: float
 ) -> dict[str, Tensor]:
-    """Tensors between those trained on and those they started from (Wortsman et al., WiSE-FT, 2022).
+    """keep_start × start + (1 − keep_start) × trained (Wortsman et al., WiSE-FT, 2022).
 
-    Half of each gave the eye-point network an NME of 2.93% on eyes/val, where the start has 3.18% and the trained one
-    3.33%. Whole numbers and what the start lacks are taken as trained.
+    On eyes/val the eye-point network had an NME of 2.93% with half of each, 3.18% with the start alone and 3.33% with
+    the trained tensors alone. Integers, and tensors that the start lacks, are those trained.
     """
     return {
         name: keep_start * start[name].to(tensor) + (1 - keep_start) * tensor
@@ -215,10 +222,10 @@ def average_tensors(
     }
 
 
-def prefetched(make: Callable[[int], Any], numbers: range, threads: int) -> Iterator[Any]:
-    """make(number) for every number, in order, made ahead in threads."""
+def prefetched(make: Callable[[int], Made], numbers: range, threads: int) -> Iterator[Made]:
+    """make(number) for every number, in order; threads work ahead."""
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque = deque()
+        waiting: deque[Future[Made]] = deque()
         for number in numbers:
             waiting.append(pool.submit(make, number))
             if len(waiting) > 2 * threads:
@@ -228,17 +235,18 @@ def prefetched(make: Callable[[int], Any], numbers: range, threads: int) -> Iter
 
 
 class Objective(nn.Module):
-    """A network and its loss as one module, which is what DistributedDataParallel can share between processes."""
+    """A network and its loss as one module, because DistributedDataParallel wraps one module."""
 
     def __init__(self, network: nn.Module, loss: nn.Module, precision: str) -> None:
         super().__init__()
         self.network, self.loss, self._precision = network, loss, precision
 
     def forward(self, inputs: Tensor, *wanted: Tensor) -> Tensor:
-        """The scalar loss of one batch; the network's output reaches the loss as float32."""
+        """The scalar loss of one batch; the loss itself is computed in float32."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             predicted = self.network(inputs)
-        return self.loss(predicted.float(), *wanted)
+        loss: Tensor = self.loss(predicted.float(), *wanted)
+        return loss
 
 
 def train_step(
@@ -246,12 +254,12 @@ def train_step(
 ) -> Tensor:
     """One step of the optimiser on one batch; the detached loss.
 
-    Gradients are cut at norm 5, which only a broken batch reaches. Where they are no numbers, neither is what is
-    returned, and that in all processes that train together.
+    Gradients are clipped at norm 5, which only a broken batch reaches. If a gradient is NaN or infinite, so is the
+    returned loss, in all processes.
     """
-    value = objective(inputs, *wanted)
+    value: Tensor = objective(inputs, *wanted)
     optimizer.zero_grad(set_to_none=True)
-    value.backward()
+    value.backward()      # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 5.0)
     optimizer.step()
     return value.detach() + 0.0 * norm
@@ -260,7 +268,7 @@ def train_step(
 def fit(
     network: nn.Module,
     loss: nn.Module,
-    make_batch: Callable[[int], tuple[Tensor, tuple[Tensor, ...]]],
+    make_batch: Callable[[int], Batch],
     evaluate: Callable[[nn.Module], Mapping[str, float]],
     better: Callable[[Mapping[str, float]], float],
     schedule: Schedule,
@@ -270,95 +278,153 @@ def fit(
     device: torch.device,
     threads: int = 1,
 ) -> Mapping[str, float]:
-    """Train; leave the best network in `folder/best.pt` (a state dict) and every evaluation in `folder/log.csv`.
+    """Train and return the best evaluation; the network then has the best weights.
 
-    make_batch(number): the inputs and what the loss gets besides the output, on the CPU; a pure function of the number,
-    called ahead in so many threads.
-    better: an evaluation's merit, higher is better. settings: what makes this run itself.
-    A run that was stopped goes on from `folder/last.pt`. Inside a torch process group every process takes its share of
-    the batches, one evaluates and writes, and all must see the same folder.
-    Returns the best evaluation; the network then holds the best weights. Raises TrainingError when the folder holds a
-    run with other settings, or when the loss or an evaluation is no longer a number.
+    make_batch(number): one batch on the CPU, a pure function of the number; `threads` threads call it ahead.
+    better(evaluation): higher is better. settings: a folder belongs to the run with these settings.
+    The best weights are in `folder/best.pt` (a state dict), every evaluation in `folder/log.csv`. A stopped run resumes
+    from `folder/last.pt`. In a torch process group the processes share the batches, process 0 evaluates and writes, and
+    all must see the same folder.
+    Raises TrainingError when the folder holds a run with other settings, and when the loss or an evaluation is NaN or
+    infinite.
     """
-    rank, ranks = process_rank()
-    steps, evaluate_every = schedule.steps // ranks, max(1, schedule.evaluate_every // ranks)
-    if steps < 1:
-        raise TrainingError(f"{schedule.steps} batches are too few for {ranks} processes: train longer")
-    settings = dict(settings) | ({"processes": ranks} if ranks > 1 else {})
-    folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(
-        [*network.parameters(), *loss.parameters()], lr=schedule.lr, weight_decay=schedule.weight_decay
-    )
-    warm_up = 0.1 if steps != 10 else 0.2         # torch divides by its steps less one
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=steps, pct_start=warm_up)
-    done, best, without_gain = 0, {}, 0
-    last = folder / "last.pt"
-    if last.exists():
-        state = torch.load(last, map_location=device, weights_only=True)
-        if state["settings"] != settings:
-            before, now = ({k: v for k, v in these.items() if k not in those or those[k] != v}
-                           for these, those in ((state["settings"], settings), (settings, state["settings"])))
-            raise TrainingError(f"{folder} holds a run with {before}, not {now}: take another --name")
-        done, best, without_gain = state["done"], state["best"], state["without_gain"]
-        for part, name in ((network, "network"), (loss, "loss"), (optimizer, "optimizer"), (cycle, "cycle")):
-            part.load_state_dict(state[name])
-        if rank == 0:
-            print(f"goes on after step {done}", flush=True)
-    if rank == 0:
-        _forget_rows(folder / "log.csv", done)
-    objective: nn.Module = Objective(
-        torch.compile(network) if schedule.compiled else network, loss, schedule.precision
-    )
-    if ranks > 1:
-        objective = nn.parallel.DistributedDataParallel(objective)
-    started, first = time.monotonic(), done
-    losses: list[float] = []              # since the last evaluation
+    run = _Run(network, loss, schedule, dict(settings), folder, device)
+    run.resume()
     network.train()
-    for inputs, wanted in prefetched(make_batch, range(done * ranks + rank, steps * ranks, ranks), threads):
-        if schedule.patience is not None and without_gain >= schedule.patience:
+    for inputs, wanted in prefetched(make_batch, run.batches_left(), threads):
+        if schedule.patience is not None and run.without_gain >= schedule.patience:
             break
-        inputs = inputs.to(device, memory_format=torch.channels_last)
-        losses.append(float(train_step(objective, optimizer, inputs, tuple(tensor.to(device) for tensor in wanted))))
-        cycle.step()
-        done += 1
-        if not np.isfinite(losses[-1]):
-            raise TrainingError(f"the loss is {losses[-1]} at step {done}: train with a lower --lr, or in float32")
-        if rank == 0 and done % 50 == 0:
-            speed = (done - first) * ranks * len(inputs) / (time.monotonic() - started)
-            left_s = (steps - done) * ranks * len(inputs) / speed
-            print(f"step {done}/{steps} loss {np.mean(losses[-50:]):.4f} {speed:.0f} images/s, "
-                  f"{left_s / 60:.0f} min left", flush=True)
-        if done % evaluate_every and done != steps:
-            continue
-        measured = _measured_by_first(network, evaluate)
-        if not np.isfinite(better(measured)):
-            raise TrainingError(f"the evaluation at step {done} is no number, {measured}: train with a lower --lr")
-        without_gain += 1
-        if not best or better(measured) > better(best):
-            best, without_gain = measured, 0
-            if rank == 0:
-                _save(folder / "best.pt", network.state_dict())
-        if rank == 0:
-            _append_row(folder / "log.csv", {"step": done, "loss": round(float(np.mean(losses)), 5), **measured})
-            print(f"step {done}: {measured}", flush=True)
-            _save(last, {
-                "settings": settings, "done": done, "best": best, "without_gain": without_gain,
-                "network": network.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict(),
-                "cycle": cycle.state_dict(),
-            })
-        losses.clear()
-    with first_process_first():
-        network.load_state_dict(torch.load(folder / "best.pt", map_location=device, weights_only=True))
+        run.step(inputs, wanted)
+        if run.done % run.evaluate_every == 0 or run.done == run.steps:
+            run.record(_evaluate_in_first(network, evaluate), better)
+    run.load_best()
     network.eval()
-    return best
+    return run.best
 
 
-def _measured_by_first(
-    network: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]
-) -> dict[str, float]:
-    """What process 0 measures, in all processes."""
+class _Run:
+    """The state of a training run in this process, and its files.
+
+    steps, done, evaluate_every: batches of this process. without_gain: evaluations since the best one.
+    """
+
+    def __init__(
+        self, network: nn.Module, loss: nn.Module, schedule: Schedule, settings: dict[str, Any], folder: Path,
+        device: torch.device,
+    ) -> None:
+        self._rank, self._ranks = process_rank()
+        self.steps = schedule.steps // self._ranks
+        if self.steps < 1:
+            raise TrainingError(f"{schedule.steps} batches are too few for {self._ranks} processes: train longer")
+        self.evaluate_every = max(1, schedule.evaluate_every // self._ranks)
+        self.done, self.without_gain, self.best = 0, 0, dict[str, float]()
+        self._settings = settings | ({"processes": self._ranks} if self._ranks > 1 else {})
+        self._folder, self._device = folder, device
+        self._network, self._loss = network, loss
+        self._optimizer = torch.optim.AdamW(
+            [*network.parameters(), *loss.parameters()], lr=schedule.lr, weight_decay=schedule.weight_decay
+        )
+        self._cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, schedule.lr, total_steps=self.steps,
+            pct_start=0.1 if self.steps != 10 else 0.2,         # torch divides by 0.1 × steps − 1
+        )
+        self._objective = _objective(network, loss, schedule, self._ranks)
+        self._losses: list[float] = []                          # since the last evaluation
+        self._started, self._done_before = time.monotonic(), 0
+
+    def resume(self) -> None:
+        """Load `last.pt` if it is there. Raises TrainingError when it is of a run with other settings."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if (self._folder / "last.pt").exists():
+            state = torch.load(self._folder / "last.pt", map_location=self._device, weights_only=True)
+            self._check_settings(state["settings"])
+            self.done, self.best, self.without_gain = state["done"], state["best"], state["without_gain"]
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            if self._rank == 0:
+                print(f"resumes after step {self.done}", flush=True)
+        if self._rank == 0:
+            _forget_rows(self._folder / "log.csv", self.done)
+        self._started, self._done_before = time.monotonic(), self.done
+
+    def _check_settings(self, before: Mapping[str, Any]) -> None:
+        if before == self._settings:
+            return
+        there, here = (
+            {key: value for key, value in these.items() if key not in others or others[key] != value}
+            for these, others in ((before, self._settings), (self._settings, before))
+        )
+        raise TrainingError(f"{self._folder} holds a run with {there}, not {here}: take another --name")
+
+    def _parts(self) -> dict[str, Any]:
+        """Everything with a state of its own, by its name in `last.pt`."""
+        return {"network": self._network, "loss": self._loss, "optimizer": self._optimizer, "cycle": self._cycle}
+
+    def batches_left(self) -> range:
+        """The numbers of the batches that this process has still to do."""
+        return range(self.done * self._ranks + self._rank, self.steps * self._ranks, self._ranks)
+
+    def step(self, inputs: Tensor, wanted: tuple[Tensor, ...]) -> None:
+        """Train on one batch. Raises TrainingError when the loss is NaN or infinite."""
+        inputs = inputs.to(self._device, memory_format=torch.channels_last)
+        wanted = tuple(tensor.to(self._device) for tensor in wanted)
+        self._losses.append(float(train_step(self._objective, self._optimizer, inputs, wanted)))
+        self._cycle.step()
+        self.done += 1
+        if not np.isfinite(self._losses[-1]):
+            raise TrainingError(
+                f"the loss is {self._losses[-1]} at step {self.done}: train with a lower --lr, or in float32"
+            )
+        if self._rank == 0 and self.done % 50 == 0:
+            self._print_progress(len(inputs))
+
+    def _print_progress(self, batch_size: int) -> None:
+        speed = (self.done - self._done_before) * self._ranks * batch_size / (time.monotonic() - self._started)
+        left_s = (self.steps - self.done) * self._ranks * batch_size / speed
+        print(f"step {self.done}/{self.steps} loss {np.mean(self._losses[-50:]):.4f} {speed:.0f} images/s, "
+              f"{left_s / 60:.0f} min left", flush=True)
+
+    def record(self, measured: dict[str, float], better: Callable[[Mapping[str, float]], float]) -> None:
+        """Note an evaluation, and save. Raises TrainingError when it is NaN or infinite."""
+        if not np.isfinite(better(measured)):
+            raise TrainingError(f"the evaluation at step {self.done} is no number, {measured}: train with a lower --lr")
+        gained = not self.best or better(measured) > better(self.best)
+        if gained:
+            self.best = measured
+        self.without_gain = 0 if gained else self.without_gain + 1
+        if self._rank == 0:
+            self._save(measured, gained)
+        self._losses.clear()
+
+    def _save(self, measured: Mapping[str, float], gained: bool) -> None:
+        if gained:
+            _save(self._folder / "best.pt", self._network.state_dict())
+        row = {"step": self.done, "loss": round(float(np.mean(self._losses)), 5), **measured}
+        _append_row(self._folder / "log.csv", row)
+        print(f"step {self.done}: {measured}", flush=True)
+        _save(self._folder / "last.pt", {
+            "settings": self._settings, "done": self.done, "best": self.best, "without_gain": self.without_gain,
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        })
+
+    def load_best(self) -> None:
+        """Put the best weights into the network."""
+        with first_process_first():
+            best = torch.load(self._folder / "best.pt", map_location=self._device, weights_only=True)
+            self._network.load_state_dict(best)
+
+
+def _objective(network: nn.Module, loss: nn.Module, schedule: Schedule, ranks: int) -> nn.Module:
+    """Network and loss, compiled and shared between processes as wanted."""
+    compiled = cast(nn.Module, torch.compile(network)) if schedule.compiled else network
+    objective = Objective(compiled, loss, schedule.precision)
+    return nn.parallel.DistributedDataParallel(objective) if ranks > 1 else objective
+
+
+def _evaluate_in_first(network: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
+    """Process 0 evaluates, and all processes get the result."""
     rank, ranks = process_rank()
-    measured: list[Any] = [None]
+    measured: list[dict[str, float]] = [{}]
     if rank == 0:
         network.eval()
         measured[0] = dict(evaluate(network))
@@ -369,14 +435,14 @@ def _measured_by_first(
 
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write the whole file or nothing."""
     temporary = path.with_suffix(".part")
     torch.save(state, temporary)
     temporary.replace(path)
 
 
 def _forget_rows(log: Path, done: int) -> None:
-    """Take out of a log what comes after a step: rows of a run that was killed before it saved what they tell of."""
+    """Remove the rows after a step: the run that wrote them was killed before its checkpoint."""
     if not log.exists():
         return
     lines = log.read_bytes().splitlines(keepends=True)

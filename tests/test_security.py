@@ -241,7 +241,7 @@ def planted(tmp_path, kind, monkeypatch):
 def test_weights_are_not_laid_where_others_can_write(tmp_path, monkeypatch, kind):
     place, elsewhere = planted(tmp_path, kind, monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(place.parent))
-    with pytest.raises(WeightsError, match=r"facelake-weights-\d+ is no folder of this user alone.*TMPDIR"):
+    with pytest.raises(WeightsError, match=r"can write to .*facelake-weights-\d+.*TMPDIR"):
         local_weights("s3://bucket/weights")               # refused before anything is asked of the bucket
     assert not [*elsewhere.iterdir()] and not (tmp_path / "nowhere").exists()
 

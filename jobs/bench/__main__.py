@@ -174,7 +174,7 @@ def bench_embedders(device: str, rounds: int) -> None:
     """Milliseconds a face of every network, batches of 64 in turn; a shipped one as its card says, with its rates."""
     import torch
 
-    from models.batches import torch_device
+    from models.device import torch_device
     from models.embedder import Embedder, build_embedder
 
     faces = np.random.default_rng(0).integers(0, 256, (64, 112, 112, 3), np.uint8)

@@ -14,7 +14,7 @@ import numpy as np
 from jobs.evaluate.data import DataError, as_boxes, card_of, decode, is_output, made_by, read_output, read_table
 from jobs.evaluate.report import Plot, Report
 from models import metrics
-from models.store import read_card
+from models.store import read_card, read_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,15 +87,15 @@ def detect_photos(args: argparse.Namespace) -> list[DetectedPhoto]:
     """
     import torch
 
-    from models.batches import torch_device
     from models.detector import load_detector
+    from models.device import torch_device
     from pipeline.geometry import transform_boxes
     from pipeline.stages.detect import letterbox
 
     rows = read_annotations(args.photos, args.truth)
     detect = load_detector(
-        args.weights, args.detector, device=args.device, min_score=LOWEST_SCORE, nms_iou=args.nms_iou,
-        batch_size=args.batch_size, max_detections=1000,
+        read_model(args.weights, "detector", args.detector), device=args.device, min_score=LOWEST_SCORE,
+        nms_iou=args.nms_iou, batch_size=args.batch_size, max_detections=1000,
     )
     half = args.precision == "bfloat16"
     if half:       # the head keeps the grid of the first batch; made in bfloat16 it would round boxes to 2 px and more

@@ -21,7 +21,7 @@ from jobs.evaluate.data import (
 )
 from jobs.evaluate.report import Plot, Report
 from models import metrics
-from models.store import read_card
+from models.store import read_card, read_model
 
 BOX_SCORE, BOX_NMS_IOU = 0.3, 0.5     # of the detector where only the face in the middle is asked for
 MIN_OVERLAP = 0.2                     # IoU of a box with the extent of the points, for it to be that face's
@@ -100,12 +100,13 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
     boxes = find_boxes(faces, args)
     found = [i for i, box in enumerate(boxes) if box is not None]
     cut = [cut_chip(faces.images[i], boxes[i]) for i in found]
-    keypointer = load_keypointer(args.weights, args.keypointer, device=args.device, batch_size=args.batch_size)
+    model = read_model(args.weights, "keypointer", args.keypointer)
+    keypointer = load_keypointer(model, device=args.device, batch_size=args.batch_size)
     points = np.full((len(boxes), 12, 2), np.nan)
     if found:
         to_image = np.array([matrix for _, matrix in cut])
         points[found] = transform(to_image, keypointer([chip for chip, _ in cut]).astype(np.float64))
-    return FoundEyes(points, read_card(args.weights, "keypointer", args.keypointer).identity, args.detector)
+    return FoundEyes(points, model.card.identity, args.detector)
 
 
 def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarray | None]:
@@ -115,8 +116,8 @@ def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarr
     from pipeline.stages.detect import letterbox
 
     detect = load_detector(
-        args.weights, args.detector, device=args.device, min_score=BOX_SCORE, nms_iou=BOX_NMS_IOU,
-        batch_size=args.batch_size, max_detections=100,
+        read_model(args.weights, "detector", args.detector), device=args.device, min_score=BOX_SCORE,
+        nms_iou=BOX_NMS_IOU, batch_size=args.batch_size, max_detections=100,
     )
     boxes: list[np.ndarray | None] = []
     for start in range(0, len(faces.images), args.batch_size):

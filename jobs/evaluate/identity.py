@@ -21,7 +21,7 @@ from jobs.evaluate.data import (
 )
 from jobs.evaluate.report import Plot, Report
 from models import metrics
-from models.store import read_card
+from models.store import read_card, read_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,10 +110,11 @@ def embed_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
     """Unit vectors (n, dim) of the crops by whose eyes they are aligned, see `align_crops`."""
     import torch
 
-    from models.batches import torch_device
+    from models.device import torch_device
     from models.embedder import load_embedder
 
-    embed = load_embedder(args.weights, args.embedder, device=args.device, batch_size=args.batch_size)
+    model = read_model(args.weights, "embedder", args.embedder)
+    embed = load_embedder(model, device=args.device, batch_size=args.batch_size)
     by_eyes = {}
     for name, crops in align_crops(table, args).items():
         with torch.autocast(torch_device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
@@ -138,7 +139,8 @@ def align_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
     images = decode_column(table, args.crops)
     boxes = [box_of_crop(len(image)) for image in images]
     chips, to_image = zip(*(cut_chip(image, box) for image, box in zip(images, boxes, strict=True)), strict=True)
-    keypointer = load_keypointer(args.weights, args.keypointer, device=args.device, batch_size=args.batch_size)
+    model = read_model(args.weights, "keypointer", args.keypointer)
+    keypointer = load_keypointer(model, device=args.device, batch_size=args.batch_size)
     landmarks = point_column(table, "landmarks", 5, args.crops)
     points = {
         "ours": transform(np.array(to_image), keypointer(chips).astype(np.float64)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from models.store import DEFAULT_WEIGHTS_DIR, WeightCard, WeightsError, fetch_weights, read_card
+from models.store import DEFAULT_WEIGHTS_DIR, StoredModel, WeightCard, WeightsError, fetch_weights, read_model
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.fetch import Fetch
 from pipeline.run.pool import StageBuilders
@@ -76,15 +76,14 @@ def build_decode(config: StageConfig, threads: int) -> Decode:
 
 def build_detect(config: StageConfig, threads: int) -> Detect:
     """Load the detector. torch is imported here and below only, so that an actor that just decodes does without."""
-    from models.batches import set_threads
     from models.detector import load_detector
+    from models.device import set_threads
 
     set_threads(threads)
     settings = config.settings
     detector = load_detector(
-        weights_of(config, config.detector), config.detector.name, device=config.device,
-        min_score=settings.min_score, nms_iou=settings.nms_iou, batch_size=config.detect_batch,
-        max_detections=MAX_DETECTIONS,
+        model_of(config, config.detector), device=config.device, min_score=settings.min_score,
+        nms_iou=settings.nms_iou, batch_size=config.detect_batch, max_detections=MAX_DETECTIONS,
     )
     return Detect(
         detector, input_px=settings.detect_px, second_pass_px=settings.second_pass_px,
@@ -95,12 +94,12 @@ def build_detect(config: StageConfig, threads: int) -> Detect:
 
 def build_keypoint(config: StageConfig, threads: int) -> Keypoint:
     """Load the eye-point network."""
-    from models.batches import set_threads
+    from models.device import set_threads
     from models.eyes import load_keypointer
 
     set_threads(threads)
-    weights, name = weights_of(config, config.keypointer), config.keypointer.name
-    return Keypoint(load_keypointer(weights, name, device=config.device, batch_size=config.face_batch))
+    model = model_of(config, config.keypointer)
+    return Keypoint(load_keypointer(model, device=config.device, batch_size=config.face_batch))
 
 
 def build_align(config: StageConfig, threads: int) -> Align:
@@ -110,35 +109,38 @@ def build_align(config: StageConfig, threads: int) -> Align:
 
 def build_embed(config: StageConfig, threads: int) -> Embed:
     """Load the embedder."""
-    from models.batches import set_threads
+    from models.device import set_threads
     from models.embedder import load_embedder
 
     set_threads(threads)
-    weights, name = weights_of(config, config.embedder), config.embedder.name
-    return Embed(load_embedder(weights, name, device=config.device, batch_size=config.face_batch))
+    model = model_of(config, config.embedder)
+    return Embed(load_embedder(model, device=config.device, batch_size=config.face_batch))
 
 
-def weights_of(config: StageConfig, card: WeightCard) -> Path:
-    """The folder with a model's weights on this machine.
+def model_of(config: StageConfig, card: WeightCard) -> StoredModel:
+    """The run's model from the weights on this machine: read once and hashed once.
 
-    Raises WeightsError when the model is not the one that the run began with: a node that comes later would find other
-    weights in the bucket, and its rows would say that they are of the first.
+    card: the model as the driver found it. Raises WeightsError when the weights here are of another model: a node that
+    starts late can find replaced weights in the bucket, and its rows would name the wrong model.
     """
-    folder = local_weights(config.weights)
-    found = read_card(folder, card.role, card.name)
-    if found.fingerprint() != card.fingerprint():
+    folder = local_weights(config.weights, f"{card.role}-{card.name}")
+    model = read_model(folder, card.role, card.name, known=card)
+    if model.card.fingerprint() != card.fingerprint():
         raise WeightsError(
-            f"the {card.role} of this run is {card.identity}, but {config.weights or folder} holds {found.identity} "
-            "now; put the first back, or give another output"
+            f"the {card.role} of this run is {card.identity}, but {config.weights or folder} holds "
+            f"{model.card.identity} now; put the first back, or give another output"
         )
-    return folder
+    return model
 
 
-def local_weights(weights: str | None) -> Path:
-    """The folder with the weights; those of a bucket are copied to this machine first, once."""
+def local_weights(weights: str | None, model: str | None = None) -> Path:
+    """The folder with the weights on this machine. Weights in a bucket are copied first, once.
+
+    model: copy only `<role>-<name>`, else all.
+    """
     if weights is None:
         return DEFAULT_WEIGHTS_DIR
-    return fetch_weights(weights, Path(tempfile.gettempdir()) / f"facelake-weights-{os.getuid()}")
+    return fetch_weights(weights, Path(tempfile.gettempdir()) / f"facelake-weights-{os.getuid()}", model)
 
 
 def alignment_template(embedder: WeightCard) -> AlignmentTemplate:

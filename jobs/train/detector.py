@@ -37,8 +37,8 @@ from jobs.train.options import (
     run_training,
     sources,
 )
-from models.batches import torch_device
-from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, load_tensors, read_card, save_model
+from models.device import torch_device
+from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model, save_model
 from models.training import TrainingError, average_tensors, check_precision
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def start_tensors(start: str, weights_dir: Path) -> tuple[str, dict[str, torch.T
         digest = check_trusted(Path(start), None, trust=False)
         network, tensors = box_tensors(unpickle(Path(start)))
         return network, tensors, f"{Path(start).name}, sha256 {digest}"
-    card = read_card(weights_dir, "detector", start)
-    return card.architecture["network"], load_tensors(weights_dir, card), f"{card.identity} ({card.started_from})"
+    model = read_model(weights_dir, "detector", start)
+    return model.card.architecture["network"], model.tensors(), f"{model.card.identity} ({model.card.started_from})"
 
 
 def build_trainer(

@@ -44,7 +44,7 @@ from jobs.train.options import (
     sources,
     weight,
 )
-from models.batches import torch_device
+from models.device import torch_device
 from models.embedder import build_embedder, faces_to_input
 from models.metrics import pair_cosines, tpr_at_fpr
 from models.resnet import RESNETS

@@ -33,7 +33,7 @@ from jobs.train.options import (
     run_training,
     sources,
 )
-from models.batches import torch_device
+from models.device import torch_device
 from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
 from models.store import save_model

@@ -131,7 +131,7 @@ def on_small_gpu(fits: int, batch_size: int) -> Callable[[np.ndarray], list[tupl
     """The stub detector on a device whose memory takes batches of `fits` canvases: the real batches, the real error."""
     import torch
 
-    from models.batches import PaddedBatches
+    from models.padded_batches import PaddedBatches
 
     def checksums(canvases: torch.Tensor) -> torch.Tensor:
         if len(canvases) > fits:

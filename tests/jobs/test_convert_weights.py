@@ -9,7 +9,7 @@ import torch
 
 from jobs.convert_weights import box_tensors, main
 from models.detector import build_network, network_tensors
-from models.store import WeightsError, load_tensors, read_card
+from models.store import WeightsError, read_model
 
 
 class Evil:
@@ -73,12 +73,13 @@ def test_a_pose_checkpoint_becomes_a_detector(tmp_path: Path) -> None:
     digest = hashlib.sha256((tmp_path / "pose.pt").read_bytes()).hexdigest()
 
     assert main([str(tmp_path / "pose.pt"), str(tmp_path / "out"), "--name", "mine", "--sha256", digest.upper()]) == 0
-    card = read_card(tmp_path / "out", "detector", "mine")
+    model = read_model(tmp_path / "out", "detector", "mine")
+    card = model.card
     assert card.architecture == {"network": "yolov8n", "classes": 1}
     assert card.started_from == f"pose.pt, sha256 {digest}"
     assert card.licence == "AGPL-3.0"
     assert not card.commercial_use
-    tensors = load_tensors(tmp_path / "out", card)
+    tensors = model.tensors()
     expected = {name: t for name, t in network_tensors(pose).items() if not name.startswith("model.22.cv4")}
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], t) for name, t in expected.items())

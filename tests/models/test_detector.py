@@ -11,7 +11,7 @@ import torch
 
 from models.detector import FaceDetector, build_network, load_detector, load_network, network_tensors
 from models.metrics import box_iou
-from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, save_model
+from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model, save_model
 from pipeline.stages.detect import letterbox
 
 SETTINGS = {"min_score": 0.5, "nms_iou": 0.5, "max_detections": 10}
@@ -105,7 +105,8 @@ def photos() -> list[np.ndarray]:
 
 
 def shipped(batch_size: int) -> FaceDetector:
-    return load_detector(DEFAULT_WEIGHTS_DIR, "yolov8n", device="cpu", batch_size=batch_size, **SETTINGS)
+    model = read_model(DEFAULT_WEIGHTS_DIR, "detector", "yolov8n")
+    return load_detector(model, device="cpu", batch_size=batch_size, **SETTINGS)
 
 
 def test_the_shipped_detector_finds_the_faces_of_a_photo(photos: list[np.ndarray]) -> None:
@@ -166,7 +167,7 @@ def test_a_card_with_another_preprocessing_is_refused(tmp_path: Path) -> None:
     }
     save_model(tmp_path, fields, {})
     with pytest.raises(WeightsError, match="takes RGB / 255"):
-        load_detector(tmp_path, "odd", device="cpu", batch_size=1, **SETTINGS)
+        load_detector(read_model(tmp_path, "detector", "odd"), device="cpu", batch_size=1, **SETTINGS)
 
 
 def test_ultralytics_stays_offline_quiet_and_out_of_the_home(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.embedder import Embedder, build_embedder, faces_to_input, load_embedder
-from models.store import WeightsError, save_model
+from models.store import WeightsError, read_model, save_model
 
 SMALL = {"network": "resnet18", "width": 8}
 START = Path(__file__).parents[3] / "shared/weights/embedder_start.safetensors"
@@ -38,7 +38,12 @@ class LeftEdge(nn.Module):
         return torch.stack([faces[:, 0, 0, 0], faces[:, 0, 0, -1]], dim=1)
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(0, 4), (1, 4), (4, 4), (5, 4), (5, 8)])
+class NeverCalled(nn.Module):
+    def forward(self, faces):
+        raise AssertionError("the network was called")
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (4, 4), (5, 4), (5, 8)])
 @pytest.mark.parametrize("flip_average", [False, True])
 def test_vectors_of_any_number_of_crops(n: int, batch_size: int, flip_average: bool) -> None:
     faces = np.zeros((n, 112, 112, 3), np.uint8)
@@ -49,8 +54,14 @@ def test_vectors_of_any_number_of_crops(n: int, batch_size: int, flip_average: b
     expected = np.stack([left + right, left + right] if flip_average else [left, right], axis=1)
     vectors = embed(faces)
     assert vectors.dtype == np.float32
-    assert vectors.shape == (n, 2 if n else 512)
-    assert np.allclose(vectors[:, :2], expected if n else vectors[:, :2], atol=1e-6)
+    assert vectors.shape == (n, 2)
+    assert np.allclose(vectors, expected, atol=1e-6)
+
+
+def test_without_crops_the_network_is_not_called() -> None:
+    embed = Embedder(NeverCalled(), device=torch.device("cpu"), batch_size=4, flip_average=True)
+    vectors = embed(crops(0))
+    assert (vectors.shape, vectors.dtype) == ((0, 512), np.float32)
 
 
 def test_crops_of_another_size_are_refused() -> None:
@@ -94,14 +105,14 @@ def test_a_stored_embedder_gives_the_same_vectors_in_any_batch(tmp_path: Path) -
     with torch.inference_mode():
         expected = network(faces_to_input(torch.from_numpy(crops(3).copy()))).numpy()
     for batch_size in (1, 2, 8):
-        vectors = load_embedder(tmp_path, "tiny", device="cpu", batch_size=batch_size)(crops(3))
+        vectors = load_embedder(read_model(tmp_path, "embedder", "tiny"), device="cpu", batch_size=batch_size)(crops(3))
         assert np.abs(vectors - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_tensors_of_another_network_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path, card_fields(), build_embedder({"network": "resnet18", "width": 4}).state_dict())
     with pytest.raises(WeightsError, match="'tiny': its tensors are not those of"):
-        load_embedder(tmp_path, "tiny", device="cpu", batch_size=2)
+        load_embedder(read_model(tmp_path, "embedder", "tiny"), device="cpu", batch_size=2)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.eyes import Keypointer, build_keypointer, load_keypointer, middle, resize
-from models.store import WeightsError, save_model
+from models.store import WeightsError, read_model, save_model
 
 SMALL = {"network": "resnet18", "width": 4, "input_px": 64}
 
@@ -111,7 +111,8 @@ def test_a_stored_keypointer(tmp_path: Path) -> None:
     network = build_keypointer(SMALL).eval()
     save_model(tmp_path, fields, network.state_dict())
     chips = [np.random.default_rng(i).integers(0, 256, (128, 128, 3), np.uint8) for i in range(3)]
-    one, many = (load_keypointer(tmp_path, "tiny", device="cpu", batch_size=size)(chips) for size in (1, 8))
+    model = read_model(tmp_path, "keypointer", "tiny")
+    one, many = (load_keypointer(model, device="cpu", batch_size=size)(chips) for size in (1, 8))
     assert np.abs(one - many).max() < 1e-3
     view = torch.from_numpy(resize(chips[0][16:112, 16:112], 64)).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
@@ -119,4 +120,4 @@ def test_a_stored_keypointer(tmp_path: Path) -> None:
     assert np.abs(one[0] - expected).max() < 1e-3
     save_model(tmp_path, fields | {"architecture": SMALL | {"width": 8}}, network.state_dict())
     with pytest.raises(WeightsError, match="'tiny': its tensors are not those of"):
-        load_keypointer(tmp_path, "tiny", device="cpu", batch_size=1)
+        load_keypointer(read_model(tmp_path, "keypointer", "tiny"), device="cpu", batch_size=1)

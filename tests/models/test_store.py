@@ -14,8 +14,8 @@ from models.store import (
     WeightCard,
     WeightsError,
     fetch_weights,
-    load_tensors,
     read_card,
+    read_model,
     save_model,
     tensors_digest,
     write_card,
@@ -52,7 +52,7 @@ def rewrite_card(folder: Path, **changed: object) -> None:
 def test_a_saved_model_reads_back_as_float32(tmp_path: Path, tensors, half, stored_dtype) -> None:
     card = save_model(tmp_path / "new", FIELDS, tensors, half=half)
     assert read_card(tmp_path / "new", "detector", "tiny") == card
-    loaded = load_tensors(tmp_path / "new", card)
+    loaded = read_model(tmp_path / "new", "detector", "tiny").tensors()
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
@@ -77,8 +77,8 @@ def test_figures_measured_later_go_into_the_card(tmp_path: Path) -> None:
 
 def test_tensors_that_share_memory_can_be_saved(tmp_path: Path) -> None:
     shared = torch.arange(4.0)
-    card = save_model(tmp_path, FIELDS, {"a": shared[:2], "b": shared[1:3]})
-    assert load_tensors(tmp_path, card)["b"].tolist() == [1.0, 2.0]
+    save_model(tmp_path, FIELDS, {"a": shared[:2], "b": shared[1:3]})
+    assert read_model(tmp_path, "detector", "tiny").tensors()["b"].tolist() == [1.0, 2.0]
 
 
 def test_the_digest_is_of_names_dtypes_shapes_and_bytes(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=f"{path.name} is damaged"):
         read_card(tmp_path, "detector", "tiny")
     with pytest.raises(WeightsError, match=f"{path.name} is damaged"):
-        load_tensors(tmp_path, card)
+        read_model(tmp_path, "detector", "tiny", known=card)
     path.unlink()
     with pytest.raises(WeightsError, match="only its card is there"):
         read_card(tmp_path, "detector", "tiny")
@@ -160,6 +160,15 @@ def test_a_wrong_card_is_refused_by_name(tmp_path: Path, changed, message: str) 
     with pytest.raises(WeightsError, match=message) as error:
         read_card(tmp_path, "detector", "tiny")
     assert "detector-tiny.json" in str(error.value)
+
+
+@pytest.mark.parametrize("digest", ["sha256", "tensors_sha256"])
+def test_a_known_card_with_another_digest_vouches_for_nothing(tmp_path: Path, digest: str) -> None:
+    """The tensors are hashed, and do not match the card here."""
+    known = replace(save(tmp_path), **{digest: "1" * 64})
+    rewrite_card(tmp_path, tensors_sha256="0" * 64)
+    with pytest.raises(WeightsError, match="mend the card"):
+        read_model(tmp_path, "detector", "tiny", known=known)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +222,19 @@ def test_a_bucket_folder_is_copied_once_and_mended(tmp_path: Path, bucket) -> No
     fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")    # they are here already: not asked for again
     with pytest.raises(WeightsError, match="cannot copy"):
         fetch_weights(f"{bucket.uri}/weights", tmp_path / "new cache")
+
+
+def test_one_model_of_a_bucket_is_copied_alone(tmp_path: Path, bucket) -> None:
+    save(tmp_path / "made")
+    save(tmp_path / "made", name="other")
+    for path in (tmp_path / "made").iterdir():
+        bucket.put(f"weights/{path.name}", path.read_bytes())
+    local = fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache", "detector-other")
+    assert sorted(path.name for path in local.glob("detector-*")) == [
+        "detector-other.json", "detector-other.safetensors"
+    ]
+    with pytest.raises(WeightsError, match=r"holds no model card \(detector-third\.json\)"):
+        fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache", "detector-third")
 
 
 def test_processes_of_one_machine_copy_weights_once(tmp_path: Path, bucket) -> None:

@@ -24,7 +24,7 @@ from jobs.train.detector import (
     paint_ignored,
     unpack,
 )
-from models.store import DEFAULT_WEIGHTS_DIR, load_tensors, read_card
+from models.store import DEFAULT_WEIGHTS_DIR, read_card, read_model
 from models.training import TrainingError
 
 
@@ -273,7 +273,7 @@ def test_half_of_the_start_can_stay(tmp_path: Path) -> None:
     assert main([*command, "--name", "none"]) == 0
     assert main([*command, "--name", "half", "--keep-start", "0.5"]) == 0
     start, none, half = (
-        load_tensors(folder, read_card(folder, "detector", name))
+        read_model(folder, "detector", name).tensors()
         for folder, name in ((DEFAULT_WEIGHTS_DIR, "yolov8n"), (tmp_path, "none"), (tmp_path, "half"))
     )
     name = "model.22.cv3.0.2.weight"

@@ -29,6 +29,7 @@ from jobs.train.embedder import (
     warp,
 )
 from models.embedder import build_embedder, load_embedder
+from models.store import read_model
 from models.training import TrainingError, box_of_crop
 from pipeline import geometry
 from pipeline.geometry import AlignmentTemplate
@@ -253,7 +254,7 @@ def test_a_whole_run_writes_a_model_and_its_card(data: Path, monkeypatch: pytest
     assert card["preprocessing"]["alignment"] == {"box_side_px": 110.0, "eyes_in_box_xy": [0.5, 0.4]}
     assert set(card["metrics"]["identities_val_own_landmarks"]) == {f"tpr_{f}" for f in ("0.2", "0.1", "0.05", "0.01",
                                                                                         "0.001")}
-    embed = load_embedder(data.parent / "weights", "tiny", device="cpu", batch_size=2)
+    embed = load_embedder(read_model(data.parent / "weights", "embedder", "tiny"), device="cpu", batch_size=2)
     assert embed(np.zeros((1, 112, 112, 3), np.uint8)).shape == (1, 512)
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batches import PaddedBatches, set_threads, torch_device
-from models.store import WeightsError
+from models.padded_batches import PaddedBatches
 
 
 class RowSums:
@@ -68,29 +67,3 @@ def test_no_gradients_are_kept() -> None:
 def test_a_batch_holds_something() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         PaddedBatches(RowSums(), 0)
-
-
-@pytest.mark.parametrize("device", ["", "gpu", "cuda:7"])
-def test_an_unknown_device_is_refused(device: str) -> None:
-    with pytest.raises(WeightsError, match="auto, cpu or cuda"):
-        torch_device(device)
-
-
-def test_devices() -> None:
-    assert torch_device("cpu").type == "cpu"
-    if torch.cuda.is_available():
-        assert torch_device("auto").type == "cuda"
-        assert torch_device("cuda").type == "cuda"
-    else:
-        assert torch_device("auto").type == "cpu"
-        with pytest.raises(WeightsError, match="sees no CUDA device"):
-            torch_device("cuda")
-
-
-def test_threads() -> None:
-    before = torch.get_num_threads()
-    try:
-        set_threads(before + 1)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        set_threads(before)
