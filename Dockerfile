@@ -2,7 +2,7 @@
 #
 #   docker build --tag facelake .
 #   docker run --rm --init --gpus all --shm-size 8g -v "$PWD/photos:/photos:ro" -v "$PWD/out:/out" facelake \
-#     python -m jobs.extract /photos /out
+#     facelake extract /photos /out
 #
 # It runs as user 1000, who must be able to write /out. Ray's object store is in /dev/shm, hence --shm-size.
 FROM python:3.11-slim-bookworm
@@ -20,16 +20,17 @@ WORKDIR /app
 COPY pyproject.toml requirements.lock ./
 RUN pip install --no-cache-dir uv==0.13.9 \
     && uv pip install --system --no-cache --compile-bytecode --require-hashes \
-       -r pyproject.toml --extra heif -c requirements.lock
+       -r pyproject.toml --extra heif -c requirements.lock --group build
 
-COPY LICENSE ./
+COPY LICENSE README.md ./
 COPY jobs jobs
 COPY models models
 COPY pipeline pipeline
-RUN python -m compileall -q jobs models pipeline \
+RUN uv pip install --system --no-cache --no-deps --no-build-isolation --editable . \
+    && python -m compileall -q jobs models pipeline \
     && useradd --create-home --uid 1000 facelake
 
 # Ray's workers find the code through PYTHONPATH in any working directory: no code needs to be shipped.
 ENV PYTHONPATH=/app PYTHONUNBUFFERED=1
 USER 1000
-CMD ["python", "-m", "jobs.extract", "--help"]
+CMD ["facelake", "--help"]

@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS ?=
 DEMO := demo-output
+export PHOTOS
 
 .PHONY: help setup demo test test-faults lint lock clean
 .DEFAULT_GOAL := help
@@ -13,27 +14,28 @@ DEMO := demo-output
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## make .venv and install what requirements.lock pins
+setup: $(VENV)/.installed ## make .venv, install what requirements.lock pins, and the facelake command
 
-# The stamp carries the lock's date: a second make finds nothing to do.
-$(VENV)/.installed: requirements.lock
+# uv pip sync removes what the lock does not name, so the project itself is installed after it.
+$(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "facelake needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another with make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c 'import cv2' || { \
 	  echo "OpenCV needs a library that this system lacks (named above); on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"; exit 1; }
 	@touch $@
 
 demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
-	@photos='$(PHOTOS)'; \
+	@photos="$$PHOTOS"; \
 	  test -n "$$photos" || photos="$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("ultralytics").submodule_search_locations[0])')/assets"; \
-	  $(BIN)/python -m jobs.extract "$$photos" $(DEMO) --overwrite --preview $(DEMO)/preview.html
+	  $(BIN)/facelake extract "$$photos" $(DEMO) --overwrite --preview $(DEMO)/preview.html
 	@echo
-	@echo "Parquet:  $(CURDIR)/$(DEMO)/{faces,images}/*.parquet"
-	@echo "Preview:  $(CURDIR)/$(DEMO)/preview.html"
+	@echo "Parquet:  $$PWD/$(DEMO)/{faces,images}/*.parquet"
+	@echo "Preview:  $$PWD/$(DEMO)/preview.html"
 
 test: setup ## run the tests, CPU only
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -m 'not gpu' --durations=10
