@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from jobs.command import run_command, say
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
-from jobs.options import ArgumentError, share
+from jobs.options import ArgumentError, command_parser, program, share
+from jobs.preview.page import is_page
 from models.store import WeightCard, read_card
 from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES
@@ -57,7 +58,6 @@ repeated; 2 wrong arguments, lease, or another embedder than the output's; 130 a
 """
 
 DEFAULT_FALSE_POSITIVE_RATE = "0.001"
-PAGE_BEGINS, PAGE_TITLE = b"<!doctype html><html lang=en><meta charset=utf-8>", b"<title>Faces: "   # jobs.preview
 _READ_THREADS = 4     # a part has up to 110 MB
 
 
@@ -71,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.erase", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("erase", DESCRIPTION)
     parser.add_argument("output", metavar="OUTPUT", help="what jobs.extract has written: a folder or a bucket prefix")
     whom = parser.add_mutually_exclusive_group(required=True)
     whom.add_argument("--uri", nargs="+", metavar="URI", help="images, as the column uri names them")
@@ -112,7 +110,7 @@ def erase(arguments: argparse.Namespace) -> None:
         return
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     # The command that the lease shows to others names no image.
-    with output.lease(storage, run_id, "python -m jobs.erase", say):
+    with output.lease(storage, run_id, program("erase"), say):
         output.recover(storage)
         uris = find(storage)["uri"].combine_chunks()
         if arguments.forget:
@@ -193,11 +191,7 @@ def write_list(storage: Storage, wanted: pa.Table) -> None:
 def remove_pages(storage: Storage) -> int:
     """Delete the pages of jobs.preview that lie in the output: they show photos and names; returns how many."""
     paths = [file.path for file in storage.list("") if file.path.endswith((".html", ".htm"))]
-    pages = []
-    for path in paths:
-        content = storage.read(path)
-        if content.startswith(PAGE_BEGINS) and PAGE_TITLE in content:
-            pages.append(path)
+    pages = [path for path in paths if is_page(storage.read(path))]
     for path in pages:
         storage.delete(path)
     return len(pages)

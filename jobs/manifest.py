@@ -17,7 +17,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from jobs.command import Broke, run_command, say
-from jobs.options import ArgumentError, positive
+from jobs.options import ArgumentError, command_parser, positive, program
 from pipeline.input import manifest_folder
 from pipeline.input.buckets import bucket_stretches, list_objects, skip_rule
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
-    command = f"python -m jobs.manifest {shlex.join(word for word in argv if word != '--overwrite')}"
+    command = f"{program('manifest')} {shlex.join(word for word in argv if word != '--overwrite')}"
     return run_command(
         "manifest", partial(write_manifest, arguments, command),
         again=f"What is listed stays; this goes on from there: {command}",
@@ -73,9 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.manifest", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("manifest", DESCRIPTION)
     parser.add_argument("bucket", metavar="BUCKET", help=(
         "s3://bucket/prefix or gs://bucket/prefix, where an endpoint may follow as in jobs.extract; the manifest.json "
         "of an S3 Inventory, whose files are Parquet or CSV; or a local folder"))

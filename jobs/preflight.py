@@ -1,35 +1,32 @@
-"""Before `ray job submit --working-dir .`: is the code small enough to be sent? Says what is largest. See --help."""
+"""Check before `ray job submit --working-dir .` that Ray accepts the size of the code. See --help."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from pipeline.run.cluster import REPOSITORY, ClusterError, check_working_dir
+from jobs.command import run_command
+from jobs.options import command_parser
+from pipeline.run.cluster import REPOSITORY, check_working_dir
+from pipeline.run.interrupt import leave
 
-READY, TOO_LARGE = 0, 2
-
-DESCRIPTION = """Say how much code `ray job submit --working-dir .` would send, and stop when Ray would refuse it.
+DESCRIPTION = """Print how much code `ray job submit --working-dir .` sends, and fail if Ray would refuse it.
 
     python -m jobs.preflight && ray job submit --working-dir . -- python -m jobs.extract s3://bucket/photos/ s3://…
 
-.gitignore and .rayignore leave files out. Exit codes: 0 it can be submitted; 2 it is too large.
+Ray does not send what .gitignore and .rayignore name. Exit codes: 0 it can be submitted; 2 it is too large.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.preflight", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args(argv)
-    try:
-        print(check_working_dir(REPOSITORY, submitted=True))
-    except ClusterError as error:
-        print(f"facelake: {error}", file=sys.stderr)
-        return TOO_LARGE
-    return READY
+    """Run the command. Returns the exit code."""
+    command_parser("preflight", DESCRIPTION).parse_args(sys.argv[1:] if argv is None else argv)
+    return run_command("preflight", check, again="Run it again.")
+
+
+def check() -> None:
+    """Print the size. Raises ClusterError where Ray would refuse it."""
+    print(check_working_dir(REPOSITORY, submitted=True))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

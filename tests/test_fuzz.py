@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from jobs.extract.options import argument_parser, read_config
-from jobs.preview import main as preview
+from jobs.preview.__main__ import main as preview
 from models.store import WeightsError, read_card, tensors_digest
 from pipeline import geometry
 from pipeline.batch import Status

@@ -27,8 +27,8 @@ from pipeline.output import lease
 from pipeline.output.report import error_lines
 from pipeline.output.todo import ErrorKind, Outcome
 from pipeline.storage import open_storage
+from tests.jobs.preview.test_write import write_output
 from tests.jobs.test_convert_weights import Evil
-from tests.jobs.test_preview import write_output
 from tests.models.test_store import FIELDS, save
 
 ROOT = Path(__file__).parent.parent

@@ -17,6 +17,7 @@ import pyarrow as pa
 from jobs.command import DONE, TOO_MANY_ERRORS, Broke, run_command, say
 from jobs.extract.options import input_uris, parquet_columns, parse_arguments, row_settings
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
+from jobs.options import program
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
 from pipeline.input.listing import Rules, list_inputs
 from pipeline.output import claim as output
@@ -128,7 +129,7 @@ def extract(
     for line in report.summary_lines(storage.root, outcome, totals):
         say(line)
     if arguments.preview:
-        from jobs.preview import write_preview
+        from jobs.preview.write import write_preview
 
         say(f"preview: {write_preview(arguments.output, arguments.preview)}")
     bad_share = report.bad_share(outcome.listed)
@@ -211,9 +212,8 @@ def read_cards(arguments: argparse.Namespace) -> dict[str, WeightCard]:
 
 
 def going_on(argv: Sequence[str]) -> str:
-    """The command that goes on where one with these words was stopped: without --overwrite or what is short for it."""
-    words = (word for word in argv if not (len(word) > 3 and "--overwrite".startswith(word)))
-    return f"python -m jobs.extract {shlex.join(words)}"
+    """The command that resumes a run with these arguments: the same without --overwrite."""
+    return f"{program('extract')} {shlex.join(word for word in argv if word != '--overwrite')}"
 
 
 def default_rows_per_file(images: int) -> int:

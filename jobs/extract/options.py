@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jobs.options import ArgumentError, positive, seconds, share
+from jobs.options import ArgumentError, command_parser, positive, seconds, share
 from pipeline.input.containers import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
@@ -29,7 +29,7 @@ interrupted.
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line over --config over the defaults."""
     parser = argument_parser()
-    config = argparse.ArgumentParser(add_help=False)
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     path = config.parse_known_args(argv)[0].config
     if path is not None:
@@ -102,9 +102,7 @@ def input_uris(inputs: list[str]) -> tuple[list[str], StoreOptions]:
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     defaults = RowSettings()
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.extract", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("extract", DESCRIPTION)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=(
         "a folder (read to the bottom), a file, a glob in quotes, a manifest (.parquet or .csv with a column uri, .txt "
         "with one URI a line, or what jobs.manifest wrote), a .tar of images, or s3://bucket/prefix, "

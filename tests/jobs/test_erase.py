@@ -16,7 +16,8 @@ import pytest
 
 from jobs import erase
 from jobs.extract import job as extract
-from jobs.preview import Run, render_page
+from jobs.preview.output import Run
+from jobs.preview.page import render_page
 from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.geometry import AlignmentTemplate

@@ -4,11 +4,12 @@ import sys
 
 import pytest
 
-from jobs.options import command_parser, positive, program, seconds, share
+from jobs.options import command_parser, count, positive, program, seconds, share
 
 
 @pytest.mark.parametrize(("kind", "text", "value"), [
-    (positive, "1", 1), (positive, "12", 12), (share, "0", 0.0), (share, "1", 1.0), (share, "0.35", 0.35),
+    (positive, "1", 1), (positive, "12", 12), (count, "0", 0),
+    (share, "0", 0.0), (share, "1", 1.0), (share, "0.35", 0.35),
     (seconds, "0", 0.0), (seconds, "1e3", 1000.0),
 ])  # fmt: skip
 def test_values(kind, text, value):
@@ -17,7 +18,7 @@ def test_values(kind, text, value):
 
 @pytest.mark.parametrize(("kind", "text"), [
     (positive, ""), (positive, "0"), (positive, "-1"), (positive, "1.0"), (positive, "one"),
-    (share, ""), (share, "1.1"), (share, "-0.1"), (share, "nan"), (share, "half"),
+    (count, ""), (count, "-1"), (share, ""), (share, "1.1"), (share, "-0.1"), (share, "nan"), (share, "half"),
     (seconds, ""), (seconds, "-1"), (seconds, "nan"), (seconds, "inf"),
 ])  # fmt: skip
 def test_other_values_are_refused_with_what_came(kind, text):

@@ -231,9 +231,8 @@ def test_photos_where_the_tables_would_go_stay(tmp_path, options):
     assert sorted((tmp_path / "images").iterdir()) == before
 
 
-@pytest.mark.parametrize("word", ["--overwrite", "--over"])
-def test_the_command_that_goes_on_does_not_start_anew(word):
-    command = jobs.extract.job.going_on(["IN", "a b", word, "--device", "cpu"])
+def test_the_command_that_goes_on_does_not_start_anew():
+    command = jobs.extract.job.going_on(["IN", "a b", "--overwrite", "--device", "cpu"])
     assert command == "python -m jobs.extract IN 'a b' --device cpu"
 
 

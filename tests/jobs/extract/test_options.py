@@ -16,7 +16,8 @@ def test_zero_means_off():
 
 @pytest.mark.parametrize(
     "wrong", [["--min-score", "1.2"], ["--rows-per-file", "0"], ["--device", "tpu"], ["--max-error-rate", "x"],
-              ["--unknown"], ["--embedding-dtype", "int8"], ["--stall-timeout", "-1"], ["--stall-timeout", "nan"]],
+              ["--unknown"], ["--embedding-dtype", "int8"], ["--stall-timeout", "-1"], ["--stall-timeout", "nan"],
+              ["--over"]],
 )
 def test_wrong_arguments_end_with_2(wrong, capsys):
     with pytest.raises(SystemExit) as end:

@@ -4,23 +4,19 @@ import json
 import re
 import shutil
 import subprocess
-import tarfile
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import preview
-from jobs.preview import PreviewError, main, write_preview
+from jobs.preview.output import PreviewError
+from jobs.preview.write import write_preview
 from pipeline.batch import FaceBatch, ImageRecord, Status, TodoRow
 from pipeline.geometry import AlignmentTemplate
-from pipeline.input.containers import ParquetColumns
 from pipeline.input.fetch import Fetch
 from pipeline.output import ledger, sink
 from pipeline.settings import RowSettings
@@ -29,7 +25,6 @@ from pipeline.stages.decode import Decode
 from pipeline.stages.detect import Detect
 from pipeline.stages.keypoint import Keypoint
 from pipeline.storage import open_storage
-from pipeline.storage.uris import FROM_ENVIRONMENT
 from tests.support import corpus
 
 SETTINGS = RowSettings(rotate_retry=True)
@@ -142,11 +137,9 @@ def test_an_output_without_images(tmp_path):
     assert page.pictures == {}
 
 
-def test_without_run_json_there_is_nothing_to_show(tmp_path, capsys):
+def test_without_run_json_there_is_nothing_to_show(tmp_path):
     with pytest.raises(PreviewError, match=r"no run\.json in"):
         write_preview(tmp_path / "nothing", tmp_path / "p.html")
-    assert main([str(tmp_path / "nothing"), "--html", str(tmp_path / "p.html")]) == 2
-    assert "no run.json in" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
 
 
@@ -295,12 +288,12 @@ def test_hostile_names_are_text_in_a_real_browser(tmp_path, browse):
         assert not re.search("[\u202e\x1b\x7f]", page.text)
 
 
-def test_each_face_has_the_likest_one_of_another_photo(tmp_path):
+def test_each_face_has_the_most_similar_one_of_another_photo(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_photo(tmp_path, name, photo(ord(name[0])))
     write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]))
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
-    # (1, 0), (0.6, 0.8) and (0, 1): a is likest to b, b to c, c to b.
+    # (1, 0), (0.6, 0.8) and (0, 1): a is most similar to b, b to c, c to b.
     assert re.findall(r"cosine ([−\d.]+)(\w+\.jpg)", page.text) == [
         ("0.60", "b.jpg"), ("0.80", "c.jpg"), ("0.80", "b.jpg")
     ]
@@ -330,7 +323,7 @@ def test_photos_that_are_gone_or_changed_are_shown_by_their_numbers(tmp_path):
     (tmp_path / "c.jpg").write_bytes(b"")
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
     assert "cannot be read now: no such file or directory" in page.text
-    assert "The photo has changed since." in page.text
+    assert "The photo has changed since the run." in page.text
     assert "cannot be read now: empty file" in page.text
     assert page.pictures == {}
 
@@ -364,17 +357,8 @@ def test_an_output_and_photos_in_a_bucket(bucket, s3_endpoint, tmp_path):
     assert len(page.pictures["aligned"]) == 1
 
 
-def test_photos_in_tars_and_parquet_files_are_found_again(tmp_path):
-    with tarfile.open(tmp_path / "s.tar", "w") as archive:
-        for content in (b"one", b"two2"):
-            member = tarfile.TarInfo(f"a b/{len(content)}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    pq.write_table(pa.table({"picture": [b"zero", b"first"], "name": ["z", "f#.tar#"]}), tmp_path / "p.parquet")
-    uris = [f"{tmp_path}/s.tar#a b/4", f"{tmp_path}/p.parquet#f#.tar#", "/plain#.jpg", f"{tmp_path}/none.tar#x",
-            f"{tmp_path}/s.tar#gone"]
-    rows = preview.locate(uris, ParquetColumns("picture", "name"), FROM_ENVIRONMENT)
-    assert [row.uri for row in rows] == uris
-    answers = Fetch(image_column="picture")(rows)
-    assert [getattr(answer, "content", None) for answer in answers] == [b"two2", b"first", None, None, None]
-    assert preview.locate(uris[1:2], None, FROM_ENVIRONMENT) == [TodoRow(uris[1])]
+def test_a_page_that_cannot_be_written_is_refused(tmp_path):
+    write_output(tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(PreviewError, match=r"cannot write .*file/p\.html: .*; choose another file"):
+        write_preview(tmp_path / "out", tmp_path / "file/p.html")

@@ -1,0 +1,1 @@
+"""`python -m jobs.preview`: a page that shows photos and faces of an output."""

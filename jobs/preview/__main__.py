@@ -1,0 +1,43 @@
+"""The command line of `python -m jobs.preview`."""
+
+from __future__ import annotations
+
+import argparse
+
+from jobs.command import run_command
+from jobs.options import command_parser, count
+from jobs.preview.write import MAX_IMAGES, write_preview
+from pipeline.run.interrupt import leave
+
+DESCRIPTION = """Write one HTML page that shows photos of an output, with each face before and after alignment.
+
+    python -m jobs.preview out/
+    python -m jobs.preview s3://bucket/faces --images 200 --html faces.html
+
+The page contains its pictures and loads nothing from elsewhere. Exit codes: 0 done; 1 it broke; 2 wrong arguments, or
+the output is not finished; 130 and 143 interrupted.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    arguments = argument_parser().parse_args(argv)
+
+    def run() -> None:
+        print(write_preview(arguments.output, arguments.html, max_images=arguments.images))
+
+    return run_command("preview", run, again="Run the same command again.")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = command_parser("preview", DESCRIPTION)
+    parser.add_argument("output", metavar="OUTPUT", help="a folder or a bucket prefix that jobs.extract wrote")
+    parser.add_argument("--images", type=count, default=MAX_IMAGES, metavar="N",
+                        help="the most photos on the page; default: %(default)s")
+    parser.add_argument("--html", metavar="FILE", default="preview.html", help="the page; default: %(default)s")
+    return parser
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,141 @@
+"""Fill the template page.html with photos, faces and failures."""
+
+from __future__ import annotations
+
+import base64
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from jobs.preview.output import Row, Run
+from jobs.preview.pictures import FaceView, PhotoView, eye_points
+from pipeline.batch import GOOD, Status
+from pipeline.text import printable
+
+PAGE_START, PAGE_TITLE = b"<!doctype html><html lang=en><meta charset=utf-8>", b"<title>Faces: "
+_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32)}     # Unicode's pictures of the control characters
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A face drawn over its photo, in image pixels: box, eye points with their radius, and a label."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    points_xy: np.ndarray
+    radius: float
+    label: str
+    label_x: float
+    label_y: float
+    label_ends_at_x: bool
+
+
+def render_page(root: str, run: Run, photos: Sequence[PhotoView], failures: Sequence[Row]) -> str:
+    """The page as HTML. Every value from a file, a name or a table is escaped."""
+    return _template().render(
+        root=root,
+        run=run,
+        photos=photos,
+        failures=failures,
+        statuses=[(status.value, run.counts[status]) for status in Status if run.counts[status]],
+        failed=run.counts["images"] - sum(run.counts[status] for status in GOOD),
+        shown_faces=sum(len(photo.faces) for photo in photos),
+        most_similar=most_similar_faces(photos),
+    )
+
+
+def is_page(content: bytes) -> bool:
+    """Whether this is a page that render_page wrote, in this or an earlier version."""
+    return content.startswith(PAGE_START) and PAGE_TITLE in content
+
+
+def most_similar_faces(photos: Sequence[PhotoView]) -> dict[tuple[str, int], tuple[FaceView, float]]:
+    """For each face on the page, by uri and face_index: the most similar face of another photo, and the cosine."""
+    views = [view for photo in photos for view in photo.face_views]
+    if not views:
+        return {}
+    vectors = np.array([view.row["embedding"] for view in views], np.float32)
+    photo_of = np.array([i for i, photo in enumerate(photos) for _ in photo.face_views])
+    found = {}
+    for i, view in enumerate(views):
+        cosines = np.where(photo_of == photo_of[i], -np.inf, vectors @ vectors[i])
+        best = int(cosines.argmax())
+        if np.isfinite(cosines[best]):
+            found[view.row["uri"], view.row["face_index"]] = (views[best], float(cosines[best]))
+    return found
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_visible, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )
+    environment.globals |= {"facts": _facts, "marks": _marks, "points": _points}
+    environment.filters |= {
+        "name": posixpath.basename, "plural": _plural, "thousands": "{:,}".format, "number": _number,
+        "coordinate": "{:.{}f}".format, "jpeg": _data_uri,
+    }
+    return environment.get_template("page.html")
+
+
+def _visible(value: Any) -> Any:
+    """Show control characters: a file's name may have any, even those that reverse the text after them."""
+    return value if isinstance(value, Markup) else printable(str(value).translate(_CONTROL_PICTURES))
+
+
+def _facts(record: Row, faces: int) -> str:
+    """The line below a photo's name."""
+    facts = [f"{record['width']:,} × {record['height']:,}", str(record["format"]), _plural(faces, "face")]
+    if record["exif_orientation"] not in (None, 1):
+        facts.append(f"EXIF orientation {record['exif_orientation']}")
+    if record["rotation_deg"]:
+        facts.append(f"found when turned by {record['rotation_deg']}°")
+    if record["decode_scale"] not in (None, 1.0):
+        facts.append(f"decoded at 1/{round(1 / record['decode_scale'])}")
+    if record["detect_pass"] == 2:
+        facts.append("found in the second pass")
+    if record["faces_truncated"]:
+        facts.append("more faces than --max-faces")
+    return " · ".join(facts)
+
+
+def _marks(photo: PhotoView, letters_px: float) -> Iterator[Mark]:
+    """The faces of a photo as they are drawn over it, with letters of that height."""
+    image_width = photo.record["width"]
+    for face in photo.faces:
+        x1, y1, x2, y2 = (round(face[name], 1) for name in ("x1", "y1", "x2", "y2"))
+        side = max(x2 - x1, y2 - y1)
+        in_crowd = side < 2 * letters_px          # a score would hide the faces beside it
+        near_right_edge = x1 >= image_width - 5 * letters_px
+        yield Mark(
+            x1, y1, x2 - x1, y2 - y1, eye_points(face), side / 70,
+            label=str(face["face_index"]) if in_crowd else f"{face['face_index']} · {face['det_score']:.2f}",
+            label_x=x2 if near_right_edge else x1,
+            label_y=y1 - letters_px / 3 if y1 > 1.5 * letters_px else y2 + letters_px,
+            label_ends_at_x=near_right_edge,
+        )
+
+
+def _points(points_xy: np.ndarray) -> list[tuple[float, float]]:
+    """The points that exist."""
+    return [(float(x), float(y)) for x, y in points_xy if np.isfinite(x + y)]
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -1,0 +1,36 @@
+"""Write the preview page of an output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.preview.output import PreviewError, read_output, read_run
+from jobs.preview.page import render_page
+from jobs.preview.pictures import view_photos
+from pipeline.stages.decode import prepare_pillow
+from pipeline.storage import open_storage
+from pipeline.storage.uris import parse_input_uri
+
+MAX_IMAGES = 60
+
+
+def write_preview(output: str | Path, html_path: str | Path, *, max_images: int = MAX_IMAGES) -> Path:
+    """Write the page of a finished output. Returns its path.
+
+    The photos are read again from where they were. Faces are cut and aligned by the values of the tables. A photo that
+    cannot be read is shown as a note. Raises PreviewError if the output is not finished or the page cannot be written.
+    """
+    prepare_pillow()
+    output_uri, options = parse_input_uri(str(output))
+    storage = open_storage(output_uri, options)
+    run = read_run(storage)
+    records, failures, faces = read_output(storage, max_images)
+    photos = list(view_photos(records, faces, run, options))
+    page = render_page(storage.root, run, photos, failures)
+    html_path = Path(html_path)
+    try:
+        html_path.parent.mkdir(parents=True, exist_ok=True)
+        html_path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise PreviewError(f"cannot write {html_path}: {error.strerror}; choose another file") from None
+    return html_path
