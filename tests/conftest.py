@@ -1,4 +1,4 @@
-"""Shared fixtures: an S3 server, and a bucket of its own for every test."""
+"""Shared fixtures: servers of S3, of Google's storage and of plain HTTP, a bucket for every test, and one Ray."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline.run.cluster import connect
-from tests.support.google import google_storage
-from tests.support.servers import serving
+from tests.support.google_storage import google_storage
+from tests.support.http_server import serving
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """A real S3 server on this machine; the environment points AWS clients of this and of child processes at it."""
+    """An S3 server on this machine. Environment variables direct AWS clients to it, also in child processes."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -66,31 +66,30 @@ def bucket(s3_endpoint: str) -> Bucket:
     import boto3
 
     client = boto3.client("s3")
-    name = f"test{uuid.uuid4().hex[:12]}"   # no "-": Google's client sends it encoded, which moto does not know
+    name = f"test{uuid.uuid4().hex[:12]}"   # no "-": Google's client percent-encodes it, and moto does not decode it
     client.create_bucket(Bucket=name)
     return Bucket(name, client)
 
 
 @pytest.fixture(scope="session")
 def google_endpoint(s3_endpoint: str) -> Iterator[str]:
-    """A server of Google's XML interface before the S3 server's public buckets."""
-    with google_storage(s3_endpoint) as endpoint:
+    """A server of Google's XML API for the public buckets of the S3 server. Its key is in the environment."""
+    key = {"disable_oauth": True, "private_key": "", "private_key_id": "", "client_email": ""}
+    with google_storage(s3_endpoint) as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps({"gcs_base_url": endpoint, **key}))
         yield endpoint
 
 
 @pytest.fixture
-def google_uri(bucket: Bucket, google_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket there, as jobs and `parse_input_uri` take it; the environment holds its credentials."""
+def google_uri(bucket: Bucket, google_endpoint: str) -> str:
+    """An empty bucket of Google's storage, as an INPUT or OUTPUT of a job."""
     bucket.client.put_bucket_acl(Bucket=bucket.name, ACL="public-read-write")
-    key = {"gcs_base_url": google_endpoint, "disable_oauth": True, "private_key": "", "private_key_id": "",
-           "client_email": ""}
-    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
     return f"gs://{bucket.name}?endpoint_override={google_endpoint}"
 
 
 @dataclass(frozen=True)
 class Web:
-    """A web server that allows GET alone, as signed addresses do; `files` maps paths to what they hold."""
+    """A web server that allows only GET, as signed URLs do. `files` maps paths to contents."""
 
     url: str
     files: dict[str, bytes]
@@ -107,9 +106,9 @@ def web() -> Iterator[Web]:
             if content is None:
                 self.send_error(404)
                 return
-            total, asked = len(content), self.headers.get("Range", "")
-            if asked:
-                start, end = (int(text) for text in asked.removeprefix("bytes=").split("-"))
+            total, wanted = len(content), self.headers.get("Range", "")
+            if wanted:
+                start, end = (int(text) for text in wanted.removeprefix("bytes=").split("-"))
                 content = content[start : end + 1]
                 self.send_response(206)
                 self.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{total}")
@@ -121,7 +120,7 @@ def web() -> Iterator[Web]:
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Be quiet."""
+            """Log nothing."""
 
     with serving(Handler) as url:
         yield Web(url, files)
@@ -129,7 +128,7 @@ def web() -> Iterator[Web]:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray of two CPUs for all tests that run a graph in this process; it reports its metrics every second."""
+    """One Ray with two CPUs for all tests that run a graph in this process. It exports metrics every second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         with connect(num_cpus=2):

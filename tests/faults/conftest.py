@@ -1,4 +1,4 @@
-"""The places that jobs are tried on, an S3 server in a process of its own, and the table of figures at the end."""
+"""Inputs on disk and on S3, an S3 server in its own process, two ways to run jobs, and the figures at the end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,23 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError
 
-from tests.faults.harness import IMAGES, SMALL, Place, Starter, Tables, cluster, photo, photos, read_tables, wait_until
+from tests.faults.harness import (
+    IMAGES,
+    STUB_ARGUMENTS,
+    JobRunner,
+    Place,
+    Tables,
+    cluster,
+    photo,
+    photos,
+    read_tables,
+    wait_until,
+)
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What faults are tried on: "disk" or "S3", the input there, and what an undisturbed run makes of it."""
+class Baseline:
+    """An input on "disk" or "S3", and the tables of a run on it without faults."""
 
     name: str
     place: Place
@@ -31,7 +42,7 @@ FIGURES: list[tuple[str, dict[str, object]]] = []
 
 @pytest.fixture
 def figures(request) -> Callable[..., None]:
-    """Call it with a name and figures: they are printed, and again in the table at the end."""
+    """Call it with a name and figures. They are printed at once, and again at the end of the session."""
 
     def record(name: str, **values: object) -> None:
         FIGURES.append((name, values))
@@ -45,7 +56,7 @@ def as_text(values: dict[str, object]) -> str:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """The figures of all tests."""
+    """Print the figures of all tests."""
     if FIGURES:
         terminalreporter.section("faults")
         for name, values in FIGURES:
@@ -54,7 +65,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """moto's HTTP server in a process of its own; the environment points AWS clients at it."""
+    """moto's S3 server in its own process. Environment variables direct AWS clients to it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,86 +95,88 @@ def answers(endpoint: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def ray_address(s3_endpoint) -> Iterator[str]:
-    """A Ray that stays, of two CPUs."""
+def ray_address(s3_endpoint: str, google_endpoint: str) -> Iterator[str]:
+    """A Ray with two CPUs for the whole session. Its workers inherit the variables that both endpoints set."""
     with cluster(num_cpus=2) as nodes:
         yield nodes.address
 
 
 @pytest.fixture
-def joining(ray_address, starter) -> Starter:
-    """Starts jobs that join the Ray that stays."""
-    starter.environment["RAY_ADDRESS"] = ray_address
-    return starter
+def shared_ray(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRunner]:
+    """Runs jobs on the Ray of the session."""
+    runner = JobRunner(tmp_path_factory.mktemp("logs"), environment={"RAY_ADDRESS": ray_address})
+    yield runner
+    runner.close()
 
 
 @pytest.fixture
-def starter(tmp_path_factory) -> Iterator[Starter]:
-    """Starts jobs; those that still run when the test ends are killed."""
-    starter = Starter(tmp_path_factory.mktemp("logs"))
-    yield starter
-    starter.close()
+def own_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRunner]:
+    """Runs jobs that start their own Ray each, unless RAY_ADDRESS is given."""
+    runner = JobRunner(tmp_path_factory.mktemp("logs"))
+    yield runner
+    runner.close()
 
 
 def disk_place(folder: Path) -> Place:
-    """A folder of photos, two of them links that lead nowhere: rows that every run tries again."""
+    """A folder of images. Two of them are broken links, which every run tries again."""
     (folder / "in").mkdir()
     for name, content in photos():
         (folder / "in" / name).write_bytes(content)
     for name in ("13 gone.png", "gone.png"):
         (folder / "in" / name).symlink_to(folder / "nowhere")
-    return Place(str(folder / "in"), "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
+    return Place(str(folder / "in"), "", IMAGES + 2, STUB_ARGUMENTS)
 
 
 def s3_place(s3_endpoint: str) -> Place:
-    """The same in a bucket; objects in an archive, which cannot be read, stand for the links."""
+    """The same in a bucket. In place of the links, two objects are archived and cannot be read."""
     client, bucket = boto3.client("s3", endpoint_url=s3_endpoint), f"test{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     for name, content in photos():
         client.put_object(Bucket=bucket, Key=f"in/{name}", Body=content)
     for key in ("in/13 gone.png", "in/gone.png"):
         client.put_object(Bucket=bucket, Key=key, Body=photo(0), StorageClass="GLACIER")
-    return Place(f"s3://{bucket}/in/", "", IMAGES + 2, (*SMALL, "--rows-per-file", 4))
+    return Place(f"s3://{bucket}/in/", "", IMAGES + 2, STUB_ARGUMENTS)
 
 
-def undisturbed(place: Place, folder: Path) -> Iterator[Tried]:
-    """The place, and the tables of a run that nobody disturbs."""
-    starter = Starter(folder)
-    first = place.at(output_of(place, folder, "undisturbed"))
-    starter.run(first)
+def run_undisturbed(name: str, place: Place, ray_address: str, folder: Path) -> Baseline:
+    """Run the job on the place without faults."""
+    runner = JobRunner(folder, environment={"RAY_ADDRESS": ray_address})
+    first = place.with_output(output_of(place, folder, "undisturbed"))
+    runner.run(first)
+    runner.close()
     tables = read_tables(first.storage)
     assert len(tables.images) == IMAGES + 2 and len(tables.faces) > IMAGES
     assert sorted(set(tables.images["status"].to_pylist())) == ["fetch_failed", "no_face", "ok", "unreadable"]
-    yield Tried("S3" if place.input.startswith("s3://") else "disk", place, tables)
-    starter.close()
+    return Baseline(name, place, tables)
 
 
 @pytest.fixture(scope="session")
-def on_disk(tmp_path_factory) -> Iterator[Tried]:
-    """A folder to try things on."""
+def on_disk(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Baseline:
+    """Images in a folder."""
     folder = tmp_path_factory.mktemp("disk")
-    yield from undisturbed(disk_place(folder), folder)
+    return run_undisturbed("disk", disk_place(folder), ray_address, folder)
 
 
 @pytest.fixture(scope="session")
-def on_s3(s3_endpoint, tmp_path_factory) -> Iterator[Tried]:
-    """A bucket to try things on."""
-    yield from undisturbed(s3_place(s3_endpoint), tmp_path_factory.mktemp("S3"))
+def on_s3(s3_endpoint: str, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Baseline:
+    """Images in a bucket."""
+    return run_undisturbed("S3", s3_place(s3_endpoint), ray_address, tmp_path_factory.mktemp("S3"))
 
 
 @pytest.fixture(params=["on_disk", "on_s3"], ids=["disk", "S3"])
-def tried(request) -> Tried:
-    """Either."""
+def baseline(request: pytest.FixtureRequest) -> Baseline:
+    """Images in a folder, then images in a bucket."""
     return request.getfixturevalue(request.param)
 
 
 def output_of(place: Place, folder: Path, name: str) -> str:
-    """An output of that name: in the folder, or in the place's bucket."""
-    return place.input.replace("/in/", f"/{folder.name} {name}") if place.input.startswith("s3://") else str(
-        folder / name)
+    """A new output: in the folder, or in the bucket of the place."""
+    if place.input.startswith("s3://"):
+        return place.input.replace("/in/", f"/{folder.name} {name}")
+    return str(folder / name)
 
 
 @pytest.fixture
-def new_output(tmp_path) -> Callable[..., Place]:
-    """Call it with what is tried and a name: the place with an output that is new."""
-    return lambda tried, name="out": tried.place.at(output_of(tried.place, tmp_path, name))
+def new_output(tmp_path: Path) -> Callable[..., Place]:
+    """Call it with a baseline and a name. It returns the baseline's place with a new output."""
+    return lambda baseline, name="out": baseline.place.with_output(output_of(baseline.place, tmp_path, name))

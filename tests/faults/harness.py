@@ -1,4 +1,4 @@
-"""Runs the stub job in processes of its own, and tells whether an output is exactly what it should be."""
+"""Run jobs in their own processes, wait for events in them, and check that an output is exactly right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = ("--detect-px", 160, "--second-pass-px", 0, "--batch-images", 4, "--detect-batch", 4)   # a part every 4 images
-
-
+STUB_ARGUMENTS = (
+    "--detect-px", 160, "--second-pass-px", 0, "--batch-images", 4, "--detect-batch", 4, "--rows-per-file", 4,
+)
 IMAGES = 48
 
 
 def photos() -> Iterator[tuple[str, bytes]]:
-    """The names and contents of `IMAGES` pictures."""
+    """Names and contents of `IMAGES` images."""
     for number in range(IMAGES):
         yield f"{number:02}.png", photo(number)
 
 
 def photo(number: int) -> bytes:
-    """A small picture; every 24th is broken."""
+    """A small image; every 24th is broken."""
     pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
     content = cv2.imencode(".png", pixels)[1].tobytes()
     return content[:700] if number % 24 == 7 else content
@@ -53,7 +53,7 @@ def photo(number: int) -> bytes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job reads and writes, and what it is told besides. `images` are listed there, all of them."""
+    """INPUT, OUTPUT and further arguments of a job. `images` is how many images INPUT lists."""
 
     input: str
     output: str
@@ -64,28 +64,33 @@ class Place:
     def storage(self) -> Storage:
         return open_storage(*parse_input_uri(self.output))
 
-    def at(self, output: str) -> Place:
-        """The same with another output."""
-        return Place(self.input, output, self.images, self.arguments)
+    def with_output(self, output: str) -> Place:
+        """The same place with another output."""
+        return replace(self, output=output)
+
+    def through(self, endpoint: str) -> Place:
+        """The same place on S3, reached at another endpoint."""
+        query = f"?endpoint_override={endpoint}"
+        return replace(self, input=self.input + query, output=self.output + query)
 
 
 @dataclass
 class Job:
-    """A stub job that runs."""
+    """A job that was started, and its log."""
 
     process: subprocess.Popen
     log: Path
 
-    def said(self) -> str:
-        """All that it has written by now."""
+    def printed(self) -> str:
+        """Everything it has printed so far."""
         return self.log.read_text()
 
     def wait(self, timeout_s: float = 240) -> int:
-        """Its exit code."""
+        """Wait for its end; returns the exit code."""
         return self.process.wait(timeout_s)
 
     def pids(self) -> list[int]:
-        """The driver, Ray's services and all workers, as far as they run and the driver lives."""
+        """The driver and its descendants that run; none once the driver is gone. A Ray of its own is among them."""
         try:
             driver = psutil.Process(self.process.pid)
             family = [driver, *driver.children(recursive=True)]
@@ -94,12 +99,12 @@ class Job:
             return []
 
     def kill_driver(self) -> None:
-        """kill -9 of the driver alone: Ray's processes are left to find out."""
+        """kill -9 of the driver alone. Ray has to notice it."""
         self.process.kill()
         self.process.wait()
 
     def kill_all(self) -> None:
-        """kill -9 of the driver, Ray's services and all workers."""
+        """kill -9 of the driver and all its descendants. A Ray of its own is among them."""
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -107,23 +112,23 @@ class Job:
 
 
 @dataclass
-class Starter:
-    """Starts jobs, and sees to it that none outlives the test."""
+class JobRunner:
+    """Starts jobs. `close` kills those that still run."""
 
     folder: Path
     module: str = "tests.faults.stub_job"
-    environment: dict[str, str] = field(default_factory=dict)      # of all its jobs
+    environment: dict[str, str] = field(default_factory=dict)      # added to that of every job
     jobs: list[Job] = field(default_factory=list)
 
     def start(self, place: Place, *arguments: object, faults: Faults | None = None, **environment: str) -> Job:
-        """Begin; the job leads a process group of its own."""
+        """Start a job as the leader of a new process group."""
         log = self.folder / f"job {len(self.jobs)}.log"
         command = [sys.executable, "-m", self.module, place.input, place.output, *place.arguments, *arguments]
-        with log.open("w") as said:
-            told = {"STUB_FAULTS": json.dumps(asdict(faults or Faults()))}
+        with log.open("w") as printed:
+            for_stub = {"STUB_FAULTS": json.dumps(asdict(faults or Faults()))}
             process = subprocess.Popen(
-                [str(each) for each in command], cwd=ROOT, stdout=said, stderr=said, start_new_session=True,
-                env=os.environ | told | self.environment | environment,
+                [str(each) for each in command], cwd=ROOT, stdout=printed, stderr=printed, start_new_session=True,
+                env=os.environ | for_stub | self.environment | environment,
             )
         self.jobs.append(Job(process, log))
         return self.jobs[-1]
@@ -132,46 +137,48 @@ class Starter:
         self, reached: Callable[[Job], bool], place: Place, *arguments: object, faults: Faults | None = None,
         seconds: float = 240, **environment: str
     ) -> Job:
-        """Begin, and wait until it is so or the job has ended. One whose Ray did not start is begun again.
+        """Start a job and wait until `reached` is true or the job has ended.
 
-        Ray gives its own services 15 and 30 s to start, which a machine that is very busy does not always grant.
+        Ray gives its services 15 and 30 s to start. On a busy machine that can be too little; then the job is started
+        again.
         """
         for _ in range(6):
             job = self.start(place, *arguments, faults=faults, **environment)
-            if wait_until(lambda job=job: reached(job), job, seconds) or "timed out during startup" not in job.said():
+            ended = not wait_until(lambda job=job: reached(job), job, seconds)
+            if not (ended and "timed out during startup" in job.printed()):
                 return job
-        raise AssertionError(f"Ray does not start: {job.said()}")
+        raise AssertionError(f"Ray does not start: {job.printed()}")
 
     def run(
         self, place: Place, *arguments: object, faults: Faults | None = None, expect: int = 0, **environment: str
     ) -> str:
-        """From the beginning to the end; what it said."""
+        """Run a job to its end; returns what it printed. expect: its exit code."""
         job = self.start_and_reach(lambda job: False, place, *arguments, faults=faults, **environment)
         code = job.wait()
-        assert code == expect, f"exit code {code}, not {expect}:\n{job.said()}"
-        assert "Traceback" not in job.said(), job.said()
-        return job.said()
+        assert code == expect, f"exit code {code}, not {expect}:\n{job.printed()}"
+        assert "Traceback" not in job.printed(), job.printed()
+        return job.printed()
 
     def close(self) -> None:
-        """End what is left, with Ray's processes."""
+        """Kill every job that still runs, with its own Ray."""
         for job in self.jobs:
             job.kill_all()
 
 
 def wait_until(condition: Callable[[], bool], job: Job | None = None, seconds: float = 120) -> bool:
-    """Until it is so; False when the job has ended before that."""
+    """Wait until the condition holds; returns False if the job ends first. Fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if job is not None and job.process.poll() is not None:
             return False
-        assert time.monotonic() < end, f"waited {seconds} s in vain{': ' + job.said() if job else ''}"
+        assert time.monotonic() < end, f"it is not so after {seconds} s{': ' + job.printed() if job else ''}"
         time.sleep(0.03)
     return True
 
 
 @contextlib.contextmanager
 def cluster(**head: object) -> Iterator[Cluster]:
-    """A Ray cluster of one node, whose processes find the tests; begun again when Ray does not start in its time."""
+    """A Ray cluster with one node, whose workers can import the tests. Started again if Ray does not start in time."""
     from ray.cluster_utils import Cluster
 
     found = os.environ.get("PYTHONPATH")
@@ -196,34 +203,34 @@ def cluster(**head: object) -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class Tables:
-    """Both tables of an output, sorted, without the column that differs between runs."""
+    """Both tables of an output, sorted, without `run_id`, which differs between runs."""
 
     images: pa.Table
     faces: pa.Table
 
 
 def read_tables(storage: Storage) -> Tables:
-    """All files of both folders, whether committed or not."""
+    """Read all files of `images/` and `faces/`, committed or not."""
     def read(folder: str, keys: Sequence[str]) -> pa.Table:
         tables = [pq.read_table(pa.BufferReader(storage.read(file.path))) for file in storage.list(folder)]
         table = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
         return table.sort_by([(key, "ascending") for key in keys])
 
     images = read("images", ["uri"]).drop_columns(["run_id"])
-    # A fetch that fails anyway may fail for another reason where faults are injected.
+    # With injected faults, the same fetch may fail for another reason.
     errors = pc.if_else(pc.equal(images["status"], "fetch_failed"), "why", images["error"])
     images = images.set_column(images.column_names.index("error"), "error", errors)
     return Tables(images, read("faces", ["uri", "face_index"]))
 
 
 def assert_exact(place: Place, expected: Tables, tolerance: float = 0.0) -> None:
-    """Every image once, the faces of an undisturbed run, no half of a pair, nothing half-written.
+    """Check that the output has every image once and the expected faces, and no single halves or temporary files.
 
-    tolerance: of the numbers in faces/, relative and absolute; real networks may add in another order.
+    tolerance: relative and absolute, of floats in faces/. Real networks may add up in another order.
     """
     storage = place.storage
     parts = [{file.path.split("/")[1] for file in storage.list(folder)} for folder in ("faces", "images")]
-    assert parts[0] == parts[1], f"halves: {parts[0] ^ parts[1]}"
+    assert parts[0] == parts[1], f"single halves: {parts[0] ^ parts[1]}"
     found = read_tables(storage)
     assert len(found.images) == place.images
     assert found.images.equals(expected.images), differing(found.images, expected.images)
@@ -241,25 +248,25 @@ def assert_exact(place: Place, expected: Tables, tolerance: float = 0.0) -> None
 
 
 def differing(found: pa.Table, expected: pa.Table) -> str:
-    """Which columns, and which uris are more or fewer."""
+    """Which columns and which uris differ."""
     columns = [name for name in expected.column_names if not found[name].equals(expected[name])]
     more, fewer = (set(a["uri"].to_pylist()) - set(b["uri"].to_pylist()) for a, b in
                    ((found, expected), (expected, found)))
-    return f"{len(found)} rows, not {len(expected)}; columns {columns}; more {more}; fewer {fewer}"
+    return f"{len(found)} rows, not {len(expected)}; columns {columns}; only found {more}; only expected {fewer}"
 
 
 def committed(storage: Storage) -> set[str]:
-    """The uris that are done for good, of an output that a job may be writing."""
+    """The uris that no later run does again. A job may be writing the output."""
     done: set[str] = set()
     for name in ledger.committed_parts(storage):
-        with contextlib.suppress(FileNotFoundError):      # the job has just taken out what it will try again
+        with contextlib.suppress(FileNotFoundError):      # the job just dropped this part, to retry its images
             done |= _done_in(storage.root, f"images/{name}.parquet")
     return done
 
 
 @cache
 def _done_in(output: str, part: str) -> frozenset[str]:
-    """Of one part, whose name follows from its content."""
+    """The same for one part. It can be cached, because a part's name is a hash of its content."""
     content = open_storage(output).read(part)
     rows = pq.read_table(pa.BufferReader(content), columns=["uri", "status"]).to_pylist()
     return frozenset(row["uri"] for row in rows if row["status"] not in ("fetch_failed", "failed"))

@@ -1,4 +1,4 @@
-"""An HTTP server in front of an S3 server that fails as networks and stores do, by rules."""
+"""An HTTP proxy for an S3 server. It fails by rules, in the ways that networks and stores fail."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 
-from tests.support.servers import ANEW, serving
+from tests.support.http_server import NOT_FORWARDED, serving
 
 ERRORS = {
     "SlowDown": (503, "Please reduce your request rate."),
     "InternalError": (500, "We encountered an internal error. Please try again."),
     "AccessDenied": (403, "Access Denied"),
 }
-TRICKLED_BYTES = 2048      # every 0.2 s
-HANG_S = 120
+TRICKLE_BYTES, TRICKLE_S = 2048, 0.2      # so many bytes, then a pause
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to some requests.
+    """A fault, and the requests that get it.
 
-    then: a code of `ERRORS`; "reset" before an answer; "reset in body" after half of it; "reset when done": the store
-    has done it and nobody hears of it; "trickle": the body comes in small pieces; "hang": a piece of it, and
-    then nothing for a long time.
-    method, path: of the requests meant, the path as a regular expression. every: each how many-th of them.
-    times: how often at most. after: so many of them are let through first.
+    fault: a code of `ERRORS`; "reset": the connection is reset before the answer; "reset in body": after half of the
+    body; "reset when done": after the store has done what was asked; "trickle": the body comes in small pieces;
+    "hang": the first bytes of the body come, then nothing until the proxy ends.
+    method, path: regular expressions that select requests. after: so many of these pass first. every: then each n-th
+    gets the fault. times: the most requests that get it.
     """
 
-    then: str
+    fault: str
     method: str = "GET|PUT|HEAD|POST|DELETE"
     path: str = ""
     every: int = 1
@@ -45,36 +44,40 @@ class Rule:
 
 
 class Proxy:
-    """The server. `injected` counts what it did, by rule."""
+    """The rules of a proxy, and how often each fault was injected."""
 
     def __init__(self, upstream: str, rules: Sequence[Rule]) -> None:
         self.upstream = upstream.removeprefix("http://")
         self.rules = rules
         self.injected: Counter[str] = Counter()
+        self.ended = threading.Event()
         self._seen: Counter[Rule] = Counter()
         self._done: Counter[Rule] = Counter()
         self._lock = threading.Lock()
 
     def fault(self, method: str, path: str) -> str | None:
-        """What is to happen to this request: the first rule that it meets."""
+        """The fault for this request, by the first rule that selects it."""
         with self._lock:
             for rule in self.rules:
                 if re.fullmatch(rule.method, method) and re.search(rule.path, path):
                     self._seen[rule] += 1
-                    meant = self._seen[rule] > rule.after and (self._seen[rule] - rule.after) % rule.every == 0
-                    if meant and self._done[rule] < rule.times:
+                    due = self._seen[rule] > rule.after and (self._seen[rule] - rule.after) % rule.every == 0
+                    if due and self._done[rule] < rule.times:
                         self._done[rule] += 1
-                        self.injected[rule.then] += 1
-                        return rule.then
+                        self.injected[rule.fault] += 1
+                        return rule.fault
         return None
 
 
 @contextmanager
 def failing(upstream: str, *rules: Rule) -> Iterator[tuple[str, Proxy]]:
-    """The proxy's endpoint, and the proxy."""
+    """A running proxy: its endpoint, and what it does."""
     proxy = Proxy(upstream, rules)
     with serving(_Handler, proxy=proxy) as endpoint:
-        yield endpoint, proxy
+        try:
+            yield endpoint, proxy
+        finally:
+            proxy.ended.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_PUT = do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
     def _refuse(self, code: str) -> None:
         status, message = ERRORS[code]
@@ -122,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in ANEW:
+            if name.lower() not in NOT_FORWARDED:
                 self.send_header(name, value)
         length = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
         self.send_header("Content-Length", str(length))
@@ -132,23 +135,23 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset in body":
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
-            time.sleep(0.05)
+            time.sleep(0.05)      # a reset at once discards what was sent
             self._reset()
         elif fault == "hang":
             self.wfile.write(content[:100])
             self.wfile.flush()
-            time.sleep(HANG_S)
+            self.proxy.ended.wait()
             self._reset()
         elif fault == "trickle":
-            for start in range(0, len(content), TRICKLED_BYTES):
-                self.wfile.write(content[start : start + TRICKLED_BYTES])
+            for start in range(0, len(content), TRICKLE_BYTES):
+                self.wfile.write(content[start : start + TRICKLE_BYTES])
                 self.wfile.flush()
-                time.sleep(0.2)
+                time.sleep(TRICKLE_S)
         else:
             self.wfile.write(content)
 
     def _reset(self) -> None:
-        """Close so that the other side sees a reset, not an end."""
+        """Close the connection with a TCP reset."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.connection.close()

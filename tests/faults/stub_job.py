@@ -1,7 +1,7 @@
-"""`python -m tests.faults.stub_job …`: the main job with models that start at once, and with faults on demand.
+"""`python -m tests.faults.stub_job …`: the main job with models that load at once, and with injected faults.
 
-Source, fetch, decode, align, sink, lease and Ray are the real ones; the detector, the eye points and the vectors are
-plain functions of the pixels. STUB_FAULTS in the environment holds the fields of `Faults` as JSON.
+Listing, fetch, decode, align, sink, lease and Ray are the real ones. Detector, keypointer and embedder are plain
+functions of the pixels. The variable STUB_FAULTS holds the fields of `Faults` as JSON.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.keypoint import Keypoint
 from pipeline.storage import Storage
-from tests.support.doubles import Delegate
+from tests.support.failing_storage import StorageWrapper
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong, and where.
+    """The faults of a run.
 
-    image_s: seconds that the detector takes for each image. block: it never comes back from the image whose name is
-    that. kill: its process kills itself at that image, kill_times times over. memory: the n-th call of the detector
-    in each process runs out of memory. load_s: seconds that each model takes to load. between_s: seconds between the
-    halves of a pair. cuda_memory: how many images the GPU of the detector has room for. stale_s: seconds
-    without a heartbeat after which a run is taken over. marks: a folder where every
-    process that loads the detector or is between two halves leaves a file `<what>-<pid>-<when>`.
+    image_s: seconds that the detector takes per image. block: the detector never returns from the image of this name.
+    kill: at the image of this name the process of the detector kills itself, kill_times times. memory: the n-th call
+    of the detector in each process raises MemoryError. between_s: seconds between the `faces` and the `images` half of
+    a part. cuda_memory: the most images per batch that fit on the simulated GPU. stale_s: a run without a heartbeat
+    for so many seconds is taken over. marks: a folder for files `<event>-<pid>-<time>`; "detect" is a detector that
+    loads, "between" a writer that has written only the `faces` half, "killed" a death by `kill`.
     """
 
     image_s: float = 0.0
@@ -52,24 +52,23 @@ class Faults:
     kill: str | None = None
     kill_times: int = 1
     memory: int | None = None
-    load_s: float = 0.0
     between_s: float = 0.0
     cuda_memory: int | None = None
     stale_s: float | None = None
     marks: str | None = None
 
     def mark(self, name: str) -> None:
-        """Leave a file of that name, of this process, of now."""
+        """Record the event with this process and the time."""
         if self.marks:
             Path(self.marks, f"{name}-{os.getpid()}-{time.monotonic_ns()}").touch()
 
     def count(self, name: str) -> int:
-        """How often a mark of that name was left."""
+        """How often the event was recorded."""
         return len(list(Path(self.marks).glob(f"{name}-*")))
 
 
 def detect_faces(canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Nought to three boxes on each canvas, by a checksum of its pixels."""
+    """Zero to three boxes per canvas, chosen by a checksum of its pixels."""
     found = []
     for canvas in canvases:
         n, side = zlib.crc32(canvas) % 4, canvas.shape[0]
@@ -80,20 +79,20 @@ def detect_faces(canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def locate_eyes(chips: Sequence[np.ndarray]) -> np.ndarray:
-    """Level eyes at the same place of every chip."""
+    """Level eyes, at the same place in every chip."""
     at = np.concatenate([np.full((6, 2), (0.4, 0.45)), np.full((6, 2), (0.6, 0.45))])
     sides = np.array([chip.shape[0] for chip in chips]).reshape(-1, 1, 1)
     return (sides * at).astype(np.float32)
 
 
 def embed_crops(crops: np.ndarray) -> np.ndarray:
-    """The crop in 512 pixels."""
+    """The crop, shrunk to 512 pixels."""
     return np.array([cv2.resize(crop, (16, 32))[..., 0].reshape(512) + 1.0 for crop in crops], np.float32).reshape(
         len(crops), 512)
 
 
 class FaultyDetect:
-    """The detector, with its faults."""
+    """The detect stage with the faults of the detector."""
 
     def __init__(self, detect: Detect, faults: Faults) -> None:
         self._detect, self._faults, self._calls = detect, faults, 0
@@ -101,7 +100,7 @@ class FaultyDetect:
     def __call__(self, batch: ImageBatch) -> FaceBatch:
         self._calls += 1
         if self._calls == self._faults.memory:
-            raise MemoryError("on demand")
+            raise MemoryError("injected")
         for record in batch.records:
             name = record.uri.rsplit("/", 1)[-1]
             time.sleep(self._faults.image_s)
@@ -115,11 +114,10 @@ class FaultyDetect:
 
 
 def build_detect(config: StageConfig, faults: Faults, threads: int) -> FaultyDetect:
-    """The real stage with the stub model."""
-    time.sleep(faults.load_s)
+    """The real stage with the stub detector, inside `FaultyDetect`."""
     faults.mark("detect")
     settings = config.settings
-    model = detect_faces if faults.cuda_memory is None else on_small_gpu(faults.cuda_memory, config.detect_batch)
+    model = detect_faces if faults.cuda_memory is None else detect_on_small_gpu(faults.cuda_memory, config.detect_batch)
     detect = Detect(
         model, input_px=settings.detect_px, second_pass_px=settings.second_pass_px, min_face_px=settings.min_face_px,
         max_faces=settings.max_faces, rotate_retry=settings.rotate_retry, batch_size=config.detect_batch,
@@ -127,15 +125,17 @@ def build_detect(config: StageConfig, faults: Faults, threads: int) -> FaultyDet
     return FaultyDetect(detect, faults)
 
 
-def on_small_gpu(fits: int, batch_size: int) -> Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
-    """The stub detector on a device whose memory takes batches of `fits` canvases: the real batches, the real error."""
+def detect_on_small_gpu(
+    fits: int, batch_size: int
+) -> Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+    """The stub detector through the real `PaddedBatches`, which gets the real error for more than `fits` canvases."""
     import torch
 
     from models.padded_batches import PaddedBatches
 
     def checksums(canvases: torch.Tensor) -> torch.Tensor:
         if len(canvases) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB, on demand")
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
         return torch.tensor([zlib.crc32(canvas.numpy()) % 4 for canvas in canvases])
 
     batches = PaddedBatches(checksums, batch_size)
@@ -149,8 +149,8 @@ def on_small_gpu(fits: int, batch_size: int) -> Callable[[np.ndarray], list[tupl
     return detect
 
 
-class SlowStorage(Delegate):
-    """The real storage for the sink; marks every part, and takes its time before the second half of a pair."""
+class SlowStorage(StorageWrapper):
+    """The real storage. Before the `images` half of a part it records "between" and waits `between_s` seconds."""
 
     def __init__(self, storage: Storage, faults: Faults) -> None:
         super().__init__(storage)
@@ -164,12 +164,12 @@ class SlowStorage(Delegate):
 
 
 def slow_sink(faults: Faults, storage: Storage, *settings: Any) -> Sink:
-    """The real sink on such a storage."""
+    """The real sink on a SlowStorage."""
     return Sink(SlowStorage(storage, faults), *settings)
 
 
 def stub_builders(faults: Faults, config: StageConfig) -> StageBuilders:
-    """As `jobs.extract_stages.stage_builders`, without torch."""
+    """The stages as `jobs.extract.stages.stage_builders` has them, with stub models and without torch."""
     return {
         "decode": partial(build_decode, config),
         "detect": partial(build_detect, config, faults),
@@ -180,7 +180,7 @@ def stub_builders(faults: Faults, config: StageConfig) -> StageBuilders:
 
 
 def main(argv: list[str]) -> int:
-    """The main job with the stubs and the faults of the environment."""
+    """Run the main job with the stub models and the faults that STUB_FAULTS names."""
     faults = Faults(**json.loads(os.environ.get("STUB_FAULTS", "{}")))
     if faults.stale_s:
         Lease.acquire.__func__.__kwdefaults__.update(stale_s=faults.stale_s, heartbeat_s=faults.stale_s / 6)
@@ -189,6 +189,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from tests.faults.stub_job import main as imported_main  # so that Ray's workers find what they need by module name
+    from tests.faults.stub_job import main as imported_main  # Ray's workers import what `__main__` names by module
 
     leave(imported_main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""kill -9 of the driver at random moments: the same command goes on, and at the end nothing tells of it."""
+"""kill -9 of the driver at random moments. The same command resumes, and the output is exact at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.faults.harness import Job, assert_exact, committed, wait_until
 from tests.faults.stub_job import Faults
 
 SLOW = {"image_s": 0.03, "between_s": 0.05}
-CHAIN = 5       # kills within one output, one after the other
+CHAIN = 5       # kills of runs on one output, one after the other
 
 
 def holder(storage: Storage) -> str | None:
-    """The run that holds the output's lease."""
+    """The run that holds the lease of the output."""
     try:
         found = lease.Holder.from_json(storage.read(lease.LEASE_PATH))
     except FileNotFoundError:
@@ -26,18 +26,18 @@ def holder(storage: Storage) -> str | None:
 
 
 class Moments:
-    """When to kill: phases of a run, each with a random moment in it."""
+    """When to kill: the phases of a run, and a random moment in each."""
 
     PHASES = ("start", "lease", "Ray", "first part", "parts", "parts", "halves", "halves", "last part", "end")
 
     def __init__(self, seed: int, chain: int) -> None:
         self._random = random.Random(seed)
-        # All phases in two chains.
+        # Two chains together have all phases.
         shuffled = random.Random(chain // 2).sample(self.PHASES, len(self.PHASES))
         self.phases = shuffled[:CHAIN] if chain % 2 else shuffled[CHAIN:]
 
     def wait(self, phase: str, job: Job, storage: Storage, faults: Faults, images: int) -> bool:
-        """Until a random moment in that phase of the job; False if the job has ended before."""
+        """Wait until a random moment in the phase; returns False if the job ends first."""
         before, done_before = holder(storage), len(committed(storage))
         wanted = min(done_before + self._random.randint(2, 24), images - 6)
         parts_before = len(ledger.committed_parts(storage))
@@ -46,7 +46,7 @@ class Moments:
         reached = {
             "start": lambda: True,
             "lease": lambda: holder(storage) not in (None, before),
-            "Ray": lambda: "to do" in job.said(),
+            "Ray": lambda: "to do" in job.printed(),
             "first part": lambda: len(ledger.committed_parts(storage)) > parts_before,
             "parts": lambda: len(committed(storage)) >= wanted,
             "halves": lambda: faults.count("between") > marks_before,
@@ -60,28 +60,28 @@ class Moments:
 
 
 @pytest.mark.parametrize("chain", range(4))
-def test_the_driver_is_killed_again_and_again(tried, new_output, request, tmp_path, figures, chain):
-    """The driver alone, of a Ray that stays, or all processes of a Ray of its own."""
-    starter = request.getfixturevalue("starter" if chain % 2 else "joining")
-    place, seed = new_output(tried), random.randrange(10**6)
+def test_the_driver_is_killed_several_times(baseline, new_output, own_ray, shared_ray, tmp_path, figures, chain):
+    """Even chains kill only the driver, which uses the shared Ray. Odd chains kill it with all of its own Ray."""
+    runner = own_ray if chain % 2 else shared_ray
+    place, seed = new_output(baseline), random.randrange(10**6)
     moments = Moments(seed, chain)
     faults = Faults(**SLOW, marks=str(tmp_path))
     kept = set()
     for phase in moments.phases:
-        job = starter.start(place, faults=faults)
+        job = runner.start(place, faults=faults)
         while not moments.wait(phase, job, place.storage, faults, place.images):
-            assert job.process.returncode == 0, f"seed {seed}, {phase}: {job.said()}"
-            assert_exact(place, tried.expected)            # it was quicker than the killer: anew with a new output
-            place, kept = new_output(tried, f"after {phase}"), set()
-            job = starter.start(place, faults=faults)
+            assert job.process.returncode == 0, f"seed {seed}, {phase}: {job.printed()}"
+            assert_exact(place, baseline.expected)      # the run ended before the kill: try again with a new output
+            place, kept = new_output(baseline, f"after {phase}"), set()
+            job = runner.start(place, faults=faults)
         if chain % 2:
             job.kill_all()
         else:
             job.kill_driver()
         now = committed(place.storage)
-        assert kept <= now, f"seed {seed}, {phase}: {kept - now} were done and are not any more"
+        assert kept <= now, f"seed {seed}, {phase}: {kept - now} were committed and are gone"
         kept = now
-    starter.run(place)
-    assert_exact(place, tried.expected)
-    figures(f"driver killed ({tried.name}, {'all processes' if chain % 2 else 'driver alone'})", kills=CHAIN,
+    shared_ray.run(place)
+    assert_exact(place, baseline.expected)
+    figures(f"driver killed ({baseline.name}, {'all processes' if chain % 2 else 'driver alone'})", kills=CHAIN,
             survived=CHAIN, rows_lost=0, in_phases="/".join(moments.phases), seed=seed)

@@ -1,11 +1,10 @@
-"""Kills under the shipped models and real photos, on disk and on S3; and a person erased by a photo."""
+"""Runs with the shipped models on real photos, killed on disk and on S3; and a person erased by a photo."""
 
 from __future__ import annotations
 
 import random
 import time
 
-import cv2
 import numpy as np
 import pytest
 
@@ -14,30 +13,17 @@ from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.output import ledger
 from pipeline.settings import RowSettings
 from tests.faults.conftest import output_of
-from tests.faults.harness import Place, Starter, assert_exact, committed, read_tables, wait_until
+from tests.faults.harness import JobRunner, Place, assert_exact, committed, read_tables, wait_until
 from tests.jobs.test_erase import ROLES, ZIDANE, uris, write_output
+from tests.support.photos import photos_in_sizes
 
 SIZES_PX = (1280, 1024, 768, 640, 576, 512, 448, 384, 320)
-
-
-def photos() -> dict[str, bytes]:
-    """Two real photos of two faces and more in nine sizes each, one without a face, one broken."""
-    contents = {}
-    for asset in (ZIDANE, ZIDANE.with_name("bus.jpg")):
-        image = cv2.imread(str(asset))
-        for side in SIZES_PX:
-            scale = side / max(image.shape)
-            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            contents[f"{asset.stem} {side}.jpg"] = cv2.imencode(".jpg", small)[1].tobytes()
-    contents["grey.jpg"] = cv2.imencode(".jpg", np.full((300, 400, 3), 90, np.uint8))[1].tobytes()
-    contents["broken.jpg"] = ZIDANE.read_bytes()[:9000]
-    return contents
 
 
 @pytest.fixture(params=["disk", "S3"])
 def place(request, tmp_path) -> Place:
     """The photos, on disk or in a bucket."""
-    contents = photos()
+    contents = photos_in_sizes(SIZES_PX)
     if request.param == "disk":
         (tmp_path / "in").mkdir()
         for name, content in contents.items():
@@ -49,32 +35,32 @@ def place(request, tmp_path) -> Place:
     return Place(f"{bucket.uri}/in/", "", len(contents), ("--rows-per-file", 4))
 
 
-def test_killed_at_random_moments_the_tables_are_those_of_an_undisturbed_run(place, ray_address, tmp_path, figures):
-    starter = Starter(tmp_path, "jobs.extract", {"RAY_ADDRESS": ray_address})
-    undisturbed = place.at(output_of(place, tmp_path, "undisturbed"))
-    starter.run(undisturbed)
+def test_runs_killed_at_random_moments_end_with_the_same_tables(place, ray_address, tmp_path, figures):
+    runner = JobRunner(tmp_path, "jobs.extract", {"RAY_ADDRESS": ray_address})
+    undisturbed = place.with_output(output_of(place, tmp_path, "undisturbed"))
+    runner.run(undisturbed)
     expected = read_tables(undisturbed.storage)
     assert len(expected.faces) > len(SIZES_PX)
-    disturbed = place.at(output_of(place, tmp_path, "out"))
+    disturbed = place.with_output(output_of(place, tmp_path, "out"))
     seed = random.randrange(10**6)
     moments, kept = random.Random(seed), set()
-    for survived in (1, 2, 3):                     # killed a random moment after the first, second, third part
-        job = starter.start(disturbed)
+    for survived in (1, 2, 3):                     # kill it shortly after its first, second, third part
+        job = runner.start(disturbed)
         wait_until(lambda survived=survived: len(ledger.committed_parts(disturbed.storage)) >= survived, job)
         time.sleep(moments.uniform(0, 0.4))
         job.kill_driver()
         now = committed(disturbed.storage)
         assert kept <= now, f"seed {seed}"
         kept = now
-    starter.run(disturbed)
-    starter.close()
+    runner.run(disturbed)
+    runner.close()
     assert_exact(disturbed, expected, tolerance=1e-4)
     figures(f"driver killed under the shipped models ({'S3' if '://' in place.input else 'disk'})", kills=3,
             survived=3, faces=len(expected.faces), rows_lost=0, seed=seed)
 
 
 def test_a_photo_finds_the_person_and_not_the_other_one(tmp_path, capsys):
-    """Zidane's face and that of the man beside him, by the shipped models."""
+    """The shipped models tell Zidane from the man beside him."""
     cards = {role: read_card(DEFAULT_WEIGHTS_DIR, role, name) for role, name in ROLES.items()}
     first, second = erase.probe_faces(str(ZIDANE), RowSettings(), DEFAULT_WEIGHTS_DIR, cards).embeddings
     assert abs(np.linalg.norm(first) - 1) < 1e-5 and first @ second < cards["embedder"].thresholds["0.001"]

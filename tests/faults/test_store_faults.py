@@ -1,4 +1,4 @@
-"""A store that throttles, resets, trickles and refuses; disks and object stores that are full; broken models."""
+"""Stores that throttle, reset, trickle and refuse; a full disk; too little memory; broken models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.extract import job as extract
 from models.store import DEFAULT_WEIGHTS_DIR
-from tests.faults.harness import Place, assert_exact, committed
+from tests.faults.harness import assert_exact, committed
 from tests.faults.proxy import Rule, failing
 from tests.faults.stub_job import Faults
 
@@ -27,35 +28,33 @@ UNRELIABLE = (
 
 
 @pytest.mark.parametrize("rules", [THROTTLED, UNRELIABLE], ids=["throttled", "unreliable"])
-def test_a_store_that_fails_now_and_then_costs_nothing_but_time(
-    on_s3, new_output, s3_endpoint, starter, figures, rules
-):
+def test_requests_that_fail_are_retried(on_s3, new_output, s3_endpoint, shared_ray, figures, rules):
     place = new_output(on_s3)
     with failing(s3_endpoint, *rules) as (endpoint, proxy):
-        starter.run(place, AWS_ENDPOINT_URL=endpoint)
+        shared_ray.run(place.through(endpoint))
     assert_exact(place, on_s3.expected)
-    assert set(proxy.injected) == {rule.then for rule in rules}
-    figures("S3 fails now and then", **{then.replace(" ", "_"): n for then, n in proxy.injected.items()}, rows_lost=0)
+    assert set(proxy.injected) == {rule.fault for rule in rules}
+    figures("S3 fails now and then", **{fault.replace(" ", "_"): n for fault, n in proxy.injected.items()}, rows_lost=0)
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         (Rule("AccessDenied", "PUT", "/images/", after=3), r"access denied.*/images/part-"),
         (Rule("AccessDenied", "PUT", "/faces/", after=2), r"access denied.*/faces/part-"),
         (Rule("AccessDenied", "PUT", "/run.json"), r"access denied.*/run\.json"),
     ],
-    ids=["second half", "first half", "the end"],
+    ids=["images half", "faces half", "run.json"],
 )
-def test_a_store_that_takes_no_more_breaks_the_run_and_the_same_command_goes_on(
-    on_s3, new_output, s3_endpoint, starter, figures, rule, told
+def test_a_store_that_refuses_to_write_breaks_the_run_which_can_be_resumed(
+    on_s3, new_output, s3_endpoint, shared_ray, figures, rule, message
 ):
     place = new_output(on_s3)
     with failing(s3_endpoint, rule) as (endpoint, _):
-        said = starter.run(place, expect=1, AWS_ENDPOINT_URL=endpoint)
-    assert re.search(f"the run broke.*{told}", said) and "the same command goes on from there" in said
+        printed = shared_ray.run(place.through(endpoint), expect=1)
+    assert re.search(f"the run broke.*{message}", printed) and "the same command goes on from there" in printed
     kept = committed(place.storage)
-    starter.run(place)
+    shared_ray.run(place)
     assert kept <= committed(place.storage)
     assert_exact(place, on_s3.expected)
     figures(f"S3 refuses PUTs ({rule.path})", runs_broken=1, done_before=len(kept), rows_lost=0)
@@ -63,48 +62,48 @@ def test_a_store_that_takes_no_more_breaks_the_run_and_the_same_command_goes_on(
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 220 kB, where the machine lets us make one."""
+    """A file system of 220 kB. To mount one takes root."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here (that takes root)")
+        pytest.skip("needs root: it mounts a small file system")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_breaks_the_run_and_the_same_command_goes_on(on_disk, small_disk, joining, figures):
-    place = on_disk.place.at(str(small_disk / "out"))
-    said = joining.run(place, expect=1)
-    assert re.search(r"the run broke.*No space left on device.*/out/", said)
-    assert "the same command goes on from there" in said
+def test_a_full_disk_breaks_the_run_which_can_be_resumed(on_disk, small_disk, shared_ray, figures):
+    place = on_disk.place.with_output(str(small_disk / "out"))
+    printed = shared_ray.run(place, expect=1)
+    assert re.search(r"the run broke.*No space left on device.*/out/", printed)
+    assert "the same command goes on from there" in printed
     kept = committed(place.storage)
     assert 0 < len(kept) < place.images - 2
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
-    joining.run(place)
+    shared_ray.run(place)
     assert_exact(place, on_disk.expected)
     figures("disk full", runs_broken=1, done_before=len(kept), rows_lost=0)
 
 
-def test_an_output_that_cannot_hold_a_part_breaks_the_run_in_a_line(on_disk, new_output, joining, tmp_path):
-    """A faces/ that is a file."""
+def test_an_output_that_cannot_hold_a_part_breaks_the_run_with_one_line(on_disk, new_output, shared_ray, tmp_path):
+    """`faces/` is a file."""
     place = new_output(on_disk)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "faces").write_text("")
-    said = joining.run(place, expect=1)
-    broke = next(line for line in said.splitlines() if line.startswith("facelake: the run broke."))
-    assert str(tmp_path / "out" / "faces") in broke and "UDF" not in said
+    printed = shared_ray.run(place, expect=1)
+    broke = next(line for line in printed.splitlines() if line.startswith("facelake: the run broke."))
+    assert str(tmp_path / "out" / "faces") in broke and "UDF" not in printed
 
 
-def test_memory_that_is_short_costs_nothing_but_time(on_disk, new_output, joining, figures):
-    """The detector's GPU has room for three images where batches are of eight, and one of its calls has no memory."""
+def test_too_little_memory_changes_no_row(on_disk, new_output, shared_ray, figures):
+    """The simulated GPU has room for three images of a batch of eight; one call of the detector raises MemoryError."""
     place = new_output(on_disk)
-    joining.run(place, "--detect-batch", 8, "--batch-images", 8, faults=Faults(cuda_memory=3, memory=2))
+    shared_ray.run(place, "--detect-batch", 8, "--batch-images", 8, faults=Faults(cuda_memory=3, memory=2))
     assert_exact(place, on_disk.expected)
     figures("CUDA out of memory (simulated), and no memory in one call", batch="8 halved to 2", rows_lost=0)
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "told"),
+    ("file", "damage", "message"),
     [
         ("detector-yolov8n.safetensors", lambda content: content[:-1], "damaged or not its card's"),
         ("keypointer-resnet18.safetensors", lambda content: content[:9000] + b"\0\1\2\3" + content[9004:], "damaged"),
@@ -114,13 +113,13 @@ def test_memory_that_is_short_costs_nothing_but_time(on_disk, new_output, joinin
          "damaged or not its card's"),
     ],
 )
-def test_a_broken_model_is_refused_before_anything_is_written(starter, tmp_path, figures, file, damage, told):
+def test_a_broken_model_is_refused_before_anything_is_written(tmp_path, capsys, figures, file, damage, message):
     shutil.copytree(DEFAULT_WEIGHTS_DIR, tmp_path / "weights")
     path = tmp_path / "weights" / file
     path.write_bytes(damage(path.read_bytes()))
     (tmp_path / "in").mkdir()
-    place = Place(str(tmp_path / "in"), str(tmp_path / "out"), 0)
-    said = starter.run(place, "--weights", tmp_path / "weights", expect=2)
-    assert told in said and str(path.with_suffix("")) in said and len(said.splitlines()) == 1
+    assert extract.main([str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(tmp_path / "weights")]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and str(path.with_suffix("")) in printed and len(printed.splitlines()) == 1
     assert not (tmp_path / "out").exists()
     figures(f"broken model ({file})", refused=1)

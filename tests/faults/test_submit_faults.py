@@ -1,8 +1,7 @@
-"""`ray job submit`, nodes on demand, and the least permissions of a bucket, against real Rays on this machine."""
+"""`ray job submit`, nodes on demand, and the IAM policy of `cluster.yaml`, with real Rays on this machine."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -19,31 +18,43 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.run.cluster import REPOSITORY
-from tests.faults.harness import IMAGES, SMALL, Place, Tables, assert_exact, committed, photos, read_tables, wait_until
+from tests.faults.harness import (
+    IMAGES,
+    STUB_ARGUMENTS,
+    JobRunner,
+    Place,
+    Tables,
+    assert_exact,
+    committed,
+    photos,
+    read_tables,
+    wait_until,
+)
 from tests.faults.stub_job import Faults
-from tests.support.ray_head import AUTHENTICATED, Figure, Head, free_port, scrape, start_head, totals
+from tests.support.photos import ASSETS
+from tests.support.ray_head import AUTHENTICATED, Head, Metric, free_port, scrape, start_head, totals
 
 pytestmark = pytest.mark.timeout(600)
-ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
-FAKE_NODES = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"     # raylets of this machine
+# It starts raylets on this machine.
+FAKE_NODES = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
 @pytest.fixture(scope="module")
 def head():
-    """Two CPUs and a dashboard; figures for Prometheus every second, and a stopped job's time as in cluster.yaml."""
+    """Two CPUs and a dashboard. Metrics every second; a stopped job gets as much time to end as in cluster.yaml."""
     with start_head("--num-cpus=2", RAY_metrics_report_interval_ms="1000", RAY_JOB_STOP_WAIT_TIME_S="30") as head:
         yield head
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[Place, Tables]:
-    """A folder of photos, and what the stub job finds in it when nothing happens."""
+def undisturbed(ray_address, tmp_path_factory) -> tuple[Place, Tables]:
+    """A folder of images, and the tables of a run on it without faults."""
     folder = tmp_path_factory.mktemp("submit")
     (folder / "in").mkdir()
     for name, content in photos():
         (folder / "in" / name).write_bytes(content)
-    place = Place(str(folder / "in"), str(folder / "undisturbed"), IMAGES, (*SMALL, "--rows-per-file", 4))
-    run([sys.executable, "-m", *stub_job(place)])
+    place = Place(str(folder / "in"), str(folder / "undisturbed"), IMAGES, STUB_ARGUMENTS)
+    JobRunner(folder, environment={"RAY_ADDRESS": ray_address}).run(place)
     return place, read_tables(place.storage)
 
 
@@ -52,7 +63,7 @@ def stub_job(place: Place, *arguments: object) -> list[str]:
 
 
 def run(command: list[str], **environment: str) -> str:
-    """Run a command to its good end; what it said."""
+    """Run a command, which must succeed; returns what it printed."""
     result = subprocess.run(command, cwd=REPOSITORY, env=os.environ | AUTHENTICATED | environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280)
     assert result.returncode == 0, result.stdout[-5000:]
@@ -62,40 +73,40 @@ def run(command: list[str], **environment: str) -> str:
 def submitted(
     head: Head, name: str, place: Place, *arguments: object, faults: Faults | None = None, code_travels: bool = True
 ) -> list[str]:
-    """The command line that submits the stub job; the code travels but for the tests, which .rayignore leaves out."""
+    """The command that submits the stub job. code_travels: send the code; `.rayignore` leaves out the tests."""
     variables = {"PYTHONPATH": str(REPOSITORY), "STUB_FAULTS": json.dumps(asdict(faults or Faults()))}
     environment = {"env_vars": variables} | ({"working_dir": str(REPOSITORY)} if code_travels else {})
     return head.job("submit", "--submission-id", name, "--runtime-env-json", json.dumps(environment), "--",
                     sys.executable, "-m", *stub_job(place, *arguments))
 
 
-def of_last_driver(figures: list[Figure]) -> list[Figure]:
-    """What the driver counted that came last: Ray numbers drivers, other processes have random names."""
-    drivers = {each.labels["WorkerId"] for each in figures if re.fullmatch(r"\d{2}0{6}f{48}", each.labels["WorkerId"])}
-    return [each for each in figures if each.labels["WorkerId"] == max(drivers)]
+def of_last_driver(metrics: list[Metric]) -> list[Metric]:
+    """The metrics of the latest driver. Ray numbers the drivers; the ids of other processes are random."""
+    drivers = {each.labels["WorkerId"] for each in metrics if re.fullmatch(r"\d{2}0{6}f{48}", each.labels["WorkerId"])}
+    return [each for each in metrics if each.labels["WorkerId"] == max(drivers)]
 
 
-def test_submitted_followed_stopped_resubmitted_resumed(head, undisturbed, tmp_path, figures):
-    """The logs are followed to the end; the metrics are those of run.json."""
+def test_a_job_is_submitted_stopped_and_resumed(head, undisturbed, tmp_path, figures):
+    """Its logs are followed until it stops. The metrics of the second job agree with `run.json`."""
     place, expected = undisturbed
-    place = place.at(str(tmp_path / "out"))
-    faults = Faults(image_s=0.1, block="40.png")         # it cannot end before it is stopped
+    place = place.with_output(str(tmp_path / "out"))
+    faults = Faults(image_s=0.1, block="40.png")         # so it does not end before it is stopped
     following = subprocess.Popen(submitted(head, "first", place, faults=faults), env=os.environ | AUTHENTICATED,
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_until(lambda: len(committed(place.storage)) >= IMAGES // 4, seconds=240)
     waiting = totals(scrape(head.metrics), "queue")
     stop = time.monotonic()
     run(head.job("stop", "first"))
-    said = following.communicate(timeout=60)[0]
+    printed = following.communicate(timeout=60)[0]
     stop = time.monotonic() - stop
     done = committed(place.storage)
-    assert f"{IMAGES} to do" in said
-    assert "facelake: interrupted. What was committed stays, and the same command goes on from there" in said, said
+    assert f"{IMAGES} to do" in printed
+    assert "interrupted. What was committed stays, and the same command goes on from there" in printed, printed
     assert "Job 'first' was stopped" in run(head.job("status", "first"))
     assert IMAGES // 4 <= len(done) < IMAGES and not (tmp_path / "out" / "run.json").exists()
 
-    said = run(submitted(head, "second", place))
-    assert "Job 'second' succeeded" in said and f"{len(done)} done before; {IMAGES - len(done)} to do" in said
+    printed = run(submitted(head, "second", place))
+    assert "Job 'second' succeeded" in printed and f"{len(done)} done before; {IMAGES - len(done)} to do" in printed
     assert_exact(place, expected)
     assert "nothing to do" in run(submitted(head, "third", place))
 
@@ -115,17 +126,17 @@ def test_submitted_followed_stopped_resubmitted_resumed(head, undisturbed, tmp_p
 
 
 def test_submitted_with_the_repository_as_working_dir(head, tmp_path):
-    """The README's command, with the real weights."""
+    """With the shipped models, as the documentation shows it."""
     run([sys.executable, "-m", "jobs.preflight"])
-    said = run(head.job("submit", "--working-dir", REPOSITORY, "--", sys.executable, "-m", "jobs.extract", ASSETS,
+    printed = run(head.job("submit", "--working-dir", REPOSITORY, "--", sys.executable, "-m", "jobs.extract", ASSETS,
                         tmp_path / "out"))
-    assert "ok 2" in said
+    assert "ok 2" in printed
     assert json.loads((tmp_path / "out" / "run.json").read_text())["output"]["ok"] == 2
     assert pq.read_table(tmp_path / "out" / "faces").num_rows >= 4
 
 
 def test_joining_the_cluster_ships_the_code(head, tmp_path):
-    """From a folder that is not the repository, so the workers have the code only if it was sent to them."""
+    """The job starts in another folder, so the workers have the code only if it was sent."""
     command = [sys.executable, "-m", "jobs.extract", str(ASSETS / "zidane.jpg"), str(tmp_path / "out")]
     environment = os.environ | AUTHENTICATED | {"RAY_ADDRESS": head.address, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
@@ -134,10 +145,10 @@ def test_joining_the_cluster_ships_the_code(head, tmp_path):
 
 
 def on_demand(port: int, file: Path) -> dict[str, str]:
-    """Write an autoscaler's configuration as cluster.yaml's in small, with Ray's own provider of nodes on this machine.
+    """Write a small autoscaler configuration like that of cluster.yaml. Its nodes are raylets on this machine.
 
-    Returns the variables that the head needs for it. The GPU is one in name only: without CUDA_VISIBLE_DEVICES=0 Ray
-    refuses it where make hides the GPUs.
+    Returns the variables that the head needs. The GPU exists only as a number. `make` hides the GPUs, and then Ray
+    refuses it, unless CUDA_VISIBLE_DEVICES is 0.
     """
     head_id = f"{0:05}".rjust(56, "f")
     kinds = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -158,25 +169,25 @@ def on_demand(port: int, file: Path) -> dict[str, str]:
 
 
 def test_nodes_come_when_the_job_asks(undisturbed, tmp_path, figures):
-    """The head has no CPU, as in cluster.yaml and rayjob.yaml: decoders bring a CPU node, the networks a GPU node."""
+    """The head has no CPU, as in cluster.yaml and rayjob.yaml. One pool starts a CPU node, the other a GPU node."""
     place, expected = undisturbed
-    place, port, file = place.at(str(tmp_path / "out")), free_port(), tmp_path / "autoscaling.json"
+    place, port, file = place.with_output(str(tmp_path / "out")), free_port(), tmp_path / "autoscaling.json"
     variables = on_demand(port, file)
     with start_head("--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
         wait_until(lambda: nodes_of(head) == [{}])
-        said = run(submitted(
+        printed = run(submitted(
             head, "scaled", place, "--device", "cuda", "--gpus", 1, "--num-cpus", 3, "--shared-filesystem",
             "--pools", "decode:1/detect+keypoint+align+embed",
-            code_travels=False,      # nodes of one machine share the folder that it is unpacked into
+            code_travels=False,      # all nodes would unpack it into the same folder
         ))
-        assert "Planned for 3 CPUs and 1 GPUs." in said
+        assert "Planned for 3 CPUs and 1 GPUs." in printed
         assert {"CPU": 1.0, "GPU": 1.0} in nodes_of(head)
         figures("nodes on demand", images=IMAGES, nodes_started=len(nodes_of(head)) - 1, rows_lost=0)
     assert_exact(place, expected)
 
 
 def nodes_of(head: Head) -> list[dict[str, float]]:
-    """CPUs and GPUs of each node that is alive, as the dashboard knows them."""
+    """CPUs and GPUs of each live node, from the dashboard."""
     request = urllib.request.Request(f"{head.dashboard}/api/v0/nodes",
                                      headers={"Authorization": f"Bearer {AUTHENTICATED['RAY_AUTH_TOKEN']}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -186,7 +197,7 @@ def nodes_of(head: Head) -> list[dict[str, float]]:
 
 
 def test_the_policy_of_cluster_yaml_is_enough(s3_endpoint, undisturbed, figures):
-    """On an S3 server that enforces it: a run, a resume, and neither a change of the photos nor a look elsewhere."""
+    """The S3 server enforces it. A run and a resume succeed; writes to the photos and reads elsewhere are denied."""
     text = (REPOSITORY / "cluster.yaml").read_text()
     shown = re.search(r"^# facelake-worker:\n((?:#.*\n)+?)#\n", text, re.MULTILINE)[1]
     client, iam = (boto3.client(name, endpoint_url=s3_endpoint) for name in ("s3", "iam"))
@@ -196,16 +207,16 @@ def test_the_policy_of_cluster_yaml_is_enough(s3_endpoint, undisturbed, figures)
         client.put_object(Bucket=bucket, Key=f"photos/{name}", Body=content)
     iam.create_user(UserName=bucket)
     policy = json.loads(re.sub(r"^# ?", "", shown, flags=re.MULTILINE).replace("BUCKET", bucket))
-    # To delete several objects at once moto, unlike S3, asks for the right to delete the bucket's name.
+    # For a DeleteObjects request moto, unlike S3, wants s3:DeleteObject on the bucket itself.
     policy["Statement"].append({"Effect": "Allow", "Action": "s3:DeleteObject", "Resource": f"arn:aws:s3:::{bucket}"})
     iam.put_user_policy(UserName=bucket, PolicyName="worker", PolicyDocument=json.dumps(policy))
     key = iam.create_access_key(UserName=bucket)["AccessKey"]
     credentials = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
-    place = Place(f"s3://{bucket}/photos/", f"s3://{bucket}/faces", IMAGES, (*SMALL, "--rows-per-file", 4))
+    place = Place(f"s3://{bucket}/photos/", f"s3://{bucket}/faces", IMAGES, STUB_ARGUMENTS)
     enforce(s3_endpoint, True)
     try:
-        said = run([sys.executable, "-m", *stub_job(place)], **credentials)
-        assert f"{IMAGES} to do" in said
+        printed = run([sys.executable, "-m", *stub_job(place)], **credentials)
+        assert f"{IMAGES} to do" in printed
         assert "nothing to do" in run([sys.executable, "-m", *stub_job(place)], **credentials)
         allowed = boto3.client("s3", endpoint_url=s3_endpoint, aws_access_key_id=key["AccessKeyId"],
                                aws_secret_access_key=key["SecretAccessKey"])
@@ -223,7 +234,7 @@ def test_the_policy_of_cluster_yaml_is_enough(s3_endpoint, undisturbed, figures)
 
 
 def enforce(s3_endpoint: str, policies: bool) -> None:
-    """Make moto look at policies from now on, or no longer."""
+    """Switch moto's check of policies on or off."""
     urllib.request.urlopen(urllib.request.Request(
         f"{s3_endpoint}/moto-api/reset-auth", data=b"0" if policies else b"inf", headers={"Content-Type": "text/plain"},
     )).close()

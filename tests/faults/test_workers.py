@@ -1,4 +1,4 @@
-"""Processes and nodes that die under a run: it goes on by itself, or ends and the same command goes on."""
+"""Workers and nodes that die during a run. It goes on by itself, or it ends and can be resumed."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from tests.faults.stub_job import Faults
 
 
 def marked_pids(marks: Path, name: str) -> list[int]:
-    """The processes that left marks of that name, the latest last."""
+    """The processes that recorded the event, the latest last."""
     marked = sorted(marks.glob(f"{name}-*"), key=lambda path: int(path.name.split("-")[2]))
     return [int(path.name.split("-")[1]) for path in marked]
 
 
-def test_workers_are_killed_and_the_run_goes_on(tried, new_output, joining, tmp_path, figures):
-    """An actor of the pool, and a writer between the two halves of a pair, twice each."""
-    place = new_output(tried)
-    faults = Faults(image_s=0.3, between_s=0.3, marks=str(tmp_path))    # the pool is at work when the first part comes
-    job, killed = joining.start_and_reach(lambda job: faults.count("between") > 0, place, faults=faults), []
+def test_workers_are_killed_and_the_run_goes_on(baseline, new_output, shared_ray, tmp_path, figures):
+    """An actor of the pool, and a writer between the two halves of a part, twice each."""
+    place = new_output(baseline)
+    faults = Faults(image_s=0.3, between_s=0.3, marks=str(tmp_path))   # the pool works on during the first write
+    job, killed = shared_ray.start_and_reach(lambda job: faults.count("between") > 0, place, faults=faults), []
     for name in ("detect", "between", "detect", "between"):
-        seen = faults.count(name) if name == "between" else 0      # a writer is caught in the act
+        seen = faults.count(name) if name == "between" else 0      # a writer at this moment
         assert wait_until(
             lambda name=name, seen=seen: faults.count(name) > seen and marked_pids(tmp_path, name)[-1] not in killed,
             job,
-        ), job.said()
+        ), job.printed()
         killed.append(marked_pids(tmp_path, name)[-1])
         os.kill(killed[-1], signal.SIGKILL)
-    assert job.wait() == 0, job.said()
-    assert_exact(place, tried.expected)
-    figures(f"workers killed ({tried.name})", kills=len(killed), survived=len(killed), rows_lost=0)
+    assert job.wait() == 0, job.printed()
+    assert_exact(place, baseline.expected)
+    figures(f"workers killed ({baseline.name})", kills=len(killed), survived=len(killed), rows_lost=0)
 
 
-def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, joining, tmp_path, figures):
-    """All others are done; the next run tries it again, and then it is as in a run that nothing disturbed."""
+def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, shared_ray, tmp_path, figures):
+    """All other images are done. The next run tries this one again and succeeds."""
     place = new_output(on_disk)
     faults = Faults(kill="13.png", kill_times=100, marks=str(tmp_path))
-    joining.run(place, faults=faults)
+    shared_ray.run(place, faults=faults)
     rows = {row["uri"]: row for row in ledger.read_ledger(place.storage, ("uri", "status", "error")).to_pylist()}
     assert len(rows) == place.images
     assert [Path(uri).name for uri, row in rows.items() if row["status"] == "failed"] == ["13.png"]
     assert "died 2 times at this image" in rows[f"{place.input}/13.png"]["error"]
     deaths = faults.count("killed")
-    joining.run(place)
+    shared_ray.run(place)
     assert_exact(place, on_disk.expected)
     figures("an image that kills its process", deaths=deaths, images_left_out=1, rows_lost=0)
 
 
-def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, starter, tmp_path, figures):
-    """Of a head with one CPU and a node with two; two actors of one CPU each, one of them at least on the node."""
+def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, own_ray, tmp_path, figures):
+    """A head with one CPU and a node with two run two actors of one CPU each, so the lost node runs at least one."""
     place = new_output(on_disk)
     faults = Faults(image_s=0.2, marks=str(tmp_path))
     with cluster(num_cpus=1) as nodes:
         lost = nodes.add_node(num_cpus=2)
-        job = starter.start_and_reach(
+        job = own_ray.start_and_reach(
             lambda job: len(ledger.committed_parts(place.storage)) >= 2, place, "--shared-filesystem", "--pools",
             "decode+detect+keypoint+align+embed:2", faults=faults, RAY_ADDRESS=nodes.address,
         )
@@ -71,16 +71,16 @@ def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, starter, tmp_
         dead = [pid for pid in actors if not process_start(pid)]
         code = job.wait()
         if code == 1:
-            assert "the same command goes on from there" in job.said() and "Traceback" not in job.said()
-            starter.run(place, "--shared-filesystem", RAY_ADDRESS=nodes.address)
+            assert "the same command goes on from there" in job.printed() and "Traceback" not in job.printed()
+            own_ray.run(place, "--shared-filesystem", RAY_ADDRESS=nodes.address)
         else:
-            assert code == 0, job.said()
+            assert code == 0, job.printed()
     assert_exact(place, on_disk.expected)
     figures("a node of two killed, another added", exit_code=code, processes_lost=len(dead), rows_lost=0)
 
 
-def test_an_object_store_that_is_full(starter, tmp_path, figures):
-    """Photos of 270 MB decoded pass through an object store of 80 MB from pool to pool."""
+def test_an_object_store_that_is_full(own_ray, shared_ray, tmp_path, figures):
+    """Images of 270 MB decoded pass from pool to pool through an object store of 80 MB."""
     (tmp_path / "in").mkdir()
     for number in range(30):
         pixels = np.full((1500, 2000, 3), number * 8, np.uint8)
@@ -88,10 +88,10 @@ def test_an_object_store_that_is_full(starter, tmp_path, figures):
         cv2.imwrite(str(tmp_path / "in" / f"{number:02}.jpg"), pixels)
     place = Place(str(tmp_path / "in"), str(tmp_path / "undisturbed"), 30, (
         "--detect-px", 160, "--second-pass-px", 0, "--decode-scale", "full", "--rows-per-file", 5))
-    starter.run(place)
-    full = place.at(str(tmp_path / "out"))
+    shared_ray.run(place)
+    full = place.with_output(str(tmp_path / "out"))
     with cluster(num_cpus=2, object_store_memory=80 << 20) as nodes:
-        starter.run(full, "--pools", "decode/detect/keypoint+align+embed", RAY_ADDRESS=nodes.address,
+        own_ray.run(full, "--pools", "decode/detect/keypoint+align+embed", RAY_ADDRESS=nodes.address,
                     faults=Faults(image_s=0.05))
     assert_exact(full, read_tables(place.storage))
     figures("object store full", decoded_mb=270, object_store_mb=80, rows_lost=0)

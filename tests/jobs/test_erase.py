@@ -28,7 +28,7 @@ from pipeline.output.todo import Planner
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage
-from tests.support.doubles import Crash, DyingStorage
+from tests.support.failing_storage import Crash, DyingStorage
 
 ROOT = Path(__file__).parents[2]
 ZIDANE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets" / "zidane.jpg"
@@ -282,7 +282,7 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
 CHILD = """
 import os, signal, sys
 from jobs import erase
-from tests.support.doubles import DyingStorage
+from tests.support.failing_storage import DyingStorage
 
 real = erase.open_storage
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A Ray head with a dashboard of its own on this machine, for tests that submit jobs to it."""
+"""A Ray head with a dashboard on this machine, for tests that submit jobs to it; and a reader of its metrics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
-# Ray 2.60 asks for a token once the user has one, and any local run makes one; `ray job submit` must be told so.
+# Any local run of Ray 2.60 makes a token for the user. From then on Ray asks for it, and `ray job submit` sends it
+# only if RAY_AUTH_MODE says so.
 AUTHENTICATED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
 
 
 @dataclass(frozen=True)
 class Head:
-    """Where its parts listen."""
+    """The addresses of a Ray head."""
 
     dashboard: str      # http://host:port
     address: str        # host:port, for RAY_ADDRESS
@@ -38,7 +39,7 @@ class Head:
 
 @contextmanager
 def start_head(*arguments: str, port: int | None = None, **environment: str) -> Iterator[Head]:
-    """`ray start --head` with more arguments and variables; ended as a whole, other Rays of this machine left alone."""
+    """Run `ray start --head` with more arguments and variables. The end kills this Ray and no other."""
     port, dashboard_port, metrics_port = port or free_port(), free_port(), free_port()
     command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard_port}",
                f"--metrics-export-port={metrics_port}", f"--dashboard-agent-listen-port={free_port()}",
@@ -55,7 +56,7 @@ def start_head(*arguments: str, port: int | None = None, **environment: str) -> 
         yield head
     finally:
         below = psutil.Process(process.pid).children(recursive=True)
-        for each in [*below, process]:           # asked kindly, it takes half a minute
+        for each in [*below, process]:           # a clean stop takes half a minute
             each.kill()
         psutil.wait_procs(below, timeout=30)
         process.wait(30)
@@ -70,7 +71,7 @@ def free_port() -> int:
 def answers(dashboard: str) -> bool:
     try:
         urllib.request.urlopen(f"{dashboard}/api/version", timeout=2)
-    except urllib.error.HTTPError:      # it wants the token that ray's own commands send
+    except urllib.error.HTTPError:      # it is up and asks for the token
         return True
     except OSError:
         return False
@@ -78,25 +79,25 @@ def answers(dashboard: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A line of what Prometheus reads, of our own figures: `images_total`, its labels, its value."""
+class Metric:
+    """One of facelake's metrics as Prometheus reads it: its name without `ray_facelake_`, labels, value."""
 
     name: str
     labels: dict[str, str]
     value: float
 
 
-def scrape(metrics: str) -> list[Figure]:
-    """All figures of facelake that a node shows."""
-    text = urllib.request.urlopen(metrics, timeout=10).read().decode()
-    return [Figure(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value))
+def scrape(metrics_url: str) -> list[Metric]:
+    """All metrics of facelake that a node exports."""
+    text = urllib.request.urlopen(metrics_url, timeout=10).read().decode()
+    return [Metric(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value))
             for name, labels, value in re.findall(r"^ray_facelake_(\w+){(.*)} (\S+)$", text, re.MULTILINE)]
 
 
-def totals(figures: list[Figure], label: str) -> dict[str, float]:
-    """Sums over all processes: by `name`, or by the label of those that have it."""
+def totals(metrics: list[Metric], label: str) -> dict[str, float]:
+    """Sums over all processes, per value of `label`. The label "name" stands for the metric's name."""
     sums: dict[str, float] = {}
-    for figure in figures:
-        if (key := {"name": figure.name, **figure.labels}.get(label)) is not None:
-            sums[key] = sums.get(key, 0.0) + figure.value
+    for metric in metrics:
+        if (key := {"name": metric.name, **metric.labels}.get(label)) is not None:
+            sums[key] = sums.get(key, 0.0) + metric.value
     return sums

@@ -6,7 +6,7 @@ from pipeline.output import ledger
 from pipeline.output.lease import LeaseLost
 from pipeline.schemas import IMAGES
 from pipeline.storage import open_storage
-from tests.support.doubles import Crash, Delegate, DyingStorage
+from tests.support.failing_storage import Crash, DyingStorage, StorageWrapper
 
 PART = ledger.part_name("part", "r1", ["a"])
 
@@ -109,7 +109,7 @@ def test_files_of_others_are_no_parts_and_stay(storage):
 @pytest.mark.parametrize("removed", [True, False], ids=["not counted", "counted"])
 def test_a_writer_that_wakes_up_in_another_runs_time_takes_back_what_that_run_has_not_counted(storage, removed):
     """It slept just before the second half, and the other run, if it came in that time, removed the first."""
-    class Sleepy(Delegate):
+    class Sleepy(StorageWrapper):
         def write(self, path, content):
             if removed and path.startswith("images/"):
                 assert ledger.remove_halves(storage) == 1

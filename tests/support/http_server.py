@@ -1,4 +1,4 @@
-"""What the HTTP servers of the tests have in common."""
+"""An HTTP server in a thread, for tests."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# Headers of an answer that whoever hands it on writes anew.
-ANEW = ("content-length", "transfer-encoding", "connection", "server", "date")
+# A proxy writes these headers itself. It does not copy them from the answer of the server behind it.
+NOT_FORWARDED = ("content-length", "transfer-encoding", "connection", "server", "date")
 
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler], **attributes: object) -> Iterator[str]:
-    """The endpoint of a server, a thread for each request. attributes: that all its handlers share."""
+    """The endpoint of a server with one thread per request. attributes: class attributes of its handlers."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler,), attributes))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)

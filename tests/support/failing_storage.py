@@ -1,4 +1,4 @@
-"""Storages that fail: what they wrap is real."""
+"""Storages that fail on purpose. Each wraps a real one."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from pipeline.storage import Storage
 
 
 class Crash(BaseException):
-    """The process dies here."""
+    """Stands for the death of the process, in tests that share one process."""
 
 
 def crash() -> NoReturn:
-    """Die, as far as a test in the same process can."""
+    """Raise Crash."""
     raise Crash
 
 
-class Delegate:
-    """A storage that is another one; subclasses change what they define. Can be pickled if that one can."""
+class StorageWrapper:
+    """Passes every call on to the wrapped storage. Subclasses override what should differ.
+
+    It can be pickled if the wrapped storage can.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_storage":     # while it is unpickled it has none
+        if name.startswith("__") or name == "_storage":     # while it is unpickled, `_storage` is not set yet
             raise AttributeError(name)
         return getattr(self._storage, name)
 
 
-class DyingStorage(Delegate):
-    """Its process dies before the n-th change; `die` is how."""
+class DyingStorage(StorageWrapper):
+    """Calls `die` in place of change number `survives` + 1. A change is a write or a delete."""
 
     def __init__(self, storage: Storage, survives: int, die: Callable[[], object] = crash) -> None:
         super().__init__(storage)

@@ -1,4 +1,7 @@
-"""Google Cloud Storage's XML interface as far as outputs need it: S3's, but for generations in place of etags."""
+"""A server that behaves like Google Cloud Storage's XML API, as far as outputs need it.
+
+It forwards requests to an S3 server and keeps a generation number for every object, where S3 has etags.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
-from tests.support.servers import ANEW, serving
+from tests.support.http_server import NOT_FORWARDED, serving
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Hands requests on to an S3 server, and keeps the generation of every object."""
+    """Forwards requests to an S3 server and keeps the generation of every object."""
 
     upstream: str
     generations: dict[str, int]
-    following: Iterator[int]
+    next_generation: Iterator[int]
     lock: threading.Lock
     protocol_version = "HTTP/1.1"
 
@@ -31,13 +34,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(412, {}, b"<Error><Code>PreconditionFailed</Code></Error>")
                 return
             upstream = http.client.HTTPConnection(self.upstream, timeout=60)
-            told = {name: value for name, value in self.headers.items() if name.lower() in ("range", "content-type")}
-            upstream.request(self.command, self.path, body or None, told)
+            headers = {name: value for name, value in self.headers.items() if name.lower() in ("range", "content-type")}
+            upstream.request(self.command, self.path, body or None, headers)
             answer = upstream.getresponse()
             content, headers = answer.read(), dict(answer.getheaders())
             upstream.close()
             if self.command == "PUT" and answer.status == 200:
-                self.generations[path] = next(self.following)
+                self.generations[path] = next(self.next_generation)
             elif self.command == "DELETE":
                 self.generations.pop(path, None)
             if path in self.generations:
@@ -47,13 +50,13 @@ class _Handler(BaseHTTPRequestHandler):
     do_PUT = do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response(status)
         length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
         for name, value in headers.items():
-            if name.lower() not in ANEW:
+            if name.lower() not in NOT_FORWARDED:
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
         self.end_headers()
@@ -63,9 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def google_storage(s3_endpoint: str) -> Iterator[str]:
-    """The endpoint of such a server before the public buckets of an S3 server."""
+    """The endpoint of such a server. It serves the public buckets of the S3 server."""
     with serving(
         _Handler, upstream=s3_endpoint.removeprefix("http://"), generations={}, lock=threading.Lock(),
-        following=itertools.count(1_700_000_000_000_000),
+        next_generation=itertools.count(1_700_000_000_000_000),
     ) as endpoint:
         yield endpoint
