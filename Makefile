@@ -1,4 +1,4 @@
-# make setup | demo | test | test-faults | lint | lock | help
+# make setup | demo | test | test-faults | test-browser | test-gpu | lint | lock | help
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -8,7 +8,7 @@ PHOTOS ?=
 DEMO := demo-output
 export PHOTOS
 
-.PHONY: help setup demo test test-faults lint lock clean
+.PHONY: help setup demo test test-faults test-browser test-gpu lint lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -37,11 +37,17 @@ demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
 	@echo "Parquet:  $$PWD/$(DEMO)/{faces,images}/*.parquet"
 	@echo "Preview:  $$PWD/$(DEMO)/preview.html"
 
-test: setup ## run the tests, CPU only
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -m 'not gpu' --durations=10
+test: setup ## run the tests that need no GPU and no browser
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -m 'not gpu and not browser' --durations=10
 
-test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; half an hour
+test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; up to 20 minutes
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q tests/faults --durations=10
+
+test-browser: setup ## show the preview page to Chromium or Chrome; skipped without
+	@$(BIN)/python -m pytest -q -rs -m browser tests
+
+test-gpu: setup ## run the job on a CUDA device; skipped without
+	@$(BIN)/python -m pytest -q -rs -m gpu tests
 
 lint: setup ## check style, imports and types
 	@$(BIN)/ruff check .

@@ -17,6 +17,15 @@ from tests.support.google_storage import google_storage
 from tests.support.http_server import serving
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests with the marker `gpu` where there is no GPU."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device; torch sees none")
+
+
 @dataclass(frozen=True)
 class Bucket:
     """An empty bucket on the test server."""

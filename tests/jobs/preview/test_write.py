@@ -254,6 +254,7 @@ class Dom(HTMLParser):
         self._open = ""
 
 
+@pytest.mark.browser
 @pytest.mark.timeout(300)
 def test_hostile_names_are_text_in_a_real_browser(tmp_path, browse):
     """In names, reasons, models and the place of the output; the page's policy forbids scripts besides."""
