@@ -109,8 +109,10 @@ class Glob:
     def _fits(self, names: list[str], first_part: int) -> bool:
         if first_part == len(self._parts):
             return not names
+        if not names:      # also for "**" at the end: it matches what is in a folder, not the folder
+            return False
         if self._parts[first_part] != "**":
-            return bool(names) and self._part_fits(first_part, names[0]) and self._fits(names[1:], first_part + 1)
+            return self._part_fits(first_part, names[0]) and self._fits(names[1:], first_part + 1)
         for skipped in range(len(names) + 1):
             if self._fits(names[skipped:], first_part + 1):
                 return True

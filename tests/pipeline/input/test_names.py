@@ -78,6 +78,7 @@ def test_a_file_uri_of_another_machine_is_refused(uri):
         ("/p/**/*.jpg", "/p/x/y/a.jpg", True),
         ("/p/**/*.jpg", "/p/.x/a.jpg", False),
         ("/p/**/*.jpg", "/q/a.jpg", False),
+        ("/p/**", "/p", False),
         ("/p/**", "/p/x/a", True),
         ("/p/**", "/p/x/.a", False),
         ("/p/**/x/**/*.jpg", "/p/1/x/2/a.jpg", True),
