@@ -1,4 +1,4 @@
-"""cluster.yaml, rayjob.yaml and the Dockerfile against what is published of their formats, and against each other."""
+"""cluster.yaml, rayjob.yaml and the Dockerfile: valid by the published schemas, and consistent with each other."""
 
 import copy
 import json
@@ -22,9 +22,9 @@ from pipeline.run.plan import Cluster, make_plan
 KUBERNETES = "1.34"
 RAY = re.search(r"^ray==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)[1]
 
-# The fields of RayJob and what it is made of, from the reference that KubeRay generates from its CRDs (v1.7.0,
-# docs/reference/api.md); the CRD itself is 1.1 MB, nearly all of it Kubernetes' pod template, which is checked apart.
-# "any": a part that this file does not use.
+# The fields of a RayJob, from the reference that KubeRay generates from its CRDs (v1.7.0, docs/reference/api.md).
+# The CRD itself has 1.1 MB, nearly all of it Kubernetes' pod template, which is checked separately.
+# "any" is a field that rayjob.yaml does not use.
 RAY_JOB = """
 activeDeadlineSeconds:integer backoffLimit:integer rayClusterSpec:RAY_CLUSTER submitterPodTemplate:any metadata:strings
 clusterSelector:strings submitterConfig:any managedBy:string deletionStrategy:any entrypoint:string
@@ -53,7 +53,7 @@ numOfHosts:integer
 
 
 def schema_of(fields):
-    """JSON schema of an object with these fields and no others; ! marks those that must be there."""
+    """JSON schema of an object with only these fields; ! marks required ones."""
     properties, required = {}, []
     for field in fields.split():
         name, kind = field.split(":")
@@ -90,7 +90,7 @@ def pod_templates(job):
 
 @pytest.fixture
 def manifests():
-    """The service account and the job of rayjob.yaml, without YAML's aliases."""
+    """The service account and the job of rayjob.yaml, with YAML aliases expanded."""
     return [copy.deepcopy(json.loads(json.dumps(part)))
             for part in yaml.safe_load_all((REPOSITORY / "rayjob.yaml").read_text())]
 
@@ -122,7 +122,7 @@ def test_rayjob_yaml_is_valid_for_kuberay_and_kubernetes(manifests):
         ("spec.rayClusterSpec.headGroupSpec.template.spec.securityContext", "fsGroup", "fsgroup"),
     ],
 )
-def test_a_misspelt_field_is_found(manifests, path, old, new):
+def test_a_misspelt_field_is_refused(manifests, path, old, new):
     job = manifests[1]
     part = job
     for step in path.split("."):
@@ -138,7 +138,7 @@ def test_a_misspelt_field_is_found(manifests, path, old, new):
      ("spec.rayClusterSpec.autoscalerOptions.upscalingMode", "Fast"),
      ("spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.ports.0.containerPort", "6379")],
 )
-def test_a_value_of_another_type_is_found(manifests, path, value):
+def test_a_value_of_a_wrong_type_is_refused(manifests, path, value):
     job = manifests[1]
     *steps, last = path.split(".")
     part = job
@@ -150,7 +150,7 @@ def test_a_value_of_another_type_is_found(manifests, path, value):
         check_ray_job(job)
 
 
-def test_rayjob_yaml_says_what_the_job_needs(manifests):
+def test_rayjob_yaml_has_what_the_job_needs(manifests):
     account, job = manifests
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == RAY and cluster["enableInTreeAutoscaling"]
@@ -167,14 +167,14 @@ def test_rayjob_yaml_says_what_the_job_needs(manifests):
 
 
 def command_in(text):
-    """The arguments of the jobs.extract command that a file shows, in comments over several lines or in one."""
+    """The arguments of the jobs.extract command in a file; it may be in comments and span several lines."""
     shown = re.search(r"python -m jobs\.extract (.*?)(?:\n(?:#\s*\n|# +ray down)|$)", text, re.DOTALL)[1]
     return parse_arguments(shlex.split(re.sub(r"\\?\n#?", " ", shown)))
 
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "rayjob.yaml"])
 def test_the_plan_of_the_command_fits_the_nodes(file, manifests, launcher):
-    """What --num-cpus, --gpus and --pools plan for is there when all nodes have come, and needs both kinds of them."""
+    """The cluster at its largest has what the command plans for, and the plan uses both node types."""
     if file == "rayjob.yaml":
         arguments = command_in(manifests[1]["spec"]["entrypoint"])
         groups = [(group["maxReplicas"], group["template"]["spec"]["containers"][0]["resources"]["limits"])
@@ -193,8 +193,8 @@ def test_the_plan_of_the_command_fits_the_nodes(file, manifests, launcher):
     assert decode.actors * decode.threads <= cpus and networks.threads <= min(cpu for _, cpu, _ in nodes)
 
 
-def test_cluster_yaml_is_what_ec2_takes(launcher):
-    """Every field of the machines against the model of EC2's own API; Ray's schema lets anything through there."""
+def test_cluster_yaml_is_valid_for_ec2(launcher):
+    """Ray's schema accepts any `node_config`, so it is checked against the model of EC2's API."""
     shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
     def problems(node_config):
@@ -215,14 +215,14 @@ def test_cluster_yaml_scales_spot_workers_from_zero(launcher):
     assert f":{RAY}-" in launcher["docker"]["image"]
 
 
-def test_files_that_are_named_exist(launcher):
+def test_files_that_the_dockerfile_and_cluster_yaml_name_exist(launcher):
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     copied = [word for line in re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE) for word in line.split()]
     assert {"jobs", "models", "pipeline", "pyproject.toml", "requirements.lock"} <= set(copied)
     for name in [*copied, *launcher["file_mounts"].values()]:
         assert (REPOSITORY / name).exists(), name
-    let_through = re.findall(r"^!(\S+?)/?$", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE)
-    assert set(let_through) == set(copied)
+    not_ignored = re.findall(r"^!(\S+?)/?$", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE)
+    assert set(not_ignored) == set(copied)
 
 
 def lint(dockerfile, tmp_path):
@@ -252,7 +252,7 @@ def test_the_dockerfile_passes_hadolint(tmp_path, old, new, found):
 
 
 def test_the_image_and_the_nodes_install_what_the_lock_pins():
-    """By the same arguments, which uv takes: constraints bring versions and hashes, tools for tests stay out."""
+    """Both use the lock as constraints: it brings versions and hashes, and test tools are not installed."""
     install = "uv pip install --system --no-cache --compile-bytecode --require-hashes"
     requirements = "-r pyproject.toml --extra heif -c requirements.lock"
     dockerfile = re.sub(r"\\\n\s*", "", (REPOSITORY / "Dockerfile").read_text())

@@ -1,4 +1,4 @@
-"""Properties that hold for any input, tried by hypothesis: nothing from outside makes an exception that is ours."""
+"""Properties that hold for any input, tested with hypothesis. No input from outside raises an unexpected error."""
 
 import csv
 import glob
@@ -7,7 +7,6 @@ import json
 import math
 import os
 import unicodedata
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,38 +42,28 @@ pytestmark = [
 ]
 
 MAX_PIXELS = 1_000_000
-TRIED = Counter()
 
 
 def fuzz(examples):
-    """The same examples every time, none kept, however slow the machine is."""
+    """Settings: the same examples in every run, none stored, no time limit."""
     return settings(
         max_examples=examples, derandomize=True, database=None, deadline=None,
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),         # explaining takes minutes
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),         # the phase `explain` takes minutes
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
 
 
 @pytest.fixture(scope="module", autouse=True)
-def figures(request):
-    """Set Pillow as the job does; say in the end how much was tried."""
+def pillow():
+    """Set Pillow up as the job does."""
     prepare_pillow()
-    yield
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nfuzzing: {len(TRIED)} properties, {sum(TRIED.values()):,} examples")
-
-
-@pytest.fixture(autouse=True)
-def count(request):
-    """A test adds its examples to the figures by calling this."""
-    return lambda: TRIED.update([request.node.name])
 
 
 # --- decode
 
 
 def outcome(content, min_side_px=None):
-    """Status, reason and pixels of a file; whatever else is raised fails the test."""
+    """Status, reason, format and pixels of a file. Any other error fails the test."""
     try:
         decoded = decode_image(content, max_pixels=MAX_PIXELS, min_side_px=min_side_px)
     except DecodeError as error:
@@ -85,7 +74,7 @@ def outcome(content, min_side_px=None):
 
 
 def assert_known(content, min_side_px=None):
-    """Of the few outcomes that there are for its format, and the same again."""
+    """Check that the outcome is one of the few that its format has, and that it repeats."""
     first, again = (outcome(content, min_side_px) for _ in range(2))
     assert first[:3] == again[:3] and np.array_equal(first[3], again[3])
     status, reason, format, _ = first
@@ -107,15 +96,13 @@ MAGIC = (
 
 @fuzz(100)
 @given(content=st.binary(max_size=200))
-def test_any_bytes_are_told_to_be_no_image(count, content):
-    count()
+def test_any_bytes_get_a_known_outcome(content):
     assert_known(content)
 
 
 @fuzz(300)
 @given(magic=st.sampled_from(MAGIC), rest=st.binary(max_size=300))
-def test_any_bytes_behind_a_format_s_first_ones_are_told(count, magic, rest):
-    count()
+def test_any_bytes_after_the_magic_bytes_of_a_format_get_a_known_outcome(magic, rest):
     assert_known(magic + rest)
 
 
@@ -129,10 +116,10 @@ EDITS = st.one_of(
 
 
 def edited(content, edits):
-    """The file after some edits. Half of the places lie in the first 256 bytes, where headers are."""
-    for what, place, how in edits:
+    """The file after some edits. Half of them are in the first 256 bytes, where headers are."""
+    for kind, place, how in edits:
         at = int(2 * place * min(len(content), 256) if place < 0.5 else (2 * place - 1) * len(content))
-        match what:
+        match kind:
             case "set":
                 content = content[:at] + how + content[at + len(how) :]
             case "insert":
@@ -149,16 +136,14 @@ def edited(content, edits):
 @pytest.mark.parametrize("extension", corpus.small_files())
 @fuzz(40)
 @given(edits=st.lists(EDITS, min_size=1, max_size=3), min_side_px=st.sampled_from([None, 1, 16, 60]))
-def test_a_file_with_some_bytes_changed_is_told_or_decoded(count, extension, edits, min_side_px):
-    count()
+def test_a_file_with_edits_gets_a_known_outcome(extension, edits, min_side_px):
     assert_known(edited(corpus.small_files()[extension][1], edits), min_side_px)
 
 
 @fuzz(150)
 @given(extension=st.sampled_from([*corpus.small_files()]), edits=st.lists(EDITS, max_size=3))
-def test_what_is_kept_of_a_file_is_kept_again(count, extension, edits):
-    """The parts that make pixels, of the parts that make pixels, are they."""
-    count()
+def test_tidying_a_file_twice_changes_nothing_more(extension, edits):
+    """A tidied file holds only the parts that make pixels. All of them are kept when it is read again."""
     content = edited(corpus.small_files()[extension][1], edits)
     for read in (headers.read_jpeg, headers.read_png, headers.read_tiff):
         read(content)
@@ -185,8 +170,7 @@ TEMPLATE = AlignmentTemplate()
 
 @fuzz(300)
 @given(angle=st.floats(-10, 10), scale=st.floats(1e-3, 1e3), shift=POINTS, point=POINTS)
-def test_a_transform_and_its_inverse_leave_points_where_they_are(count, angle, scale, shift, point):
-    count()
+def test_a_transform_and_its_inverse_cancel_out(angle, scale, shift, point):
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     matrix = np.array([[cos, -sin, shift[0]], [sin, cos, shift[1]]])
     back = geometry.compose(geometry.invert(matrix), matrix)
@@ -196,8 +180,7 @@ def test_a_transform_and_its_inverse_leave_points_where_they_are(count, angle, s
 
 @fuzz(300)
 @given(width=st.integers(1, 60_000), height=st.integers(1, 60_000), turn=st.sampled_from([0, 90, 180, 270]), box=BOXES)
-def test_a_quarter_turn_keeps_a_box_s_sides(count, width, height, turn, box):
-    count()
+def test_a_quarter_turn_keeps_the_sides_of_a_box(width, height, turn, box):
     turned = geometry.transform_boxes(geometry.quarter_turn(turn, width, height), box[None])[0]
     sides, kept = (b[2:] - b[:2] for b in (turned.astype(np.float64), box))
     expected = kept[::-1] if turn in (90, 270) else kept
@@ -209,9 +192,8 @@ def test_a_quarter_turn_keeps_a_box_s_sides(count, width, height, turn, box):
     width=st.integers(1, 90), height=st.integers(1, 90), fractions=st.tuples(*[st.floats(0, 1)] * 4),
     at=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
-def test_a_chip_s_points_are_the_image_s(count, width, height, fractions, at):
-    """A point of the image, wherever in the box, has its colour in the chip as well; to and fro is the same point."""
-    count()
+def test_points_of_a_chip_are_points_of_the_image(width, height, fractions, at):
+    """Any point of the box has the same colour in the image and in the chip, and can be mapped there and back."""
     (x1, x2), (y1, y2) = sorted(fractions[:2]), sorted(fractions[2:])
     box = np.array([x1 * width, y1 * height, x2 * width, y2 * height], np.float32)
     assume(min(box[2] - box[0], box[3] - box[1]) > 0)
@@ -231,8 +213,7 @@ def test_a_chip_s_points_are_the_image_s(count, width, height, fractions, at):
 
 @fuzz(300)
 @given(box=BOXES, left=POINTS, right=POINTS)
-def test_alignment_makes_the_eyes_level_and_puts_their_middle_in_place(count, box, left, right):
-    count()
+def test_alignment_makes_the_eyes_level_and_their_midpoint_fixed(box, left, right):
     distance = math.dist(left, right)
     assume(distance > 1e-3)
     matrix = geometry.align_matrix(box, left, right, TEMPLATE)
@@ -246,8 +227,7 @@ def test_alignment_makes_the_eyes_level_and_puts_their_middle_in_place(count, bo
 
 @fuzz(300)
 @given(left=POINTS, right=POINTS)
-def test_roll_is_an_angle(count, left, right):
-    count()
+def test_roll_is_above_minus_180_and_at_most_180(left, right):
     assert -180 < float(geometry.roll_deg(left, right)) <= 180
     assert -180 < float(geometry.roll_deg(left, left - np.array([1.0, -0.0]))) <= 180
 
@@ -258,9 +238,8 @@ def test_roll_is_an_angle(count, left, right):
     eyes=st.lists(st.tuples(st.floats(width=32), st.floats(width=32)), min_size=12, max_size=12),
     side=st.integers(1, 256),
 )
-def test_any_eyes_give_a_crop_and_a_roll(count, box, eyes, side):
-    """NaN, infinite, far away, all in one place: the crop then follows the box, and nothing is NaN."""
-    count()
+def test_any_eyes_give_a_crop_and_a_roll(box, eyes, side):
+    """Also NaN, infinite, far away, or all at one point. The crop then follows the box, and nothing is NaN."""
     chip = np.full((side, side, 3), 77, np.uint8)
     chip.flags.writeable = False
     left, top, length = geometry.chip_square(box)
@@ -281,11 +260,10 @@ PATTERN_PARTS = st.one_of(st.just("**"), st.text("ab.*?[!]", min_size=1, max_siz
 
 @fuzz(300)
 @given(name=st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name))
-def test_any_local_name_is_found_again_by_its_uri(count, name):
-    count()
+def test_any_local_path_follows_from_its_uri(name):
     path = os.fsdecode(b"/" + name)
     uri = local_uri(path)
-    uri.encode()                                   # what a table of UTF-8 takes
+    uri.encode()                                   # a table takes only UTF-8
     assert (local_path(uri) if uri.startswith("file://") else uri) == path
 
 
@@ -295,8 +273,7 @@ def test_any_local_name_is_found_again_by_its_uri(count, name):
     pattern=st.lists(PATTERN_PARTS, min_size=1, max_size=3),
     hidden=st.booleans(),
 )
-def test_globs_match_as_python_s_own(count, tmp_path_factory, files, pattern, hidden):
-    count()
+def test_globs_match_as_those_of_python(tmp_path_factory, files, pattern, hidden):
     root = tmp_path_factory.mktemp("tree")
     for parts in files:
         path = root.joinpath(*parts)
@@ -308,15 +285,14 @@ def test_globs_match_as_python_s_own(count, tmp_path_factory, files, pattern, hi
     ours = Glob(f"/r/{'/'.join(pattern)}", hidden=hidden)
     matched = [path for path in tree if ours.matches(f"/r/{path}")]
     assert matched == sorted({path for path in found if (root / path).is_file()})
-    for path in matched:                           # no folder is left out that holds one
+    for path in matched:                           # every folder above a match is searched
         folders = Path(path).parents
         assert all(ours.may_hold(f"/r/{folder}".removesuffix("/.")) for folder in folders)
 
 
 @fuzz(300)
 @given(text=st.text(max_size=60))
-def test_what_is_printed_moves_no_cursor(count, text):
-    count()
+def test_printable_text_moves_no_cursor(text):
     shown, moving = printable(text), {"Cc", "Cf", "Cs", "Zl", "Zp"}
     assert not {unicodedata.category(letter) for letter in shown} & moving
     assert (shown == text) == (not {unicodedata.category(letter) for letter in text} & moving)
@@ -326,7 +302,7 @@ def test_what_is_printed_moves_no_cursor(count, text):
 
 
 def manifest(folder, name, content):
-    """The rows of a manifest, or None for what is told to be none."""
+    """The URIs in a manifest; None if it is refused."""
     path = folder / name
     path.write_bytes(content)
     try:
@@ -348,8 +324,7 @@ def manifest(folder, name, content):
     st.binary(max_size=60).map(lambda rest: b"uri,size,mtime\n" + rest),
     st.binary(max_size=60).map(lambda middle: b"PAR1" + middle + b"PAR1"),
 ))
-def test_any_bytes_are_a_manifest_or_told_to_be_none(count, tmp_path, name, content):
-    count()
+def test_any_bytes_are_a_manifest_or_refused(tmp_path, name, content):
     manifest(tmp_path, name, content)
 
 
@@ -364,8 +339,7 @@ SOUND = parquet_manifest(["/a.jpg", None, "b.jpg"], size=[1, None, 3])
 
 @fuzz(150)
 @given(edits=st.lists(EDITS, min_size=1, max_size=3))
-def test_a_parquet_file_with_some_bytes_changed_is_read_or_told(count, tmp_path, edits):
-    count()
+def test_a_parquet_manifest_with_edits_is_read_or_refused(tmp_path, edits):
     manifest(tmp_path, "m.parquet", edited(SOUND, edits))
 
 
@@ -374,8 +348,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_s
 
 @fuzz(120)
 @given(names=st.lists(TEXTS, min_size=1, max_size=5))
-def test_names_written_to_a_manifest_are_read_back(count, tmp_path, names):
-    count()
+def test_names_written_to_a_manifest_are_read_back(tmp_path, names):
     paths = [os.path.abspath(f"/folder/{name}") for name in names]   # noqa: PTH100
     text = io.StringIO()
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["uri"], *([path] for path in paths)])
@@ -389,8 +362,7 @@ NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 10, 13} &
 
 @fuzz(100)
 @given(names=st.lists(NAMES, min_size=1, max_size=4))
-def test_names_of_any_bytes_in_a_text_manifest_are_those_of_a_listing(count, tmp_path, names):
-    count()
+def test_any_name_in_a_text_manifest_becomes_the_uri_of_a_listing(tmp_path, names):
     lines = [b"/folder/x" + name for name in names]
     assert manifest(tmp_path, "m.txt", b"uri\n" + b"\n".join(lines)) == [
         local_uri(os.path.abspath(os.fsdecode(line))) for line in lines   # noqa: PTH100
@@ -418,18 +390,17 @@ RUN_KEYS = st.sampled_from(["run_id", "finished", "settings", "alignment", "mode
     st.dictionaries(OPTIONS, JSON, max_size=3).map(lambda value: yaml.safe_dump(value).encode()),
     st.just(b"[" * 1500),
     st.just(b"x: &a [" + b"0" * 99 + b"]\n" + b"".join(b"x: &%c [*%c, *%c]\n" % (c + 1, c, c) for c in range(97, 121))
-            + b"min-score: *y\n"),                    # sixteen million times the same, written in full
+            + b"min-score: *y\n"),                    # would expand to sixteen million items
 ))
-def test_any_configuration_is_options_or_told_to_be_none(count, tmp_path, capsys, content):
-    count()
+def test_any_configuration_gives_options_or_is_refused(tmp_path, capsys, content):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     parser = argument_parser()
     try:
         options = read_config(str(path), parser)
     except SystemExit as end:
-        said = capsys.readouterr().err
-        assert end.code == 2 and "--config" in said and "Traceback" not in said
+        printed = capsys.readouterr().err
+        assert end.code == 2 and "--config" in printed and "Traceback" not in printed
     else:
         assert options.keys() <= {action.dest for action in parser._actions}
         assert all(isinstance(value, str | int | float) for value in options.values())
@@ -448,8 +419,7 @@ HOLDER = lease.Holder("run", "host", "boot", 1, 2, "2026-01-01T00:00:00+00:00", 
         lambda change: json.dumps(asdict(HOLDER) | dict([change])).encode()),
     st.just(b"[" * 100_000),
 ))
-def test_any_lease_has_a_holder_or_none(count, content):
-    count()
+def test_any_lease_gives_a_holder_or_none(content):
     holder = lease.Holder.from_json(content)
     if holder is not None:
         assert isinstance(lease.process_lives(holder), bool) and math.isfinite(lease._age_s(holder))
@@ -470,13 +440,12 @@ CARD = {
     st.tuples(st.sampled_from([*CARD]), JSON).map(lambda change: json.dumps(CARD | dict([change])).encode()),
     st.just(b"[" * 100_000),
 ))
-def test_any_card_is_refused_in_a_line(count, tmp_path, content):
-    """Also a sound one, since its weights are missing."""
-    count()
+def test_any_card_is_refused_with_one_line(tmp_path, content):
+    """Also a valid one, because its weights are missing."""
     (tmp_path / "detector-x.json").write_bytes(content)
-    with pytest.raises(WeightsError) as told:
+    with pytest.raises(WeightsError) as refused:
         read_card(tmp_path, "detector", "x")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 @fuzz(200)
@@ -487,8 +456,7 @@ def test_any_card_is_refused_in_a_line(count, tmp_path, content):
     .map(lambda value: json.dumps(value).encode()),
     st.just(b"[" * 100_000),
 ), length=st.none() | st.integers(0, 2**64 - 1), rest=st.binary(max_size=20))
-def test_any_bytes_have_a_digest_of_tensors_or_are_told_to_have_none(count, header, length, rest):
-    count()
+def test_any_bytes_have_a_tensors_digest_or_are_refused(header, length, rest):
     content = (len(header) if length is None else length).to_bytes(8, "little") + header + rest
     try:
         assert len(tensors_digest(content)) == 64
@@ -503,10 +471,9 @@ def test_any_bytes_have_a_digest_of_tensors_or_are_told_to_have_none(count, head
     st.dictionaries(RUN_KEYS, JSON).map(lambda value: json.dumps(value).encode()),
     st.just(b"[" * 100_000),
 ))
-def test_any_run_json_makes_a_page_or_is_told_to_be_none(count, tmp_path, capsys, content):
-    count()
+def test_any_run_json_of_an_output_without_tables_is_refused(tmp_path, capsys, content):
     storage = open_storage(str(tmp_path / "out"))
     storage.write("run.json", content)
     code = preview([str(tmp_path / "out"), "--html", str(tmp_path / "p.html")])
-    said = capsys.readouterr().err
-    assert code == 2 and said.startswith("preview: ") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert code == 2 and printed.startswith("preview: ") and printed.count("\n") == 1

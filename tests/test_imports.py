@@ -1,4 +1,4 @@
-"""The rules of who may import whom (`pyproject.toml`, import-linter) hold, and catch what they are there to catch."""
+"""The import rules in `pyproject.toml` (import-linter) hold, and find wrong imports."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def test_the_rules_hold(tree):
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "said"),
+    ("file", "line", "message"),
     [
         ("pipeline/output/deep/wrong.py", "from pipeline.run.plan import Plan", "pipeline.output is not allowed"),
         ("pipeline/stages/wrong.py", "def f() -> None:\n    import torch", "pipeline is not allowed to import torch"),
@@ -43,7 +43,7 @@ def test_the_rules_hold(tree):
         ("pipeline/nowhere.py", "", "pipeline.nowhere"),
     ],
 )
-def test_a_planted_wrong_import_is_found(tree, file, line, said):
+def test_a_planted_wrong_import_is_found(tree, file, line, message):
     path = tree / file
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def test_a_planted_wrong_import_is_found(tree, file, line, said):
         for folder in made:
             shutil.rmtree(folder)
     assert result.returncode == 1
-    assert said in " ".join(result.stdout.split())
+    assert message in " ".join(result.stdout.split())
 
 
 def test_the_driver_imports_no_network_library():

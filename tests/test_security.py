@@ -1,4 +1,4 @@
-"""What strangers can hand in runs nothing, writes nowhere but where it should, and moves no cursor."""
+"""Hostile input runs no code, writes to no other folder, and sends no control characters to the terminal."""
 
 import ast
 import hashlib
@@ -34,7 +34,7 @@ from tests.models.test_store import FIELDS, save
 ROOT = Path(__file__).parent.parent
 CLEAR = "\x1b[2J"
 
-# --- nothing is unpickled or evaluated
+# --- no code in data is run
 
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {
@@ -42,13 +42,13 @@ CALLS = {
     "yaml.full_load", "yaml.unsafe_load", "pandas.read_pickle", "pd.read_pickle",
 }
 ALLOWED = {
-    # The converter's child process: isolated, without the caller's environment, for files of known sha256 or --trust.
+    # In a child process: isolated, with an empty environment, for files of known sha256 or with --trust.
     ("jobs/convert_weights.py", "torch.load"),
 }
 
 
 def dangers(source):
-    """What in a file may run code that came as data, also in programs that it has as text."""
+    """Imports and calls in a source file that can run code in data. Programs in its strings count too."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -89,51 +89,51 @@ def dangers(source):
         ("CODE = '''\nimport torch\ntorch.load(f, weights_only=False)\n'''", {"torch.load"}),
     ],
 )
-def test_dangers_are_seen(source, found):
+def test_dangers_are_found(source, found):
     assert dangers(source) == found
 
 
 def test_nothing_is_unpickled_or_evaluated():
     files = [path for folder in ("jobs", "models", "pipeline") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert len(files) > 50
-    seen = {(path.relative_to(ROOT).as_posix(), danger) for path in files for danger in dangers(path.read_text())}
-    assert seen == ALLOWED
+    found = {(path.relative_to(ROOT).as_posix(), danger) for path in files for danger in dangers(path.read_text())}
+    assert found == ALLOWED
 
 
 @pytest.fixture
 def evil(tmp_path):
-    """A pickle with code in it, and the file that appears when the code has run."""
-    marker = tmp_path / "it ran"
-    torch.save({"model": Evil(marker)}, tmp_path / "evil.pt")
+    """A pickle with code in it, and the file that the code would create."""
+    created = tmp_path / "it ran"
+    torch.save({"model": Evil(created)}, tmp_path / "evil.pt")
     pickle.loads(pickle.dumps(Evil(tmp_path / "proof")))
-    assert (tmp_path / "proof").exists()                        # it would run
-    return tmp_path / "evil.pt", marker
+    assert (tmp_path / "proof").exists()                        # the code in it does run
+    return tmp_path / "evil.pt", created
 
 
-def test_code_in_the_start_of_a_training_does_not_run(evil, tmp_path, capsys):
-    file, marker = evil
+def test_code_in_the_start_weights_of_a_detector_does_not_run(evil, tmp_path, capsys):
+    file, created = evil
     folders = ["--checkpoints", str(tmp_path / "c"), "--out", str(tmp_path / "o")]
     assert train_detector.main([str(tmp_path), "--start", str(file), *folders]) == 2
     assert "reading a .pt file runs the code in it" in capsys.readouterr().err
-    assert not marker.exists()
+    assert not created.exists()
 
 
 @pytest.mark.parametrize("name", ["evil.pt", "evil.safetensors"])
-def test_code_in_a_start_or_a_teacher_does_not_run(evil, tmp_path, name):
-    file, marker = evil
+def test_code_in_start_weights_or_a_teacher_does_not_run(evil, tmp_path, name):
+    file, created = evil
     path = file.rename(tmp_path / name)
     with pytest.raises(TrainingError, match="not a safetensors file"):
         load_start(torch.nn.Linear(1, 1), path)
     with pytest.raises(TrainingError):
         load_teacher(path, torch.device("cpu"))
-    assert not marker.exists()
+    assert not created.exists()
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["as torch saves it", "a bare pickle"])
 def test_code_in_weights_does_not_run(evil, tmp_path, raw):
-    """A pickle under the name of a safetensors file, with a card that vouches for it."""
-    file, marker = evil
-    content = pickle.dumps(Evil(marker)) if raw else file.read_bytes()
+    """A pickle with the name of a safetensors file, and a card with its sha256."""
+    file, created = evil
+    content = pickle.dumps(Evil(created)) if raw else file.read_bytes()
     folder = tmp_path / "weights"
     card = save(folder)
     (folder / card.file_name).write_bytes(content)
@@ -142,16 +142,16 @@ def test_code_in_weights_does_not_run(evil, tmp_path, raw):
     (folder / "detector-tiny.json").write_text(json.dumps(vouched))
     with pytest.raises(WeightsError, match="not a safetensors file"):
         read_card(folder, "detector", "tiny")
-    assert not marker.exists()
+    assert not created.exists()
 
 
 def test_a_checkpoint_among_the_weights_is_not_read(evil, tmp_path):
-    file, marker = evil
+    file, created = evil
     (tmp_path / "weights").mkdir()
     file.rename(tmp_path / "weights" / "detector-tiny.pt")
     with pytest.raises(WeightsError, match="holds no detector"):
         read_card(tmp_path / "weights", "detector", "tiny")
-    assert not marker.exists()
+    assert not created.exists()
 
 
 # --- cards
@@ -174,13 +174,13 @@ def test_a_hostile_card_is_refused(tmp_path, changed):
         read_card(tmp_path, "detector", "tiny")
 
 
-def test_a_card_that_nests_without_end_is_refused(tmp_path):
+def test_a_deeply_nested_card_is_refused(tmp_path):
     (tmp_path / "detector-tiny.json").write_text("[" * 100_000)
     with pytest.raises(WeightsError, match="is not JSON"):
         read_card(tmp_path, "detector", "tiny")
 
 
-def test_a_bucket_s_cards_write_nowhere_else(tmp_path, bucket):
+def test_cards_in_a_bucket_write_only_to_the_cache(tmp_path, bucket):
     card = {**FIELDS, "name": "../../escaped", "sha256": "0" * 64, "tensors_sha256": "0" * 64}
     bucket.put("weights/detector-x.json", json.dumps(card).encode())
     bucket.put("weights/detector-../../escaped.safetensors", b"here")
@@ -205,7 +205,7 @@ def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_folder_of_one_s_own_is_for_nobody_else(tmp_path, umask):
+def test_own_folder_is_private(tmp_path, umask):
     umask(0)
     folder = own_folder(tmp_path / "new" / "own")
     assert mode(folder) == 0o700
@@ -214,7 +214,7 @@ def test_a_folder_of_one_s_own_is_for_nobody_else(tmp_path, umask):
 
 
 def planted(tmp_path, kind, monkeypatch):
-    """What another user may have put where our folder should be; and where a link of his leads."""
+    """What another user may have put in place of our folder, and the target of the link."""
     place, elsewhere = tmp_path / "tmp" / f"facelake-weights-{os.getuid()}", tmp_path / "elsewhere"
     place.parent.mkdir()
     elsewhere.mkdir()
@@ -238,16 +238,16 @@ def planted(tmp_path, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["link", "broken link", "file", "open to all", "open to the group", "another's"])
-def test_weights_are_not_laid_where_others_can_write(tmp_path, monkeypatch, kind):
+def test_weights_are_not_copied_to_where_others_can_write(tmp_path, monkeypatch, kind):
     place, elsewhere = planted(tmp_path, kind, monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(place.parent))
     with pytest.raises(WeightsError, match=r"can write to .*facelake-weights-\d+.*TMPDIR"):
-        local_weights("s3://bucket/weights")               # refused before anything is asked of the bucket
+        local_weights("s3://bucket/weights")               # refused before the bucket is asked
     assert not [*elsewhere.iterdir()] and not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize(("bits", "files", "folders"), [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755)])
-def test_what_is_written_is_as_private_as_the_umask_says(tmp_path, umask, bits, files, folders):
+def test_outputs_follow_the_umask(tmp_path, umask, bits, files, folders):
     umask(bits)
     output = tmp_path / "out"
     with lease.Lease.acquire(open_storage(str(output)), "run"):
@@ -261,26 +261,26 @@ def test_what_is_written_is_as_private_as_the_umask_says(tmp_path, umask, bits, 
 # --- the terminal
 
 
-def test_lines_for_the_user_move_no_cursor(capsys):
+def test_say_escapes_control_characters(capsys):
     say(f"a\n{CLEAR}b\rc\u202ed")
     assert capsys.readouterr().err == "a\n\\x1b[2Jb\\rc\\u202ed\n"
 
 
-def test_kinds_of_errors_are_one_line_each():
+def test_each_kind_of_error_is_one_line():
     kind = ErrorKind("unreadable", f"JPEG: {CLEAR}", 2, f"/p/{CLEAR}\nfacelake: done.jpg")
     (line,) = error_lines(Outcome({}, {}, (kind,), 0, 0, repeated=False))
     assert line == r"2 unreadable: JPEG: \x1b[2J (for example /p/\x1b[2J\nfacelake: done.jpg)"
 
 
 class Terminal(io.StringIO):
-    """A stdout that people look at."""
+    """A stdout that is a terminal."""
 
     def isatty(self):
         return True
 
 
 @pytest.mark.parametrize(("stdout", "shown"), [(Terminal, r"/p/\x1b[2J.jpg"), (io.StringIO, f"/p/{CLEAR}.jpg")])
-def test_a_list_of_names_is_escaped_for_people_only(tmp_path, monkeypatch, stdout, shown):
+def test_a_list_of_names_is_escaped_only_on_a_terminal(tmp_path, monkeypatch, stdout, shown):
     write_output(tmp_path / "out", FaceBatch.without_faces((ImageRecord(f"/p/{CLEAR}.jpg"),)))
     open_storage(str(tmp_path / "out")).write("output.json", b"{}")
     monkeypatch.setattr(sys, "stdout", stdout())
@@ -288,7 +288,7 @@ def test_a_list_of_names_is_escaped_for_people_only(tmp_path, monkeypatch, stdou
     assert sys.stdout.getvalue().splitlines()[1].split("\t")[0] == shown
 
 
-def test_an_evaluation_s_error_moves_no_cursor(tmp_path, capsys):
+def test_errors_of_evaluate_escape_control_characters(tmp_path, capsys):
     assert evaluate.main(["detection", str(tmp_path / f"no{CLEAR}")]) == 2
-    said = capsys.readouterr().err
-    assert r"no\x1b[2J" in said and "\x1b" not in said
+    printed = capsys.readouterr().err
+    assert r"no\x1b[2J" in printed and "\x1b" not in printed

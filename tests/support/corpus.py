@@ -1,4 +1,4 @@
-"""Image files of every kind that we read and that goes wrong, built in code, each with what must become of it."""
+"""Image files built in code: every kind that we decode, and every kind of damage, each with its expected outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from pipeline.batch import GOOD, Status
 
 Outcome = tuple[Status, str | None]
-"""What must become of an image: its status, and the text in the column `error`."""
+"""The expected status of an image, and the text in the column `error`."""
 
 DECODED = frozenset((status, None) for status in GOOD)
 CUT_OFF, DAMAGED_HEADER, DAMAGED_PIXELS = "cut off before the picture ends", "damaged header", "damaged pixels"
@@ -30,40 +30,41 @@ TOO_MANY_PIXELS = frozenset({(Status.TOO_LARGE, f"over the limit of {MAX_PIXELS}
 
 
 def unreadable(format: str, *reasons: str) -> frozenset[Outcome]:
-    """A broken file of that format, for one of these reasons."""
+    """Outcomes of a broken file of that format, one for each reason."""
     return frozenset((Status.UNREADABLE, f"{format.upper()}: {reason}") for reason in reasons)
 
 
 def unsupported(format: str, *reasons: str) -> frozenset[Outcome]:
-    """A file of that format that we do not decode, for one of these reasons."""
+    """Outcomes of a file of that format that we do not decode, one for each reason."""
     return frozenset((Status.UNSUPPORTED, f"{format.upper()}: {reason}") for reason in reasons)
 
 
 def fetch_failed(reason: str) -> frozenset[Outcome]:
-    """A file that cannot be opened."""
+    """The outcome of a file that cannot be opened."""
     return frozenset({(Status.FETCH_FAILED, reason)})
 
 
 def too_large(format: str, reason: str) -> frozenset[Outcome]:
-    """A file of that format that would cost too much."""
+    """The outcome of a file of that format that would cost too much."""
     return frozenset({(Status.TOO_LARGE, f"{format.upper()}: {reason}")})
 
 
 def any_damage(format: str) -> frozenset[Outcome]:
-    """All that may be said of a file of that format of which something was changed; there is nothing else."""
-    said = DECODED | NO_IMAGE | TOO_MANY_PIXELS | unreadable(format, CUT_OFF, DAMAGED_HEADER, DAMAGED_PIXELS)
-    said |= unsupported(format, "a variant we do not decode")
+    """All possible outcomes of a file of that format with some bytes changed."""
+    outcomes = DECODED | NO_IMAGE | TOO_MANY_PIXELS | unreadable(format, CUT_OFF, DAMAGED_HEADER, DAMAGED_PIXELS)
+    outcomes |= unsupported(format, "a variant we do not decode")
     match format:
         case "jpeg":
-            said |= unsupported(format, "12 bits a sample", "16 bits a sample", "lossless", "hierarchical",
+            outcomes |= unsupported(format, "12 bits a sample", "16 bits a sample", "lossless", "hierarchical",
                                 "arithmetic coding") | too_large(format, "more than 100 scans")
         case "tiff":
-            said |= unsupported(format, "a camera's raw file", "colours given as LAB")
-            said |= too_large(format, "more than 1000000 strips or tiles") | too_large(format, "more than 1000000 tags")
-            said |= too_large(format, f"tiles over the limit of {MAX_PIXELS} pixels")
+            outcomes |= unsupported(format, "a camera's raw file", "colours given as LAB")
+            outcomes |= too_large(format, "more than 1000000 strips or tiles")
+            outcomes |= too_large(format, "more than 1000000 tags")
+            outcomes |= too_large(format, f"tiles over the limit of {MAX_PIXELS} pixels")
         case "bmp":
-            said |= too_large(format, "run-length coded and more than 65535 pixels wide")
-    return said
+            outcomes |= too_large(format, "run-length coded and more than 65535 pixels wide")
+    return outcomes
 
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -71,7 +72,7 @@ HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 WIDTH, HEIGHT = 120, 80
 ORIENTATION_TAG = 0x0112
 
-# How Pillow turns an upright picture into the stored one, from the EXIF standard: the inverse of what readers do.
+# How Pillow turns an upright picture into the stored one, by the EXIF standard. Readers do the inverse.
 _STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -85,10 +86,10 @@ _STORED = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file, and what may become of it; mostly there is one outcome.
+    """One image file and its possible outcomes, mostly one.
 
-    picture: the upright pixels it shows, where it is decoded; mean_error: how far the decoded ones may be off, mean
-    absolute difference; orientation: the EXIF orientation to be told.
+    picture: the upright pixels, if it is decoded. mean_error: the largest allowed mean absolute difference to them.
+    orientation: the EXIF orientation that decoding reports.
     """
 
     name: str
@@ -101,7 +102,7 @@ class Sample:
 
 
 def picture() -> np.ndarray:
-    """An upright picture (80, 120, 3) that every turn and mirroring changes: ramps and a blue disc at the top left."""
+    """An upright picture (80, 120, 3): ramps and a blue disc at the top left. Every turn and mirroring changes it."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     blue = 220 * ((x - 30) ** 2 + (y - 25) ** 2 < 15**2)
     return np.stack([x * 2, y * 3, blue], axis=-1).astype(np.uint8)
@@ -113,7 +114,7 @@ def grey(rgb: np.ndarray) -> np.ndarray:
 
 
 def encode(image: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
-    """An image file by Pillow."""
+    """An image file that Pillow writes."""
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
@@ -121,7 +122,7 @@ def encode(image: Image.Image | np.ndarray, format: str, **options: object) -> b
 
 
 def turned(format: str, orientation: int, **options: object) -> bytes:
-    """A file whose pixels are stored turned, and whose EXIF orientation says how."""
+    """A file with turned pixels and the EXIF orientation that undoes the turn."""
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
     image = Image.fromarray(picture())
@@ -136,14 +137,14 @@ def jpeg(**options: object) -> bytes:
 
 
 def cmyk(rgb: np.ndarray) -> np.ndarray:
-    """Inks (h, w, 4) uint8 that give the colours back on white paper, with as much black as there can be."""
+    """Inks (h, w, 4) uint8 of an RGB picture, with as much black as possible."""
     black = 255 - rgb.max(axis=2, keepdims=True).astype(np.float64)
     inks = (255 - rgb - black) / np.maximum(255 - black, 1) * 255
     return np.concatenate([inks, black], axis=2).round().astype(np.uint8)
 
 
 def ycck_jpeg() -> bytes:
-    """A JPEG as Photoshop writes them: inks stored inverted, as YCCK, marked by Adobe's transform 2."""
+    """A JPEG as Photoshop writes it: inverted inks, stored as YCCK, with Adobe's transform 2."""
     inks = cmyk(picture())
     luma_chroma = np.asarray(Image.fromarray(np.ascontiguousarray(inks[..., :3])).convert("YCbCr"))
     raw = np.dstack([luma_chroma, 255 - inks[..., 3]])
@@ -153,7 +154,7 @@ def ycck_jpeg() -> bytes:
 
 
 def by_opencv(extension: str, pixels_rgb: np.ndarray) -> bytes:
-    """A file by OpenCV, which unlike Pillow writes 16-bit colours."""
+    """A file that OpenCV writes. Unlike Pillow, it writes 16-bit colours."""
     order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[pixels_rgb.shape[2]]
     return cv2.imencode(extension, cv2.cvtColor(pixels_rgb, order))[1].tobytes()
 
@@ -164,24 +165,24 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, rows: bytes, *, interlaced: bool = False) -> bytes:
-    """An RGB PNG of these rows, each with its filter's byte in front."""
+    """An RGB PNG of these rows. Each row starts with its filter byte."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that says it is that large, with the pixels of one row."""
+    """A PNG whose header claims that size, with the pixels of one row."""
     return png(width, height, bytes(1 + 3 * min(width, 1_000_000)))
 
 
 def png_with(*chunks: bytes) -> bytes:
-    """The picture as a PNG, with these chunks behind its header."""
+    """The picture as a PNG, with these chunks after its header."""
     content = encode(picture(), "PNG")
     return content[:33] + b"".join(chunks) + content[33:]
 
 
 def interlaced_png() -> bytes:
-    """The picture in the seven passes of Adam7, which Pillow does not write."""
+    """The picture as an interlaced PNG (Adam7), which Pillow does not write."""
     rows = b""
     for left, top, right, down in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
                                    (0, 1, 1, 2)):
@@ -190,7 +191,7 @@ def interlaced_png() -> bytes:
 
 
 def jpeg_of_size(width: int, height: int) -> bytes:
-    """A JPEG whose header says it is that large."""
+    """A JPEG whose header claims that size."""
     content = bytearray(jpeg())
     start = content.index(b"\xff\xc0")
     content[start + 5 : start + 9] = struct.pack(">HH", height, width)
@@ -203,12 +204,12 @@ def jpeg_segment(marker: int, body: bytes) -> bytes:
 
 
 def jpeg_with(*segments: bytes) -> bytes:
-    """A good JPEG with these segments in front of its own."""
+    """A good JPEG with these segments before its own."""
     return b"".join([b"\xff\xd8", *segments, jpeg()[2:]])
 
 
 def flat_jpeg(*, process: int = 0xC0, bits: int = 8) -> bytes:
-    """A grey JPEG by hand, whose every block is two zero bits; 12 bits a sample is what no encoder here writes."""
+    """A grey JPEG built by hand; each block is two zero bits. No encoder here writes 12 bits per sample."""
     code = bytes([1, *[0] * 15, 0])                    # one code of one bit, for the value 0
     frame = struct.pack(">BHHB", bits, HEIGHT, WIDTH, 1) + b"\1\x11\0"
     header = jpeg_segment(0xDB, b"\0" + b"\1" * 64) + jpeg_segment(process, frame)
@@ -217,19 +218,19 @@ def flat_jpeg(*, process: int = 0xC0, bits: int = 8) -> bytes:
 
 
 def jpeg_of_scans(count: int, side_px: int = 64) -> bytes:
-    """A progressive JPEG that repeats its last scan, a few bytes for another pass over the whole picture."""
+    """A progressive JPEG that repeats its last scan. Each scan has few bytes and costs a pass over all pixels."""
     content = encode(Image.new("RGB", (side_px, side_px)), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
     return content[:-2] + scan * (count - content.count(b"\xff\xda")) + content[-2:]
 
 
 def broken_exif(body: bytes) -> bytes:
-    """A good JPEG with these bytes where EXIF should be."""
+    """A good JPEG with these bytes in place of EXIF."""
     return jpeg_with(jpeg_segment(0xE1, b"Exif\0\0" + body))
 
 
 def ifd(*entries: tuple[int, int, int, int | bytes], order: str = "<", big: bool = False, after: bytes = b"") -> bytes:
-    """A TIFF, or the EXIF of another file, of these entries (tag, type, count, value or offset), and what follows."""
+    """A TIFF, or the EXIF of another file: entries (tag, type, count, value or offset), then the bytes `after`."""
     head, count, entry, end = ("Q", "Q", "HHQ8s", 8) if big else ("L", "H", "HHL4s", 4)
     first = struct.pack(f"{order}HHHQ", 43, 8, 0, 16) if big else struct.pack(f"{order}HL", 42, 8)
     content = (b"II" if order == "<" else b"MM") + first + struct.pack(order + count, len(entries))
@@ -241,14 +242,14 @@ def ifd(*entries: tuple[int, int, int, int | bytes], order: str = "<", big: bool
 
 
 def tiff_of_size(width: int, height: int, *more: tuple[int, int, int, int], big: bool = False) -> bytes:
-    """A grey TIFF that says it is that large, with a thousand bytes of pixels."""
+    """A grey TIFF whose header claims that size, with a thousand bytes of pixels."""
     tags = sorted([(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
                    (277, 3, 1, 1), (273, 4, 1, 400), (278, 4, 1, height), (279, 4, 1, 1000), *more])
     return ifd(*tags, big=big).ljust(400, b"\0") + bytes(1000)
 
 
 def tiled_tiff(width: int, height: int, tile_px: int, tiles: bytes, n_tiles: int) -> bytes:
-    """An RGB TIFF of square tiles, all packed by zlib into as many bytes."""
+    """An RGB TIFF of square tiles. `tiles` holds them, packed by zlib, all of the same length."""
     tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 0), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3),
             (322, 4, 1, tile_px), (323, 4, 1, tile_px), (324, 4, n_tiles, 0), (325, 4, n_tiles, 0)]
     at = len(ifd(*tags))
@@ -270,7 +271,7 @@ def picture_in_tiles() -> bytes:
 
 
 def bmp_of_runs(width: int, height: int, runs: bytes) -> bytes:
-    """A BMP of 8 bits, run-length coded."""
+    """An 8-bit BMP, run-length coded."""
     start = 54 + 1024
     head = b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start)
     info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
@@ -278,14 +279,14 @@ def bmp_of_runs(width: int, height: int, runs: bytes) -> bytes:
 
 
 def gif_of_frames(count: int) -> bytes:
-    """The picture as the first of many frames; the others are of one pixel."""
+    """The picture as the first of many frames. The others have one pixel."""
     content = encode(Image.fromarray(picture()).quantize(256), "GIF")
     dot = b",\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"
     return content[:-1] + dot * (count - 1) + b";"
 
 
 def webp_of_frames(count: int, canvas_wh: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
-    """The picture as the first of many frames; the others are of one pixel."""
+    """The picture as the first of many frames. The others have one pixel."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
@@ -303,20 +304,20 @@ def webp_of_frames(count: int, canvas_wh: tuple[int, int] = (WIDTH, HEIGHT)) -> 
 
 
 def of_claimed_size(content: bytes, width: int, height: int) -> bytes:
-    """An AVIF or HEIC whose box says it is that large."""
+    """An AVIF or HEIC whose header claims that size."""
     start = content.index(b"ispe") + 8
     return content[:start] + struct.pack(">II", width, height) + content[start + 8 :]
 
 
 def damaged(content: bytes, index: int, damage: Callable[[int], int]) -> bytes:
-    """One byte changed."""
+    """The content with one byte changed."""
     changed = bytearray(content)
     changed[index] = damage(changed[index])
     return bytes(changed)
 
 
 def insert(content: bytes, before: bytes, stray: bytes, *, last: bool = False) -> bytes:
-    """Stray bytes put in before the first (or last) occurrence of some bytes."""
+    """The content with stray bytes before the first (or last) occurrence of some bytes."""
     index = content.rindex(before) if last else content.index(before)
     return content[:index] + stray + content[index:]
 
@@ -432,7 +433,7 @@ def good_samples() -> Iterator[Sample]:
     yield good("alpha.avif", encode(rgba, "AVIF", quality=100, subsampling="4:4:4"), "avif", over_white, 4)
     if HAS_HEIF:
         for orientation in range(1, 9):
-            # libheif turns the pixels itself, and the plugin then tells 1.
+            # libheif turns the pixels itself. The plugin then reports 1.
             yield Sample(f"orientation-{orientation}.heic", heic(orientation), DECODED, "heic", rgb, 4, 1)
 
     for orientation in range(1, 9):
@@ -445,8 +446,8 @@ def good_samples() -> Iterator[Sample]:
         ):
             content = turned(format, orientation, **options)
             name = f"orientation-{orientation}.{format.lower()}"
-            told = None if (format, orientation) == ("AVIF", 1) else orientation   # AVIF has no mark for 1
-            yield Sample(name, content, DECODED, format.lower(), rgb, error, told)
+            expected = None if (format, orientation) == ("AVIF", 1) else orientation   # AVIF does not store 1
+            yield Sample(name, content, DECODED, format.lower(), rgb, error, expected)
 
     early = turned("PNG", 6)
     start = early.index(b"eXIf") - 4
@@ -478,7 +479,7 @@ def good_samples() -> Iterator[Sample]:
     line = line[:, :16_383]                # the longest side that WebP has
     yield good("line.webp", encode(line, "WEBP", lossless=True), "webp", line)
 
-    # Bombs that are none for us: what they hold is not unpacked, or not looked at.
+    # Bombs that do us no harm, because their content is not unpacked or not read.
     unpacked = zlib.compress(bytes(50_000_000))
     yield good("profile-of-50-mb.png", png_with(png_chunk(b"iCCP", b"x\0\0" + unpacked)), "png")
     yield good("comment-of-50-mb.png", png_with(png_chunk(b"zTXt", b"x\0\0" + unpacked)), "png")
@@ -488,14 +489,14 @@ def good_samples() -> Iterator[Sample]:
     yield good("50000-comments.jpg", jpeg_with(jpeg_segment(0xFE, b"") * 50_000), "jpeg", error=1)
     yield good("50000-exifs.jpg", jpeg_with(jpeg_segment(0xE1, b"Exif\0\0") * 50_000), "jpeg", error=1)
     yield good("50000-chunks.png", png_with(png_chunk(b"teSt", b"") * 50_000), "png")
-    tags = [(0x9000 + i, 7, 500_000, 8 + 2 + 12 * 500 + 4) for i in range(500)]      # 500 times the same half megabyte
+    tags = [(0x9000 + i, 7, 500_000, 8 + 2 + 12 * 500 + 4) for i in range(500)]      # 500 tags share one half megabyte
     yield good("exif-of-250-mb.png", png_with(png_chunk(b"eXIf", ifd(*tags, after=bytes(500_000)))), "png")
     yield good("10000-frames.gif", gif_of_frames(10_000), "gif", palette_rgb, 1)
     yield good("10000-frames.webp", webp_of_frames(10_000), "webp")
 
 
 def broken_exifs() -> Iterator[tuple[str, bytes, int | None]]:
-    """EXIF that is wrong in some way, by name, and the orientation that it tells all the same."""
+    """Names, broken EXIF blocks, and the orientation that can still be read from each."""
     turned = (ORIENTATION_TAG, 3, 1, 6)
     yield "is-text", b"this is no TIFF", None
     yield "is-empty", b"", None
@@ -524,7 +525,7 @@ def srgb_profile() -> bytes:
 
 
 def page_loop() -> bytes:
-    """The picture as a TIFF whose next page is itself."""
+    """The picture as a TIFF whose page is its own next page."""
     content = encode(picture(), "TIFF")
     (start,) = struct.unpack_from("<L", content, 4)
     end = start + 2 + 12 * struct.unpack_from("<H", content, start)[0]
@@ -538,7 +539,7 @@ def gif_of_screen(width: int, height: int) -> bytes:
 
 
 def heic(orientation: int = 1) -> bytes:
-    """The picture as HEIC, stored turned; needs pillow-heif."""
+    """The picture as HEIC with turned pixels. Needs pillow-heif."""
     import pillow_heif
 
     image = Image.fromarray(picture())
@@ -552,7 +553,7 @@ def heic(orientation: int = 1) -> bytes:
 
 
 def bad_samples() -> Iterator[Sample]:
-    """Files that are not decoded, and files of which either may be said."""
+    """Files that are not decoded, and files that may or may not be."""
     rgb = picture()
     yield Sample("empty.jpg", b"", frozenset({(Status.UNREADABLE, "empty file")}))
     no_images = {
@@ -585,8 +586,8 @@ def bad_samples() -> Iterator[Sample]:
                  unsupported("tiff", "a variant we do not decode"), "tiff")
     if not HAS_HEIF:
         brands = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic"
-        told = frozenset({(Status.UNSUPPORTED, "HEIC needs pillow-heif: pip install pillow-heif")})
-        yield Sample("any.heic", brands + bytes(100), told, "heic")
+        needed = frozenset({(Status.UNSUPPORTED, "HEIC needs pillow-heif: pip install pillow-heif")})
+        yield Sample("any.heic", brands + bytes(100), needed, "heic")
 
     whole = small_files()
     for extension, (format, content) in whole.items():
@@ -637,7 +638,7 @@ def bad_samples() -> Iterator[Sample]:
 
 @functools.cache
 def small_files() -> dict[str, tuple[str, bytes]]:
-    """A small good file of every kind, by extension, with its format; what is cut to pieces and flipped."""
+    """A small good file of every kind, by extension, with its format. Tests cut and damage these."""
     noise = np.random.default_rng(7).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     palette = Image.fromarray(noise).quantize(64)
     rgb = picture()
@@ -665,12 +666,12 @@ def small_files() -> dict[str, tuple[str, bytes]]:
 
 
 def pixels_end(extension: str, content: bytes) -> int:
-    """From where on a cut may do no harm: a PNG's last chunk and a checksum, the end marker of a GIF."""
+    """A cut after this byte may do no harm: it loses the last chunk of a PNG, or the end marker of a GIF."""
     return len(content) - {"png": 16, "gif": 2}.get(extension.split(".")[-1], 0)
 
 
 def bombs() -> Iterator[Sample]:
-    """Small files that would take gigabytes or hours, if one believed them."""
+    """Small files that claim to need gigabytes or hours."""
     for name, content in (
         ("png", png_of_size(50_000, 50_000)),
         ("largest.png", png_of_size(2**31 - 1, 2**31 - 1)),
@@ -703,11 +704,11 @@ def bombs() -> Iterator[Sample]:
 
 @functools.cache
 def samples() -> tuple[Sample, ...]:
-    """All of the files that are told by their content."""
+    """All samples, good and bad."""
     return (*good_samples(), *bad_samples())
 
 
-# Names that trip readers of paths, URIs, globs, shells, terminals, tables and HTML; each is a good JPEG.
+# Names that are hard for paths, URIs, globs, shells, terminals, tables or HTML. Each file is a good JPEG.
 ODD_NAMES = (
     "with space.jpg",
     " space at both ends .jpg ",
@@ -748,13 +749,13 @@ ODD_BYTES = (
     b"too long a slash \xc0\xaf.jpg",
     b"cut character \xe5\x8c.jpg",
 )
-PATH_MAX = 4096              # bytes of a path, its end mark included
+PATH_MAX = 4096              # bytes of a path, with its terminating zero
 
 
 def build_corpus(folder: Path) -> list[tuple[bytes, frozenset[Outcome]]]:
-    """Write all of it into a folder. Returns each file's name relative to the folder, and what may become of it.
+    """Write all samples into a folder. Returns the relative name and the possible outcomes of each.
 
-    Beside them lies what a listing leaves out: a FIFO, a hidden file, a text with its own extension, an empty folder.
+    Also written, and left out by a listing: a FIFO, a hidden file, a text file, an empty folder.
     """
     expected: dict[bytes, frozenset[Outcome]] = {}
     for sample in samples():
@@ -783,13 +784,13 @@ def build_corpus(folder: Path) -> list[tuple[bytes, frozenset[Outcome]]]:
     (folder / "notes.txt").write_text("not an image")
     (folder / "secret.jpg").write_bytes(jpeg())
     (folder / "secret.jpg").chmod(0)
-    # Root reads everything.
+    # Root can read it all the same.
     expected[b"secret.jpg"] = fetch_failed("permission denied") if os.geteuid() else DECODED
     return sorted(expected.items())
 
 
 def write_long_paths(folder: Path) -> tuple[bytes, bytes]:
-    """Two files far down: one whose path is as long as can be opened, one that is longer by a byte."""
+    """Two deeply nested files: one whose path has the greatest length, and one that is a byte longer."""
     inside, descriptor = b"", os.open(folder, os.O_RDONLY)
     root = len(os.fsencode(folder)) + 1
     while (left := PATH_MAX - 1 - root - len(inside)) > 255:

@@ -1,4 +1,4 @@
-"""What the tests of `jobs.evaluate` share: tiny weights, encoded images, an output as `jobs.extract` writes it."""
+"""Shared by the tests of `jobs.evaluate`: tiny weights, encoded images, and an output of `jobs.extract`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from models.embedder import build_embedder
 from models.eyes import build_keypointer
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
+from tests.support.photos import ZIDANE
 
 
 def card_fields(role: str, architecture: dict, **preprocessing: Any) -> dict:
@@ -48,21 +49,19 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 def zidane() -> np.ndarray:
     """A photo with two faces, BGR."""
-    import ultralytics
-
-    return cv2.imread(str(Path(ultralytics.__file__).parent / "assets/zidane.jpg"))
+    return cv2.imread(str(ZIDANE))
 
 
-ZIDANE_BOXES = [[535.0, 225.0, 668.0, 450.0], [904.0, 80.0, 1060.0, 280.0]]     # by eye
+ZIDANE_BOXES = [[535.0, 225.0, 668.0, 450.0], [904.0, 80.0, 1060.0, 280.0]]     # drawn by hand
 
 
 def face(uri: str, box: Sequence[float], **columns: Any) -> dict[str, Any]:
-    """A row of faces/."""
+    """A row of `faces/`."""
     return {"uri": uri} | dict(zip(("x1", "y1", "x2", "y2"), map(float, box), strict=True)) | columns
 
 
 def write_output(folder: Path, uris: Sequence[str], faces: Sequence[Mapping[str, Any]]) -> Path:
-    """An output of 100×100 images, with default settings."""
+    """Write an output with images of 100×100 px and the default settings."""
     images = {"uri": list(uris), "width": [100] * len(uris), "height": [100] * len(uris)}
     for name, table in (("images", pa.table(images)), ("faces", pa.Table.from_pylist(list(faces)))):
         (folder / name).mkdir(parents=True)
