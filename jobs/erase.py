@@ -29,14 +29,13 @@ from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
 from pipeline.boundary import STAGES
 from pipeline.errors import OutputError
 from pipeline.input.manifest import read_manifest
-from pipeline.input.names import absolute, local_path, local_uri
 from pipeline.output import claim as output
 from pipeline.output import erased, lease, ledger
 from pipeline.output.report import status_counts
 from pipeline.run.interrupt import leave
 from pipeline.settings import RowSettings
 from pipeline.storage import Storage, open_storage
-from pipeline.storage.uris import parse_input_uri, uri_scheme
+from pipeline.storage.uris import absolute, is_local, local_path, local_uri, parse_input_uri
 from pipeline.text import printable
 
 DESCRIPTION = """Take images and all their faces out of an output, for good.
@@ -219,7 +218,7 @@ def finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) -> Calla
         uris = pa.array([as_uri(name) for name in arguments.uri], pa.string())
     else:
         path, options = parse_input_uri(arguments.uris)
-        pieces = list(read_manifest(path if uri_scheme(path) else absolute(path), options))
+        pieces = list(read_manifest(absolute(local_path(path)) if is_local(path) else path, options))
         if without_uri := sum(nameless for _, nameless in pieces):
             say(f"{without_uri:,} rows of {arguments.uris} have no uri")
         uris = pa.chunked_array([chunk for table, _ in pieces for chunk in table["uri"].chunks], pa.string())
@@ -230,10 +229,9 @@ def finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) -> Calla
 
 def as_uri(name: str) -> str:
     """What the column uri has for an argument: a relative path is made absolute. Raises ArgumentError."""
-    if uri_scheme(name) == "file":
-        return local_uri(local_path(name))
-    if uri_scheme(name) is None:
-        return local_uri(name if name.startswith("/") else absolute(name))
+    if is_local(name):
+        path = local_path(name)
+        return local_uri(path if path.startswith("/") else absolute(path))
     try:
         name.encode()
     except UnicodeEncodeError:

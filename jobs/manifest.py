@@ -19,17 +19,19 @@ import pyarrow as pa
 from jobs.command import Broke, run_command, say
 from jobs.options import ArgumentError, command_parser, positive, program
 from pipeline.input import manifest_folder
-from pipeline.input.buckets import bucket_stretches, list_objects, skip_rule
+from pipeline.input.buckets import bucket_stretches, folder_key, list_objects
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
-from pipeline.input.listing import Rules, list_inputs
-from pipeline.input.manifest_folder import ManifestError, ManifestState, PartWriter, Span, Stretch
-from pipeline.input.names import InputError, absolute
+from pipeline.input.listing import list_inputs
+from pipeline.input.manifest_folder import ManifestError, ManifestState, PartWriter
+from pipeline.input.names import InputError
+from pipeline.input.rows import Span, Stretch
+from pipeline.input.rules import Rules
 from pipeline.output.lease import Lease, check_held
 from pipeline.run.interrupt import Interrupted, leave
 from pipeline.run.progress import LOG_INTERVAL_S, TERMINAL_INTERVAL_S
 from pipeline.schemas import LISTING
 from pipeline.storage import Storage, open_storage
-from pipeline.storage.uris import BUCKET_SCHEMES, parse_input_uri, split_uri, uri_scheme
+from pipeline.storage.uris import BUCKET_SCHEMES, absolute, is_local, local_path, parse_input_uri, split_uri, uri_scheme
 from pipeline.text import printable
 
 THREADS = 16   # an answer of S3 takes about 0.1 s, and to read it 0.02 s of one core: six are enough for one core
@@ -108,7 +110,7 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
             return
         if not source.has_order:
             state = manifest_folder.claim(storage, wanted, overwrite=True)
-        held = manifest_folder.read_progress(storage, state.id)
+        held = manifest_folder.read_coverage(storage, state.id)
         if held.seen:
             say(f"going on after {held.seen:,} names in {held.parts:,} parts")
         if held.gaps:
@@ -118,7 +120,7 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
                 if not held.parts:
                     storage.delete(manifest_folder.MANIFEST_JSON)    # nothing to go on with
                 raise
-            held = manifest_folder.read_progress(storage, state.id)      # what is there, not what was meant to be
+            held = manifest_folder.read_coverage(storage, state.id)      # what is there, not what was meant to be
         if held.gaps:
             raise Broke(f"{len(held.gaps):,} stretches of names are not in the parts")
         check_lease()
@@ -136,36 +138,36 @@ def open_source(arguments: argparse.Namespace, storage: Storage) -> Source:
     rules = Rules(storage.root, arguments.all_files, options=options)
     scheme = uri_scheme(uri)
     if is_inventory(uri):
-        return inventory_source(uri, rules, storage)
+        return inventory_source(uri, rules)
     if scheme in BUCKET_SCHEMES:
-        return bucket_source(uri, rules, storage, arguments.threads)
-    if scheme in (None, "file"):
+        return bucket_source(uri, rules, arguments.threads)
+    if is_local(uri):
         return folder_source(uri, rules)
     raise InputError(f"{uri} is no bucket: give s3://bucket/prefix, gs://bucket/prefix or a folder")
 
 
-def bucket_source(uri: str, rules: Rules, storage: Storage, threads: int) -> Source:
+def bucket_source(uri: str, rules: Rules, threads: int) -> Source:
     """A prefix of a bucket, taken as a folder."""
     bucket_uri, key = split_uri(uri)
-    folder = key.rstrip("/") + "/" if key.strip("/") else key
+    folder = folder_key(key)
     if next(list_objects(bucket_uri, folder, rules.options), None) is None:
         raise InputError(f"nothing is in {bucket_uri}/{folder}: check the prefix, which is taken as a folder; no globs")
-    skip = skip_rule(folder, own_folder(storage, bucket_uri), rules.takes)
+    skips = rules.key_rule(bucket_uri, folder)
 
     def list_spans(spans: list[Span], add: Callable[[Stretch], None]) -> None:
-        for stretch in bucket_stretches(bucket_uri, folder, rules.options, skip, spans, threads):
+        for stretch in bucket_stretches(bucket_uri, folder, rules.options, skips, spans, threads):
             add(stretch)
 
     return Source(f"{bucket_uri}/{folder}", list_spans)
 
 
-def inventory_source(uri: str, rules: Rules, storage: Storage) -> Source:
+def inventory_source(uri: str, rules: Rules) -> Source:
     """An S3 Inventory by its manifest.json."""
     inventory = read_inventory(uri, rules.options)
-    skip = skip_rule("", own_folder(storage, f"s3://{inventory.bucket}"), rules.takes)
+    skips = rules.key_rule(f"s3://{inventory.bucket}", "")
 
     def list_spans(spans: list[Span], add: Callable[[Stretch], None]) -> None:
-        for stretch in inventory_stretches(inventory, rules.options, skip, spans):
+        for stretch in inventory_stretches(inventory, rules.options, skips, spans):
             add(stretch)
 
     return Source(uri, list_spans, inventory.revision)
@@ -188,13 +190,7 @@ def folder_source(uri: str, rules: Rules) -> Source:
             say(printable(warning))
         add(Stretch((after, None), LISTING.empty_table(), sum(found.skipped.values()), found.skipped))
 
-    return Source(uri if uri_scheme(uri) else absolute(uri), list_spans, has_order=False)
-
-
-def own_folder(storage: Storage, bucket_uri: str) -> str | None:
-    """What our own keys begin with, if OUT.parquet lies in this bucket."""
-    inside = storage.root.startswith(bucket_uri + "/")
-    return storage.root.removeprefix(bucket_uri + "/") + "/" if inside else None
+    return Source(absolute(local_path(uri)), list_spans, has_order=False)
 
 
 def take_lease(storage: Storage, run_id: str, command: str) -> Lease:

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.batch import Status, TodoRow
 from pipeline.input.fetch import Fetch
-from pipeline.input.names import local_uri
 from pipeline.schemas import records_to_table
 from pipeline.stages.decode import Decode, DecodeError, decode_image, prepare_pillow
+from pipeline.storage.uris import local_uri
 from tests.support import corpus
 
 pytestmark = [

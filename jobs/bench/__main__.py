@@ -326,7 +326,8 @@ def _memory_of_job(pid: int) -> dict[str, int]:
 
 
 def _photo_rows(folder: str) -> list[TodoRow]:
-    from pipeline.input.listing import Rules, list_inputs
+    from pipeline.input.listing import list_inputs
+    from pipeline.input.rules import Rules
 
     rows: list[TodoRow] = []
     list_inputs([folder], lambda table: rows.extend(TodoRow(**row) for row in table.to_pylist()), Rules())

@@ -19,7 +19,8 @@ from jobs.extract.options import input_uris, parquet_columns, parse_arguments, r
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
 from jobs.options import program
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
-from pipeline.input.listing import Rules, list_inputs
+from pipeline.input.listing import list_inputs
+from pipeline.input.rules import Rules
 from pipeline.output import claim as output
 from pipeline.output import ledger, report
 from pipeline.output.erased import read_erased

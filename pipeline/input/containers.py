@@ -1,8 +1,8 @@
-"""Images inside other files: members of tar archives (WebDataset shards) and rows of Parquet files.
+"""Images inside other files: members of tars (WebDataset shards) and rows of Parquet files.
 
-A container is indexed once, while INPUT is listed: the members become to-do rows of their own, which are read later
-without the rest. A member of a tar is the bytes at `offset`, `size` of them. A row of a Parquet file has its number
-as `offset` and no size.
+A container is indexed once, when INPUT is listed. Each member becomes a row of the to-do and is later read without
+the rest: a member of a tar as `size` bytes at `offset`, a row of a Parquet file by its number, which is in `offset`;
+its `size` is null.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.input.names import InputError, extension, local_path, skip_reason
+from pipeline.input.names import InputError, skip_reason, uri_extension
+from pipeline.input.rows import listing_table
 from pipeline.schemas import LISTING
-from pipeline.storage.clients import open_bucket
-from pipeline.storage.range_reader import RangeReader
-from pipeline.storage.uris import StoreOptions, is_addressable, split_uri, uri_scheme
+from pipeline.storage.files import open_file
+from pipeline.storage.uris import StoreOptions
 
 NOT_A_FILE_MEMBER = "links, devices and sparse files in tars"
-OVERWRITTEN = "members of tars that a later one of the same name replaces"
+OVERWRITTEN = "members of tars replaced by a later one of the same name"
 
-MAX_HEADER_BYTES = 1 << 20     # of a tar: a name has a few hundred; without a limit a header may claim the whole file
+MAX_HEADER_BYTES = 1 << 20     # of a tar: a name needs a few hundred; without a limit a header may claim the whole file
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _READ_BUFFER_BYTES = 1 << 20
-_STREAMED_ROWS = 8             # images of a Parquet file decompressed at a time
+_STREAMED_ROWS = 8             # images of a Parquet file that are decompressed at a time
 
 
 class ContainerError(Exception):
-    """A file that is not the container it should be, or a damaged one."""
+    """The file is damaged, or is no container of its kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetColumns:
-    """Where the images of Parquet files are.
+    """The columns of Parquet files that hold images.
 
-    image: a column of bytes, or a struct with a field `bytes`, as Hugging Face's datasets have it; "a.b" is field b of
+    image: a column of bytes, or a struct with a field `bytes`, as in Hugging Face's datasets; "a.b" is field b of
     column a. uri: a column that names the image within its file; None takes the row's number.
     """
 
@@ -52,93 +52,105 @@ class ParquetColumns:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The images in one container. rows: a table of `schemas.LISTING`, in the order in which they lie there."""
+    """The images in one container."""
 
-    rows: pa.Table
+    rows: pa.Table                 # of schemas.LISTING, in the container's order
     skipped: Counter[str] = field(default_factory=Counter)
-    damage: str | None = None      # why there may be more than these
+    damage: str | None = None      # why members may be missing
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Where the members of a container are."""
+
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int | None] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def is_container(name: str, columns: ParquetColumns | None) -> bool:
-    """Whether a name is that of a tar, or of a Parquet file where their images are asked for."""
-    kind = _kind(name)
+    """Whether this is the name of a tar, or of a Parquet file if `columns` says where their images are."""
+    kind = uri_extension(name)
     return kind == "tar" or (columns is not None and kind == "parquet")
 
 
-def _kind(name: str) -> str:
-    """The extension; of an http(s) URI the query does not count."""
-    return extension(name.split("?")[0] if uri_scheme(name) in ("http", "https") else name)
-
-
 def refuse_compressed(name: str) -> None:
-    """Raises InputError for a compressed tar, whose members cannot be read on their own."""
+    """Raises InputError for a compressed tar: its members cannot be read one by one."""
     if name.lower().endswith(_COMPRESSED):
-        raise InputError(f"{name}: members of a compressed tar cannot be read on their own; unpack it to a plain .tar")
+        raise InputError(f"{name}: members of a compressed tar cannot be read one by one; unpack it to a plain .tar")
 
 
 def list_members(
     container: dict[str, Any], options: StoreOptions, columns: ParquetColumns | None, all_files: bool
 ) -> Members:
-    """The images in a container, itself given as a row of `schemas.LISTING`. all_files: see `source.list_inputs`.
+    """The images in a container. all_files: see `rules.Rules`.
 
-    What cannot be read at all is a damage too. Raises InputError where a column is missing.
+    container: its row of `schemas.LISTING`. If a part of it cannot be read, the result has the images before that part,
+    the damage, and a row for the container itself; that row fails, and the next run tries it again.
+    Raises InputError if a column is missing.
     """
     uri = container["uri"]
-    rows: dict[str, list[Any]] = {"member": [], "offset": [], "size": []}
-    skipped: Counter[str] = Counter()
-    damage = None
+    index, damage = _Index(), None
     try:
         with open_file(uri, options) as file:
-            if _kind(uri) == "parquet" and columns is not None:
-                rows = _parquet_rows(file, uri, columns)
+            if columns is not None and uri_extension(uri) == "parquet":
+                _index_parquet(file, uri, columns, index)
             else:
-                for name, offset, size in tar_members(file):
-                    if offset is None:
-                        skipped[NOT_A_FILE_MEMBER] += 1
-                    elif reason := skip_reason(name, all_files):
-                        skipped[reason] += 1
-                    else:
-                        for column, value in zip(rows.values(), (name, offset, size), strict=True):
-                            column.append(value)
+                _index_tar(file, all_files, index)
     except (ContainerError, OSError, pa.ArrowException, obstore.exceptions.BaseError) as error:
         damage = f"cannot read all of {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    last = {name: i for i, name in enumerate(rows["member"])}     # as unpacking it would leave it
-    if len(last) < len(rows["member"]):
-        skipped[OVERWRITTEN] = len(rows["member"]) - len(last)
-    kept = sorted(last.values())
-    n = len(kept)
-    table = pa.table(
-        {
-            "uri": pa.array([f"{uri}#{rows['member'][i]}" for i in kept], pa.string()),
-            "container": pa.repeat(pa.scalar(uri, pa.string()), n),
-            "offset": pa.array([rows["offset"][i] for i in kept], pa.int64()),
-            "size": pa.array([rows["size"][i] for i in kept], pa.int64()),
-            "etag": pa.repeat(pa.scalar(container["etag"], pa.string()), n),
-            "mtime": pa.repeat(pa.scalar(container["mtime"], LISTING.field("mtime").type), n),
-        },
-        schema=LISTING,
-    )
-    if damage:      # a row for what could not be listed: it fails, and is tried again by the next run
+    table = _member_rows(container, index)
+    if damage:
         lost = {**container, "container": uri, "offset": None, "size": None}
         table = pa.concat_tables([table, pa.Table.from_pylist([lost], schema=LISTING)])
-    return Members(table, skipped, damage)
+    return Members(table, index.skipped, damage)
+
+
+def _member_rows(container: dict[str, Any], index: _Index) -> pa.Table:
+    """A row for each name in the index. Of members with the same name the last counts, as when a tar is unpacked."""
+    uri = container["uri"]
+    last = {name: i for i, name in enumerate(index.names)}
+    if len(last) < len(index.names):
+        index.skipped[OVERWRITTEN] = len(index.names) - len(last)
+    kept = sorted(last.values())
+    return listing_table({
+        "uri": [f"{uri}#{index.names[i]}" for i in kept],
+        "container": [uri] * len(kept),
+        "offset": [index.offsets[i] for i in kept],
+        "size": [index.sizes[i] for i in kept],
+        "etag": [container["etag"]] * len(kept),
+        "mtime": [container["mtime"]] * len(kept),
+    })
+
+
+def _index_tar(file: BinaryIO, all_files: bool, index: _Index) -> None:
+    for name, offset, size in tar_members(file):
+        if offset is None:
+            index.skipped[NOT_A_FILE_MEMBER] += 1
+        elif reason := skip_reason(name, all_files):
+            index.skipped[reason] += 1
+        else:
+            index.names.append(name)
+            index.offsets.append(offset)
+            index.sizes.append(size)
 
 
 def tar_members(file: BinaryIO) -> Iterator[tuple[str, int | None, int]]:
-    """Name, offset and size in bytes of every member that is not a folder; the offset is None for what is not a file.
+    """Name, offset and size in bytes of every member that is not a folder; the offset is None if it is no plain file.
 
-    Nothing is unpacked, so where a name points to does no harm. Raises ContainerError for what is no tar, at a header
-    that makes no sense, and where the file ends before a member does; what stood before has been given by then.
+    Nothing is unpacked, so a name that points elsewhere does no harm. Yields the members before a damage, then raises
+    ContainerError: for a file that is no tar, for a header that makes no sense, for a member that the file cuts off.
     """
     total = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
-        # Not our own reading of headers: names come in four dialects.
-        with tarfile.open(fileobj=_HeaderReader(file), mode="r:", errors="surrogateescape") as tar:
+        # tarfile reads the headers, since names come in four dialects.
+        with tarfile.open(fileobj=cast(BinaryIO, _HeaderReader(file)), mode="r:", errors="surrogateescape") as tar:
             place = -1
             while (member := tar.next()) is not None:
-                tar.members = []                        # else it keeps them all
-                # A size below 0 can make tarfile read the same header for ever.
+                cast(Any, tar).members = []             # tarfile would keep them all
+                # With a size below 0 tarfile may read the same header for ever.
                 if member.size < 0 or member.offset_data <= place or member.offset_data + member.size > total:
                     raise ContainerError(f"a member of {member.size:,} bytes at {member.offset_data:,} of {total:,}")
                 place = member.offset_data
@@ -146,14 +158,14 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[str, int | None, int]]:
                     plain = member.isreg() and not member.issparse()
                     yield _text(member.name), member.offset_data if plain else None, member.size
             file.seek(tar.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):       # tarfile takes a header that makes no sense for the end
+            if any(file.read(tarfile.BLOCKSIZE)):       # tarfile ends at a header that makes no sense
                 raise ContainerError(f"no header of a member at byte {tar.offset:,} of {total:,}")
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise ContainerError(f"not a tar, or a damaged one ({error})") from error
 
 
 class _HeaderReader:
-    """The part of a file object that tarfile uses, for headers only."""
+    """The part of a file's interface that tarfile uses, limited to the size of headers."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -166,30 +178,32 @@ class _HeaderReader:
 
 
 def _text(name: str) -> str:
-    """A member's name; bytes that are not UTF-8 as \\xNN."""
+    """A member's name; bytes that are not UTF-8 become \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _parquet_rows(file: BinaryIO, uri: str, columns: ParquetColumns) -> dict[str, list[Any]]:
+def _index_parquet(file: BinaryIO, uri: str, columns: ParquetColumns, index: _Index) -> None:
     with pq.ParquetFile(file) as parquet:
         _bytes_column(parquet.schema_arrow, columns.image, uri)
-        n = parquet.metadata.num_rows
-        names: list[Any] = list(range(n))
+        n_rows = parquet.metadata.num_rows
+        names: Sequence[Any] = range(n_rows)
         if columns.uri is not None:
             _field(parquet.schema_arrow, columns.uri, uri)
             names = _leaf(parquet.read(columns=[columns.uri]), columns.uri).to_pylist()
-    # A row without a name gets its number, one whose name was there already both: every row is an image of its own.
+    # Every row is an image of its own: one without a name gets its number, one whose name is taken gets both.
     members: dict[str, None] = {}
     for i, name in enumerate(names):
         member = str(i if name is None else name)
         while member in members:
             member += f"~{i}"
         members[member] = None
-    return {"member": list(members), "offset": list(range(n)), "size": [None] * n}
+    index.names.extend(members)
+    index.offsets.extend(range(n_rows))
+    index.sizes.extend([None] * n_rows)
 
 
 class ParquetImages:
-    """Reads images out of Parquet files, best in the order of their rows: then each row group is read once."""
+    """Reads images from Parquet files. In the order of their rows each row group is read only once."""
 
     def __init__(self, column: str, options: StoreOptions) -> None:
         self._column = column
@@ -200,7 +214,7 @@ class ParquetImages:
         self._next_row = self._end_row = 0
 
     def read(self, container: str, row: int) -> bytes:
-        """The bytes in that row, empty for null. Raises what reading may raise, and InputError for a wrong column."""
+        """The bytes in that row; empty for null. Raises InputError for a wrong column, and any error of reading."""
         try:
             if container != self._container:
                 self._open(container)
@@ -216,7 +230,7 @@ class ParquetImages:
         return content or b""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._container, self._images, self._next_row, self._end_row = None, iter(()), 0, 0
         if self._parquet is not None:
             self._parquet.close(force=True)
@@ -224,7 +238,7 @@ class ParquetImages:
 
     def _open(self, container: str) -> None:
         self.close()
-        # Without pre_buffer and with a small buffer the pages of a row group are read as they are needed.
+        # Without pre_buffer and with a small buffer only the pages needed next are read, not a whole row group.
         self._parquet = pq.ParquetFile(
             open_file(container, self._options), pre_buffer=False, buffer_size=_READ_BUFFER_BYTES
         )
@@ -238,9 +252,7 @@ class ParquetImages:
             end = first + self._parquet.metadata.row_group(group).num_rows
             if row < end:
                 batches = self._parquet.iter_batches(_STREAMED_ROWS, row_groups=[group], columns=[column])
-                self._images = (
-                    value.as_py() for batch in batches for value in _leaf(pa.table(batch), column)
-                )
+                self._images = (value.as_py() for batch in batches for value in _leaf(pa.table(batch), column))
                 self._next_row, self._end_row = first, end
                 return
             first = end
@@ -248,24 +260,24 @@ class ParquetImages:
 
 
 def _bytes_column(schema: pa.Schema, name: str, uri: str) -> str:
-    """The name down to the bytes. Raises InputError when there are none."""
+    """The dotted name of the bytes themselves. Raises InputError if the column has none."""
     found = _field(schema, name, uri).type
     if pa.types.is_struct(found) and found.get_field_index("bytes") >= 0:
         name, found = f"{name}.bytes", found.field("bytes").type
     if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
-        raise InputError(f"column {name} of {uri} holds {found}, not the bytes of images; --image-column names it")
+        raise InputError(f"column {name} of {uri} holds {found}, not the bytes of images: check --image-column")
     return name
 
 
 def _field(schema: pa.Schema, name: str, uri: str) -> pa.Field:
-    """The field of that dotted name. Raises InputError."""
+    """The field with that dotted name. Raises InputError."""
     container: pa.Schema | pa.DataType = schema
     found = None
     for part in name.split("."):
         index = container.get_field_index(part) if hasattr(container, "get_field_index") else -1
         if index < 0:
             raise InputError(
-                f"{uri} has no column {name}, only {', '.join(schema.names)}; --image-column and --uri-column name them"
+                f"{uri} has no column {name}, only {', '.join(schema.names)}: check --image-column and --uri-column"
             )
         found = container.field(index)
         container = found.type
@@ -274,27 +286,8 @@ def _field(schema: pa.Schema, name: str, uri: str) -> pa.Field:
 
 
 def _leaf(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """The column of that dotted name, of a table that holds only it."""
+    """The values of the dotted name in a table that has only this column."""
     column = table.column(0)
     for part in name.split(".")[1:]:
         column = pc.struct_field(column, part)
     return column
-
-
-def open_file(uri: str, options: StoreOptions) -> BinaryIO:
-    """A file or an object for reading in pieces, seekable. Raises OSError and what obstore raises."""
-    if uri_scheme(uri) in (None, "file"):
-        return open(local_path(uri) if uri_scheme(uri) else uri, "rb")   # noqa: PTH123  (the caller closes it)
-    bucket_uri, key = split_uri(uri)
-    if uri_scheme(uri) in ("s3", "gs") and not is_addressable(key):
-        raise OSError(f"a key that the client cannot address: {key!r}")
-    store = open_bucket(bucket_uri, options)
-    if uri_scheme(uri) in ("http", "https"):      # a signed address may allow GET alone
-        size = obstore.get(store, key, options={"range": (0, 1)}).meta["size"]
-    else:
-        size = obstore.head(store, key)["size"]
-
-    def read_range(start: int, end: int) -> bytes:
-        return bytes(obstore.get_range(store, key, start=start, end=end))
-
-    return RangeReader.buffered(read_range, size)

@@ -1,4 +1,4 @@
-"""Read the bytes of to-do rows by threads, some files ahead: local files, objects in buckets, parts of either."""
+"""Fetch the bytes of to-do rows with threads and prefetch: local files, objects in buckets, parts of either."""
 
 from __future__ import annotations
 
@@ -12,33 +12,46 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
 from pipeline.input.containers import ParquetImages
 from pipeline.storage.clients import REQUEST_TIMEOUT_S, open_bucket, plain_etag, s3_client
-from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, is_addressable, is_remote, split_uri, uri_scheme
+from pipeline.storage.uris import (
+    FROM_ENVIRONMENT,
+    StoreOptions,
+    UriError,
+    is_addressable,
+    is_http,
+    is_local,
+    is_remote,
+    local_path,
+    split_uri,
+    uri_scheme,
+)
 
-THREADS = 16                      # a GET from S3 takes 30 to 100 ms: 16 keep a few hundred a second in flight
-AHEAD_BYTES = 64 << 20
-MAX_FILE_BYTES = 2 << 30          # a 200-megapixel TIFF of 16-bit RGBA has 1.6 GB; a disk image named .jpg has more
-LOOK_FIRST_BYTES = 8 << 20         # larger files are looked at by their beginning before the rest is read
-BEGINNING_BYTES = 256 << 10        # EXIF with a preview has 64 KB at most, a colour profile some hundred
-UNKNOWN_BYTES = 4 << 20           # taken for the size of a file while nobody has said it
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+THREADS = 16                     # a GET from S3 takes 30 to 100 ms: 16 threads do a few hundred a second
+AHEAD_BYTES = 64 << 20           # prefetch
+MAX_FILE_BYTES = 2 << 30         # a 200-megapixel TIFF of 16-bit RGBA has 1.6 GB; a disk image named .jpg has more
+HEADER_FIRST_BYTES = 8 << 20     # of files this large the beginning is checked before the rest is read
+BEGINNING_BYTES = 256 << 10      # EXIF with a preview has up to 64 KB, a colour profile a few hundred KB
+ASSUMED_BYTES = 4 << 20          # for a file of unknown size
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Fetch:
-    """Read the files of to-do rows, in order; what goes wrong with one is its answer, never an exception.
+    """Fetch the files of to-do rows, in order. A failure is the result for its row, never an exception.
 
-    Some files are read ahead: two for each thread, ahead_bytes at most (one file may have more). A row with a container
-    is the `size` bytes at `offset` of that file or object. Throttling, resets and cut-off bodies are tried again by the
-    object store's client, within the deadlines of `pipeline.storage.clients`. A row with a container and no size is
-    the row number `offset` of a Parquet file, its image in the column `image_column`; those are read one after the
-    other.
-    refuses: told the beginning of a large file, says whether the rest need not be read.
-    Can be pickled; clients are made when used.
+    Prefetches two files for each thread, `ahead_bytes` at most (a single file may be larger). A row with a container is
+    the `size` bytes at `offset` of that file or object. Without a size it is row number `offset` of a Parquet file, and
+    the column `image_column` has the image; one thread reads all such rows. The clients of object stores retry after
+    throttling, resets and incomplete bodies, within the timeouts of `pipeline.storage.clients`.
+    refuses: whether the rest of a large file is not needed, from its first BEGINNING_BYTES.
+    Can be pickled.
     """
 
     def __init__(
@@ -59,7 +72,7 @@ class Fetch:
         self._max_file_bytes = max_file_bytes
 
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[Fetched | FetchFailure, None, None]:
-        """One answer for every row, in their order. Closing the generator ends its threads."""
+        """One result for every row, in their order. Closing the generator ends its threads."""
         reading: deque[tuple[int | None, Future[Fetched | FetchFailure]]] = deque()
         threads = ThreadPoolExecutor(self._threads, "fetch")
         one_thread = ThreadPoolExecutor(1, "fetch-parquet")
@@ -84,16 +97,16 @@ class Fetch:
                 images.close()
 
     def fetch_one(self, row: TodoRow) -> Fetched | FetchFailure:
-        """The bytes of one row, or why they are not there."""
+        """The bytes of one row, or why they could not be fetched."""
         location = row.container or row.uri
         part = None
         if row.container == row.uri:
-            return FetchFailure("a damaged container: its members could not all be listed")
+            return FetchFailure("damaged container: some members could not be listed; repair it and run again")
         if row.container:
             if row.offset is None:
-                return FetchFailure("the row does not say where in its container it lies")
+                return FetchFailure("no offset for a member of a container: add the column offset to the manifest")
             if row.size is None:
-                return FetchFailure("an image inside a Parquet file: --image-column names its column")
+                return FetchFailure("an image inside a Parquet file: name its column with --image-column")
             if row.size == 0:
                 return Fetched(b"")
             if row.size > self._max_file_bytes:
@@ -102,29 +115,31 @@ class Fetch:
         try:
             if is_remote(location):
                 return self._fetch_object(location, part)
-            if uri_scheme(location) not in (None, "file"):
+            if not is_local(location):
                 return FetchFailure(f"cannot read {uri_scheme(location)}:// URIs")
-            return self._fetch_local(local_path(location), part)
+            return self._fetch_local(Path(local_path(location)), part)
+        except UriError:
+            return FetchFailure("a file:// URI of another machine, or of a relative path")
         except OSError as error:
-            return FetchFailure((error.strerror or _plain(error)).lower() if error.errno else _plain(error))
-        except Exception as error:        # clients of object stores raise several kinds of their own
-            return FetchFailure(_plain(error))
+            return FetchFailure((error.strerror or _reason(error)).lower() if error.errno else _reason(error))
+        except Exception as error:        # each client of an object store has its own exceptions
+            return FetchFailure(_reason(error))
 
     def _fetch_parquet_row(self, row: TodoRow, images: ParquetImages) -> Fetched | FetchFailure:
         if row.offset is None or row.container == row.uri:
             return self.fetch_one(row)
         try:
             content = images.read(row.container or "", row.offset)
-        except Exception as error:        # of several kinds, as above
-            return FetchFailure(_plain(error))
+        except Exception as error:        # as above
+            return FetchFailure(_reason(error))
         if len(content) > self._max_file_bytes:
             return self._too_large()
         return Fetched(content)
 
     def _fetch_local(self, path: Path, part: tuple[int, int] | None) -> Fetched | FetchFailure:
-        if failure := _not_a_file(path.stat()):       # before opening: that alone can wake a device
+        if failure := _not_a_file(path.stat()):       # before opening: to open a device may start it
             return failure
-        # O_NONBLOCK: a FIFO that has taken the file's place by now must not block.
+        # O_NONBLOCK: a FIFO may have replaced the file and must not block.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:   # noqa: PTH123
             status = os.fstat(file.fileno())
             if failure := _not_a_file(status):
@@ -133,7 +148,7 @@ class Fetch:
                 return self._too_large()
             start, n_bytes = part or (0, status.st_size)
             file.seek(start)
-            if n_bytes >= LOOK_FIRST_BYTES and self._says_no(beginning := file.read(BEGINNING_BYTES)):
+            if n_bytes >= HEADER_FIRST_BYTES and self._is_refused(beginning := file.read(BEGINNING_BYTES)):
                 return Fetched(beginning, None, _mtime(status), file_bytes=n_bytes)
             file.seek(start)
             content = file.read() if part is None else file.read(n_bytes)
@@ -141,22 +156,22 @@ class Fetch:
 
     def _fetch_object(self, uri: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         bucket_uri, key = split_uri(uri)
-        if uri_scheme(uri) in ("http", "https") or is_addressable(key):
+        if is_http(uri) or is_addressable(key):
             return self._fetch_by_obstore(bucket_uri, key, part)
         if uri_scheme(uri) == "s3":
             return self._fetch_by_boto3(bucket_uri.split("://", 1)[1], key, part)
-        return FetchFailure(f"a key that the client cannot address: {key!r}")
+        return FetchFailure("a key with control characters or with an empty, '.' or '..' part; rename the object")
 
     def _fetch_by_obstore(self, bucket_uri: str, key: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         import obstore
 
-        ranged = {"range": (part[0], part[0] + part[1])} if part else None
-        result = obstore.get(open_bucket(bucket_uri, self._options), key, options=ranged)
+        options: GetOptions = {"range": (part[0], part[0] + part[1])} if part else {}
+        result = obstore.get(open_bucket(bucket_uri, self._options), key, options=options)
         if part is None and result.meta["size"] > self._max_file_bytes:
             return self._too_large()
         version = plain_etag(result.meta["e_tag"]), result.meta["last_modified"]
         n_bytes = part[1] if part else result.meta["size"]
-        if n_bytes < LOOK_FIRST_BYTES:
+        if n_bytes < HEADER_FIRST_BYTES:
             return _whole(part, Fetched(bytes(result.bytes()), *version))
         return self._gather(part, n_bytes, map(bytes, result.stream(min_chunk_size=BEGINNING_BYTES)), version)
 
@@ -177,39 +192,34 @@ class Fetch:
         pieces: Iterator[bytes],
         version: tuple[str | None, datetime | None],
     ) -> Fetched | FetchFailure:
-        """The pieces of an object joined; of a large one only the beginning, if that is refused."""
+        """The pieces of an object joined; only the beginning of a large one, if that is refused."""
         beginning = next(pieces, b"")
-        if n_bytes >= LOOK_FIRST_BYTES and self._says_no(beginning):
+        if n_bytes >= HEADER_FIRST_BYTES and self._is_refused(beginning):
             return Fetched(beginning, *version, file_bytes=n_bytes)
         return _whole(part, Fetched(b"".join([beginning, *pieces]), *version))
 
-    def _says_no(self, beginning: bytes) -> bool:
+    def _is_refused(self, beginning: bytes) -> bool:
         return self._refuses is not None and self._refuses(beginning)
 
     def _too_large(self) -> FetchFailure:
         return FetchFailure(f"over the limit of {self._max_file_bytes} bytes", Status.TOO_LARGE)
 
 
-def local_path(uri: str) -> Path:
-    """The file that a local uri names: an absolute path as it is, or `file://` with percent-encoded bytes."""
-    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))) if uri.startswith("file://") else Path(uri)
-
-
 def _within(seconds: float, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The pieces; raises TimeoutError when they take longer."""
+    """The pieces. Raises TimeoutError if they take longer."""
     end = time.monotonic() + seconds
     for piece in pieces:
         if time.monotonic() > end:
-            raise TimeoutError(f"not there after {seconds:.0f} s")
+            raise TimeoutError(f"not complete after {seconds:.0f} s")
         yield piece
 
 
 def _expected_bytes(size: int | None) -> int:
-    return UNKNOWN_BYTES if size is None else size
+    return ASSUMED_BYTES if size is None else size
 
 
 def _held_bytes(reading: Sequence[tuple[int | None, Future[Fetched | FetchFailure]]]) -> int:
-    """What the files that are being read or have been read take, or will take."""
+    """The memory of the prefetched files, and of those still being read."""
     held = 0
     for size, future in reading:
         answer = future.result() if future.done() else None
@@ -224,7 +234,7 @@ def _not_a_file(status: os.stat_result) -> FetchFailure | None:
 
 
 def _whole(part: tuple[int, int] | None, fetched: Fetched) -> Fetched | FetchFailure:
-    """What was fetched, if the part is all there."""
+    """What was fetched, if the part is complete."""
     if part is None or len(fetched.content) == part[1]:
         return fetched
     return FetchFailure(f"the container ends after {len(fetched.content)} of the {part[1]} bytes at {part[0]}")
@@ -233,14 +243,14 @@ def _whole(part: tuple[int, int] | None, fetched: Fetched) -> Fetched | FetchFai
 def _mtime(status: os.stat_result) -> datetime | None:
     try:
         return _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
-    except OverflowError:                 # some file systems have times beyond the year 9999
+    except OverflowError:                 # some file systems have times after the year 9999
         return None
 
 
-def _plain(error: Exception) -> str:
-    """One line of what went wrong, the same for all files with that trouble: no name, no time, no count of tries.
+def _reason(error: Exception) -> str:
+    """The error in one line that is the same for all files with this error, so that users can group by it.
 
-    Nor a query or credentials, which URLs may carry.
+    It has no name, no time and no number of retries, and no query or credentials of a URL.
     """
     if isinstance(error, FileNotFoundError):
         return "not found"

@@ -1,4 +1,4 @@
-"""A list of images to read, as a Parquet, CSV or text file, or as a folder of Parquet files; read piece by piece."""
+"""Read a list of images, piece by piece: a Parquet, CSV or text file, or a folder of Parquet files."""
 
 from __future__ import annotations
 
@@ -15,50 +15,63 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline.input.containers import open_file
 from pipeline.input.manifest_folder import check_complete
-from pipeline.input.names import InputError, absolute, extension, local_path, local_uri
+from pipeline.input.names import InputError, extension, uri_extension
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage
 from pipeline.storage.clients import open_bucket
-from pipeline.storage.uris import REMOTE_SCHEMES, StoreOptions, split_uri, uri_scheme
+from pipeline.storage.files import open_file
+from pipeline.storage.uris import (
+    REMOTE_SCHEMES,
+    StoreOptions,
+    UriError,
+    absolute,
+    is_http,
+    is_local,
+    local_path,
+    local_uri,
+    split_uri,
+    uri_scheme,
+)
 
 MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
 
 _TEXT_LINES = 100_000
 _CSV_BLOCK_BYTES = 8 << 20
 
-# Names that are in the form a listing gives them; the others take the slow way, one by one.
+# Names that already have the form of a listing. All others are converted one by one, which is slower.
 _PLAIN_REMOTE = rf"^(?:{'|'.join(REMOTE_SCHEMES)})://[^/@]+(?:/|$)"
 _PLAIN_LOCAL = r"^/[^/]"
 _NOT_NORMAL = r"//|/\.{1,2}(?:/|$)|/$"
 
 
 def is_manifest(path: str) -> bool:
-    """Whether the name is a manifest's; of an http(s) URI the query does not count."""
-    return extension(path.split("?")[0] if uri_scheme(path) in ("http", "https") else path) in MANIFEST_EXTENSIONS
+    """Whether this is the name of a manifest file."""
+    return uri_extension(path) in MANIFEST_EXTENSIONS
 
 
 def is_manifest_folder(path: str) -> bool:
-    """Whether the name is that of a folder of Parquet files, as `jobs.manifest` and Spark write them."""
+    """Whether this is the name of a folder of Parquet files, as `jobs.manifest` and Spark write them."""
     return extension(path) == "parquet"
 
 
 def read_manifest(path: str, options: StoreOptions) -> Generator[tuple[pa.Table, int], None, None]:
-    """A manifest's rows as tables of `schemas.LISTING`, each with how many more rows there had no uri.
+    """A manifest's rows as tables of `schemas.LISTING`, each with the number of further rows that have no uri.
 
-    `.parquet` and `.csv` have a column `uri` and may have the others of `LISTING`; `.csv` and `.txt` may as well have
-    one URI a line. Relative paths start at the manifest's own folder. Entries get the names that a listing gives.
-    Raises InputError for a file that is not such a thing, and for the first entry that can never be read.
+    `.parquet` and `.csv` have a column `uri` and may have the others of `LISTING`; `.csv` and `.txt` may instead have
+    one URI a line. Relative paths start at the manifest's folder. Entries get the same uri as in a listing.
+    Raises InputError for a file that is no manifest, and for the first entry that can never be read.
     """
+    if is_local(path):
+        path = local_path(path)
     with closing(_tables(path, options)) as tables:
-        yield from _normal(path, path.rpartition("/")[0], tables)
+        yield from _as_listing(path, posixpath.dirname(path), tables)
 
 
 def read_manifest_folder(folder: str, options: StoreOptions) -> Generator[tuple[pa.Table, int], None, None]:
-    """The same for a folder of Parquet files, as `jobs.manifest` and others write them; in the order of their names.
+    """The same for a folder of Parquet files, in the order of their names.
 
-    Raises InputError also where `jobs.manifest` has not come to its end.
+    Raises InputError also if `jobs.manifest` has not finished it.
     """
     storage = open_storage(folder, options)
     check_complete(storage)
@@ -67,8 +80,8 @@ def read_manifest_folder(folder: str, options: StoreOptions) -> Generator[tuple[
             yield from read_manifest(f"{storage.root}/{file.path}", options)
 
 
-def _normal(path: str, folder: str, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
-    """The tables with the types and names of a listing."""
+def _as_listing(path: str, folder: str, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
+    """The tables with the types and uris of a listing."""
     first_row = 1
     iterator = iter(tables)
     while True:
@@ -79,16 +92,16 @@ def _normal(path: str, folder: str, tables: Iterable[pa.Table]) -> Iterator[tupl
             raise InputError(f"cannot read the manifest {path}: {str(error).splitlines()[0]}") from error
         if table is None or columns is None:
             return
-        columns |= _named(path, folder, columns["uri"], columns["container"], first_row)
+        columns |= _normal_uris(path, folder, columns["uri"], columns["container"], first_row)
         first_row += len(table)
         named = pa.table(columns).filter(columns["uri"].is_valid())
         yield named.cast(LISTING), columns["uri"].null_count
 
 
-def _named(
+def _normal_uris(
     path: str, folder: str, uris: pa.ChunkedArray, containers: pa.ChunkedArray, first_row: int
 ) -> dict[str, pa.Array]:
-    """uri and container by the names that a listing would give them; null for a row without a uri."""
+    """The columns uri and container as in a listing; null for a row without a uri."""
     odd = pc.invert(pc.and_(_is_plain(uris), pc.or_kleene(pc.is_null(containers), _is_plain(containers))))
     rows = pc.indices_nonzero(pc.fill_null(odd, True)).to_pylist()
     if not rows:
@@ -100,11 +113,11 @@ def _named(
             if not uri:
                 uri_values[i] = None
             elif container:
-                container_values[i] = _name(container, folder)
+                container_values[i] = _normal_uri(container, folder)
                 uri_values[i] = container_values[i] + uri.removeprefix(container)
             else:
-                uri_values[i] = _name(uri, folder)
-        except InputError as error:
+                uri_values[i] = _normal_uri(uri, folder)
+        except (InputError, UriError) as error:
             raise InputError(f"row {first_row + i} of the manifest {path}: {error}") from None
     return {"uri": pa.array(uri_values, pa.string()), "container": pa.array(container_values, pa.string())}
 
@@ -117,21 +130,21 @@ def _is_plain(names: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _tables(path: str, options: StoreOptions) -> Generator[pa.Table, None, None]:
-    """Tables that have a column `uri`, and of the other columns those of `LISTING` only."""
+    """Tables with a column `uri` and with no columns other than those of `LISTING`."""
     with _open(path, options) as file:
-        kind = extension(path.split("?")[0] if uri_scheme(path) in ("http", "https") else path)
+        kind = uri_extension(path)
         if kind == "parquet":
             yield from _parse_parquet(file)
         elif kind == "csv":
             yield from _parse_csv(file, ",")
         else:
-            yield from _parse_txt(file, path.rpartition("/")[0])
+            yield from _parse_txt(file, posixpath.dirname(path))
 
 
 def _open(path: str, options: StoreOptions) -> BinaryIO:
-    if uri_scheme(path) not in ("http", "https"):
+    if not is_http(path):
         return open_file(path, options)
-    bucket_uri, key = split_uri(path)       # web servers need not know of parts
+    bucket_uri, key = split_uri(path)       # a web server may not support ranges
     return io.BytesIO(bytes(obstore.get(open_bucket(bucket_uri, options), key).bytes()))
 
 
@@ -140,7 +153,7 @@ def _parse_parquet(file: BinaryIO) -> Iterator[pa.Table]:
         present = parquet.schema_arrow.names
         _check_uri(present)
         columns = [name for name in LISTING.names if name in present]
-        for group in range(parquet.num_row_groups):     # iter_batches holds several: 900 MB for 10 million names
+        for group in range(parquet.num_row_groups):     # iter_batches keeps several: 900 MB for 10 million rows
             yield parquet.read_row_group(group, columns=columns)
 
 
@@ -173,7 +186,7 @@ def _parse_csv(file: BinaryIO, delimiter: str) -> Iterator[pa.Table]:
 
 
 class _Unclosed(io.RawIOBase):
-    """A file for a reader that would close it."""
+    """A file for a reader that would otherwise close it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -189,7 +202,7 @@ class _Unclosed(io.RawIOBase):
 
 def _parse_txt(file: BinaryIO, folder: str) -> Iterator[pa.Table]:
     def line_uri(name: str) -> str:
-        """A name as it is, spaces, quotes and commas too; one that is not UTF-8 gets its file:// form here."""
+        """The line as it is, with spaces, quotes and commas; one that is not UTF-8 as a file:// URI."""
         uri = local_uri(name)
         if uri == name or uri_scheme(name) is not None or uri_scheme(folder) is not None:
             return uri
@@ -213,7 +226,7 @@ def _parse_txt(file: BinaryIO, folder: str) -> Iterator[pa.Table]:
 
 def _check_uri(columns: list[str]) -> None:
     if "uri" not in columns:
-        raise ValueError(f"no column is named uri, only {', '.join(columns)}; name it so, or give one URI a line")
+        raise ValueError(f"no column is named uri, only {', '.join(columns)}; name it uri, or write one URI a line")
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
@@ -222,38 +235,37 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
         return pa.nulls(len(table), wanted)
     column = table[name]
     try:
-        return column.cast(wanted, safe=name != "mtime")   # nanoseconds are cut
+        return column.cast(wanted, safe=name != "mtime")   # cut nanoseconds off
     except pa.ArrowInvalid:
         if name != "mtime":
             raise
         return column.cast(pa.timestamp("us")).cast(wanted)   # text without a time zone is UTC
 
 
-def _name(entry: str, folder: str) -> str:
-    """A manifest's entry by the name that a listing would give it."""
+def _normal_uri(entry: str, folder: str) -> str:
+    """The uri that a listing would give to a manifest's entry."""
     scheme = uri_scheme(entry)
     if scheme in REMOTE_SCHEMES:
         check_remote(entry)
         return entry
-    if scheme == "file":
-        return local_uri(absolute(local_path(entry)))
-    if scheme is not None:
+    if not is_local(entry):
         raise InputError(unsupported(entry))
-    if entry.startswith("/") or uri_scheme(folder) is None:
-        return local_uri(absolute(posixpath.join(folder, entry)))
+    path = local_path(entry)
+    if path.startswith("/") or is_local(folder):
+        return local_uri(absolute(posixpath.join(folder, path)))
     bucket_uri, key_folder = split_uri(folder)
     return bucket_uri + posixpath.normpath(posixpath.join("/", key_folder, entry))
 
 
 def check_remote(uri: str) -> None:
-    """Raises InputError for a URI without a bucket or host, or with credentials, which would end up in the output."""
+    """Raises InputError for a URI without a bucket or host, and for one with credentials."""
     host = uri.split("://", 1)[1].partition("/")[0]
     if not host:
-        raise InputError(f"no bucket or host in {uri!r}")
+        raise InputError(f"no bucket or host in {uri!r}: write s3://bucket/key, gs://bucket/key or https://host/path")
     if "@" in host:
-        raise InputError("credentials in a URI end up in the output: leave them out, the environment's are used")
+        raise InputError("credentials in a URI end up in the output: remove them and set them in the environment")
 
 
 def unsupported(uri: str) -> str:
-    """What to tell of a URI whose scheme we do not read."""
+    """The message about a URI whose scheme is not supported."""
     return f"cannot read {uri_scheme(uri)}:// ({uri!r}): use a local path, file://, s3://, gs://, http:// or https://"

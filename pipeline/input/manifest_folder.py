@@ -1,8 +1,8 @@
-"""A manifest as a folder of Parquet parts that is written piece by piece and can be gone on with after a kill.
+"""A manifest as a folder of Parquet parts, written piece by piece. A killed listing can be resumed.
 
-A listing has positions: the keys of a bucket, in their order. A part holds what was found in some *stretches* of them
-and says so in its own metadata, so the part is the commit: whatever lies in no part's stretches is still to be listed,
-and nothing is ever in two. `_manifest.json` says what is listed, and whether all of it is.
+A listing has positions: the keys of a bucket, in their order. A part holds the rows of some stretches of positions. Its
+metadata names the stretches, so writing the part is the commit. Positions that no part names are still to be listed;
+no position is in two parts. `_manifest.json` says what is listed and whether the listing is complete.
 
     OUT.parquet/_manifest.json
     OUT.parquet/part-<id of the listing>-<hash of its stretches>.parquet     columns of schemas.LISTING
@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -26,26 +26,15 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.input.names import InputError
+from pipeline.input.rows import Span, Stretch
 from pipeline.storage import Storage
 
 MANIFEST_JSON = "_manifest.json"
-PART_ROWS = 200_000      # about 30 MB in memory: what a kill costs, and how much a reader takes at once
-PART_AGE_S = 60.0        # where few names are images a part is written after this time, so that a kill costs little
+PART_ROWS = 200_000      # about 30 MB in memory: a kill loses so much, and readers read so much at once
+PART_AGE_S = 60.0        # if few names are images, write a part after this time, so that a kill loses little
 _METADATA = b"facelake.stretches"
 _PART = re.compile(r"part-([0-9a-f]{8})-[0-9a-f]{16}\.parquet")
 _READ_THREADS = 16
-
-Span = tuple[str, str | None]   # the positions after the first up to and with the second; None is the end of all
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """What a listing found at the positions of a span."""
-
-    span: Span
-    rows: pa.Table                   # of schemas.LISTING
-    seen: int                        # names, the skipped ones too
-    skipped: Mapping[str, int]       # how many were left out, by reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +42,27 @@ class ManifestState:
     """The content of `_manifest.json`."""
 
     source: str                      # what is listed
-    revision: str                    # tells another state of the same source, where that would mix two listings
+    revision: str                    # of the source, if two revisions must not be mixed; else ""
     all_files: bool
-    command: str                     # goes on with it
+    command: str                     # resumes the listing
     id: str = field(default_factory=lambda: secrets.token_hex(4))
     started: str = field(default_factory=lambda: _now())
-    finished: str | None = None      # set when all is listed
+    finished: str | None = None      # set when everything is listed
     rows: int = 0
     seen: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def is_same_listing(self, other: ManifestState) -> bool:
-        """Whether both list the same thing by the same rules."""
+        """Whether both list the same source by the same rules."""
         ours, theirs = ((each.source, each.revision, each.all_files) for each in (self, other))
         return ours == theirs
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """What the parts of a listing hold together."""
+class Coverage:
+    """What the parts of a listing cover together."""
 
-    gaps: list[Span]                 # what is still to be listed
+    gaps: list[Span]                 # still to be listed
     parts: int
     rows: int
     seen: int
@@ -81,18 +70,18 @@ class Progress:
 
 
 class ManifestError(UserError):
-    """The folder cannot be written or gone on with; the message says why and what to do."""
+    """The manifest's folder cannot be written, or its listing cannot be resumed."""
 
 
 def read_state(storage: Storage) -> ManifestState | None:
-    """What `_manifest.json` says; None if there is none. Raises ManifestError if it is damaged."""
+    """The content of `_manifest.json`; None if there is none. Raises ManifestError if it is damaged."""
     try:
         return ManifestState(**json.loads(storage.read(MANIFEST_JSON)))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError):
         raise ManifestError(
-            f"{storage.root}/{MANIFEST_JSON} is damaged; list anew with python -m jobs.manifest … --overwrite"
+            f"{storage.root}/{MANIFEST_JSON} is damaged; list again with --overwrite"
         ) from None
 
 
@@ -102,10 +91,10 @@ def write_state(storage: Storage, state: ManifestState) -> None:
 
 
 def claim(storage: Storage, wanted: ManifestState, *, overwrite: bool) -> ManifestState:
-    """Begin a listing, or find the one to go on with; returns its state. Called by the only writer of the folder.
+    """Begin a listing, or find the one to resume; returns its state. Call it with the lease held.
 
-    overwrite: begin anew, whatever is there. Parts of another listing are deleted by `read_progress`.
-    Raises ManifestError where the folder holds something else.
+    overwrite: begin a new one in any case. `read_coverage` deletes the parts of other listings.
+    Raises ManifestError if the folder holds something else.
     """
     found = None if overwrite else read_state(storage)
     if found is None:
@@ -118,7 +107,7 @@ def claim(storage: Storage, wanted: ManifestState, *, overwrite: bool) -> Manife
     if not found.is_same_listing(wanted):
         raise ManifestError(
             f"{storage.root} lists something else ({_what(found)}; now {_what(wanted)}): choose another OUT.parquet, "
-            "or list anew with --overwrite"
+            "or list again with --overwrite"
         )
     return found
 
@@ -129,25 +118,45 @@ def _what(state: ManifestState) -> str:
 
 
 def check_complete(storage: Storage) -> ManifestState | None:
-    """For readers: what the finished manifest in this folder lists; None if jobs.manifest has not written it.
+    """For readers: the state of the finished manifest in this folder; None if jobs.manifest did not write it.
 
-    Raises InputError if it is unfinished, with the command that goes on, or damaged.
+    Raises InputError if it is damaged, or unfinished; the message has the command that resumes it.
     """
     try:
         state = read_state(storage)
     except ManifestError as error:
         raise InputError(str(error)) from None
     if state and not state.finished:
-        raise InputError(f"the manifest {storage.root} is unfinished; go on with it first: {state.command}")
+        raise InputError(f"the manifest {storage.root} is unfinished; finish it first with: {state.command}")
     return state
 
 
-def read_progress(storage: Storage, listing_id: str) -> Progress:
-    """Read what the parts cover, and delete those of other listings. Called by the only writer of the folder.
+def read_coverage(storage: Storage, listing_id: str) -> Coverage:
+    """Read what the parts cover, and delete the parts of other listings. Call it with the lease held.
 
-    A part that overlaps another goes too: of two writers after a takeover the second lists its stretch again.
-    Raises ManifestError for a part that cannot be read, and for Parquet files of anyone else.
+    Also deletes a part that overlaps another: after a takeover of the lease two writers may list the same stretch.
+    Raises ManifestError for a part that cannot be read, and for other Parquet files.
     """
+    paths = _own_parts(storage, listing_id)
+    with ThreadPoolExecutor(_READ_THREADS) as threads:
+        parts = dict(zip(paths, threads.map(lambda path: _read_footer(storage, path), paths), strict=True))
+    overlapping = _overlapping(parts)
+    storage.delete(*overlapping)
+    kept = [part for path, part in parts.items() if path not in overlapping]
+    skipped: Counter[str] = Counter()
+    for part in kept:
+        skipped.update(part.skipped)
+    return Coverage(
+        gaps=gaps(merged(span for part in kept for span in part.spans)),
+        parts=len(kept),
+        rows=sum(part.rows for part in kept),
+        seen=sum(part.seen for part in kept),
+        skipped=dict(skipped),
+    )
+
+
+def _own_parts(storage: Storage, listing_id: str) -> list[str]:
+    """The paths of this listing's parts. Deletes those of other listings."""
     paths = []
     for path in (file.path for file in storage.list("")):
         match = _PART.fullmatch(path)
@@ -157,32 +166,22 @@ def read_progress(storage: Storage, listing_id: str) -> Progress:
             paths.append(path)
         elif path.endswith(".parquet"):
             raise ManifestError(
-                f"{storage.root}/{path} is not of this manifest: move it away, or choose another OUT.parquet"
+                f"{storage.root}/{path} does not belong to this manifest: move it away, or choose another OUT.parquet"
             )
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
-        parts = dict(zip(paths, threads.map(lambda path: _read_footer(storage, path), paths), strict=True))
+    return paths
+
+
+def _overlapping(parts: Mapping[str, _Footer]) -> set[str]:
+    """The paths of parts that have a span which overlaps an earlier one."""
     reached: str | None = ""
     overlapping = set()
-    for (after, until), path in sorted(
-        ((span, path) for path, part in parts.items() for span in part.spans), key=lambda pair: pair[0][0]
-    ):
+    spans = ((span, path) for path, part in parts.items() for span in part.spans)
+    for (after, until), path in sorted(spans, key=lambda pair: pair[0][0]):
         if reached is None or after < reached:
             overlapping.add(path)
         else:
             reached = until
-    for path in overlapping:
-        storage.delete(path)
-    kept = [part for path, part in parts.items() if path not in overlapping]
-    skipped: Counter[str] = Counter()
-    for part in kept:
-        skipped.update(part.skipped)
-    return Progress(
-        gaps=gaps(merged(span for part in kept for span in part.spans)),
-        parts=len(kept),
-        rows=sum(part.rows for part in kept),
-        seen=sum(part.seen for part in kept),
-        skipped=dict(skipped),
-    )
+    return overlapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +201,16 @@ def _read_footer(storage: Storage, path: str) -> _Footer:
         return _Footer(spans, footer.num_rows, content["seen"], content["skipped"])
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise ManifestError(
-            f"{storage.root}/{path} is damaged ({str(error).splitlines()[0]}); delete it, and the same command lists "
-            "its names again"
+            f"{storage.root}/{path} is damaged ({str(error).splitlines()[0]}); delete it and run the same "
+            "command: it lists these names again"
         ) from None
 
 
 class PartWriter:
-    """Gathers stretches and writes them as parts."""
+    """Collects stretches and writes them as parts.
+
+    check_lease: raises an error if the lease is lost; called before each write.
+    """
 
     def __init__(
         self,
@@ -228,7 +230,7 @@ class PartWriter:
         self._since = time.monotonic()
 
     def add(self, stretch: Stretch) -> None:
-        """Take a stretch; writes a part if enough has come together."""
+        """Take a stretch. Writes a part if there are enough rows or it is time."""
         if not self._stretches:
             self._since = time.monotonic()
         self._stretches.append(stretch)
@@ -237,7 +239,7 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has come together."""
+        """Write the stretches collected so far."""
         if not self._stretches:
             return
         stretches = sorted(self._stretches, key=lambda stretch: stretch.span[0])
@@ -249,7 +251,7 @@ class PartWriter:
         content = json.dumps({"spans": spans, "seen": seen, "skipped": skipped}).encode()
         rows = pa.concat_tables([stretch.rows for stretch in stretches]).replace_schema_metadata({_METADATA: content})
         sink = pa.BufferOutputStream()
-        # No dictionary: names and etags are all different, and one would be built in vain.
+        # No dictionary: names and etags are all different, so it would save nothing.
         pq.write_table(rows, sink, compression="zstd", use_dictionary=False)
         name = f"part-{self._listing_id}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         self._check_lease()
@@ -258,7 +260,7 @@ class PartWriter:
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Spans that do not overlap, in order, neighbours made one."""
+    """The spans in order, with adjacent ones joined. They must not overlap."""
     result: list[Span] = []
     for after, until in sorted(spans, key=lambda span: span[0]):
         if result and result[-1][1] == after:
@@ -268,23 +270,23 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return result
 
 
-def gaps(covered: Sequence[Span]) -> list[Span]:
-    """What merged spans leave out."""
+def gaps(covered: Iterable[Span]) -> list[Span]:
+    """The spans between merged spans."""
     result: list[Span] = []
-    position: str | None = ""
+    position = ""
     for after, until in covered:
         if position != after:
             result.append((position, after))
+        if until is None:
+            return result
         position = until
-    if position is not None:
-        result.append((position, None))
-    return result
+    return [*result, (position, None)]
 
 
-def finish(state: ManifestState, progress: Progress) -> ManifestState:
-    """The state of a listing that is complete."""
+def finish(state: ManifestState, coverage: Coverage) -> ManifestState:
+    """The state of a complete listing."""
     return replace(
-        state, finished=_now(), rows=progress.rows, seen=progress.seen, skipped=dict(sorted(progress.skipped.items()))
+        state, finished=_now(), rows=coverage.rows, seen=coverage.seen, skipped=dict(sorted(coverage.skipped.items()))
     )
 
 

@@ -1,8 +1,6 @@
-"""Local disks and object stores behind one interface, and scratch folders."""
+"""Local disks and object stores behind one interface."""
 
 from __future__ import annotations
-
-from urllib.parse import unquote
 
 from pipeline.storage.base import FileVersion, Storage, StoredFile
 from pipeline.storage.local import LocalStorage
@@ -13,6 +11,8 @@ from pipeline.storage.uris import (
     StoreOptions,
     UriError,
     is_addressable,
+    is_local,
+    local_path,
     split_uri,
     uri_scheme,
 )
@@ -21,19 +21,18 @@ __all__ = ["FileVersion", "LocalStorage", "ObjectStorage", "Storage", "StoredFil
 
 
 def open_storage(uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> Storage:
-    """The storage at a local path, `file://…`, `s3://bucket/prefix` or `gs://bucket/prefix`; nothing is created yet.
+    """The storage at a local path, `file://…`, `s3://bucket/prefix` or `gs://bucket/prefix`. Creates nothing yet.
 
-    Raises UriError for anything else, and for a prefix that object-store clients do not take.
+    Raises UriError for anything else, and for a prefix that the clients of object stores refuse.
     """
-    scheme = uri_scheme(uri)
-    if scheme == "file":
-        return LocalStorage(unquote(uri.split("://", 1)[1]))
-    if scheme is None:
-        return LocalStorage(uri)
-    if scheme not in BUCKET_SCHEMES:
+    if is_local(uri):
+        return LocalStorage(local_path(uri))
+    if uri_scheme(uri) not in BUCKET_SCHEMES:
         raise UriError(f"cannot write to {uri!r}: give a local folder, s3://bucket/prefix or gs://bucket/prefix")
     bucket_uri, prefix = split_uri(uri)
     prefix = prefix.rstrip("/")
     if prefix and not is_addressable(prefix):
-        raise UriError(f"cannot write to {uri!r}: no empty, '.' or '..' parts and no control characters, please")
+        raise UriError(
+            f"cannot write to {uri!r}: choose a prefix without control characters and without empty, '.' or '..' parts"
+        )
     return ObjectStorage(bucket_uri, prefix, options)

@@ -1,7 +1,7 @@
-"""What a storage does, wherever its files lie.
+"""The interface of a storage.
 
-Paths are relative to the output and written with "/". Whole files are written at once; one is either there as a whole
-or not at all, and what was written or deleted stays so after a crash. Every failure is an OSError that names the file.
+Paths are relative to the storage's root and use "/". A file is written whole: it is there completely or not at all.
+What was written or deleted stays so after a crash. Every failure is an OSError that names the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of the output."""
+    """A file in a storage."""
 
     path: str
     size: int         # bytes
@@ -22,49 +22,49 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FileVersion:
-    """Which content a file had, for `replace`: comparable by the storage that gave it and by nobody else."""
+    """A version of a file, for `Storage.replace`. Only the storage that returned it can compare it."""
 
     token: Any
 
 
 class Storage(Protocol):
-    """A folder of files. Safe to pickle and to use from threads."""
+    """A folder of files. Can be pickled. Safe to use from several threads."""
 
     @property
     def root(self) -> str:
-        """Where it is, as the user may be shown it: an absolute path, or a URI."""
+        """The place as users may see it: an absolute path, or a URI."""
 
     def list(self, folder: str) -> list[StoredFile]:
-        """The files directly in the folder, by name; none if there is no such folder. No temporary files."""
+        """The files directly in the folder, sorted by name, without temporary files. A missing folder is empty."""
 
     def read(self, path: str) -> bytes:
         """The content. Raises FileNotFoundError."""
 
     def read_version(self, path: str) -> tuple[bytes, FileVersion]:
-        """The content and which version of it that is. Raises FileNotFoundError."""
+        """The content and its version. Raises FileNotFoundError."""
 
     def open(self, path: str) -> BinaryIO:
-        """The file for reading in pieces, seekable. Raises FileNotFoundError."""
+        """The file, seekable, read in pieces. Raises FileNotFoundError."""
 
     def write(self, path: str, content: bytes) -> None:
-        """Put the content there, in place of any other."""
+        """Write the file; replaces an existing one."""
 
     def create(self, path: str, content: bytes) -> FileVersion | None:
-        """Put the content there if there is nothing; None if there is. Of callers at one time exactly one wins."""
+        """Write the file if there is none, else return None. Of several callers at once exactly one succeeds."""
 
     def replace(self, path: str, content: bytes, version: FileVersion) -> FileVersion | None:
-        """Put the content there if that version still is; None if not. Of callers at one time exactly one wins."""
+        """Write the file if it still has this version, else return None. Of several callers exactly one succeeds."""
 
     def delete(self, *paths: str) -> None:
-        """Remove these files; missing ones are fine."""
+        """Delete these files. Missing files are no error."""
 
     def delete_tree(self, folder: str) -> None:
-        """Remove the folder and all in it; a missing one is fine."""
+        """Delete the folder with its content. A missing folder is no error."""
 
     def clean_temporary(self) -> None:
-        """Remove what killed processes left half-written. Call it under the lease and before writing."""
+        """Delete half-written files of killed processes. Call it with the lease held, before the first write."""
 
 
 def join(folder: str, name: str) -> str:
-    """`folder/name`; the name alone in the folder ""."""
+    """`folder/name`; the name alone if folder is ""."""
     return "/".join(part for part in (folder.strip("/"), name) if part)

@@ -1,8 +1,9 @@
-"""The storage on a disk."""
+"""A storage on a local disk."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.storage.base import FileVersion, StoredFile, join
+from pipeline.storage.uris import absolute
 
 _LOCK = ".lock"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.facelake-tmp")
@@ -22,7 +24,7 @@ class LocalStorage:
     """A folder on disk."""
 
     def __init__(self, folder: str) -> None:
-        self._root = os.path.abspath(folder)   # workers run in other folders than the driver  # noqa: PTH100
+        self._root = absolute(folder)   # workers have another working directory than the driver
 
     @property
     def root(self) -> str:
@@ -33,7 +35,7 @@ class LocalStorage:
         try:
             with os.scandir(self._at(folder)) as entries:
                 for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):   # removed meanwhile
+                    with contextlib.suppress(FileNotFoundError):   # deleted since the scan began
                         if entry.is_file() and entry.name != _LOCK and not _TEMPORARY.fullmatch(entry.name):
                             stat = entry.stat()
                             mtime = datetime.fromtimestamp(stat.st_mtime, UTC)
@@ -101,12 +103,12 @@ class LocalStorage:
             _sync_folder(target.parent)
 
     def clean_temporary(self) -> None:
-        # Under the lock no `create` or `replace` (a heartbeat) has a temporary file of its own.
+        # With the lock held no `create` or `replace` (a heartbeat) has a temporary file.
         with self._locked():
             root = Path(self._root)
             for folder in [root, *(entry for entry in root.iterdir() if entry.is_dir())]:
-                with contextlib.suppress(PermissionError):     # of folders that are not ours, such as lost+found
-                    for name in os.listdir(folder):   # noqa: PTH208  (names alone: the folder may hold many)
+                with contextlib.suppress(PermissionError):     # lost+found and the like
+                    for name in os.listdir(folder):   # noqa: PTH208  (iterdir makes a Path of every name)
                         if _TEMPORARY.fullmatch(name):
                             (folder / name).unlink(missing_ok=True)
 
@@ -115,9 +117,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock against other processes and threads. The kernel drops it with its process."""
-        import fcntl
-
+        """Hold the folder's lock against other processes and threads. The kernel releases it when the process ends."""
         lock = self._at(_LOCK)
         with contextlib.ExitStack() as opened:
             with _naming(lock):
@@ -129,7 +129,7 @@ class LocalStorage:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in errors: a full disk gives no name, others that of the temporary file."""
+    """Put the file's name into errors: those of a full disk have none, others have the temporary file's."""
     try:
         yield
     except OSError as error:
@@ -143,7 +143,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make names in the folder outlive a power cut."""
+    """Write the names in the folder to disk, so that they survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The storage in a bucket."""
+"""A storage in a bucket."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from obstore.store import ObjectStore
 
 from pipeline.storage.base import FileVersion, StoredFile, join
 from pipeline.storage.clients import open_bucket
-from pipeline.storage.range_reader import RangeReader
+from pipeline.storage.files import RangeReader
 from pipeline.storage.uris import StoreOptions
 
-_DELETED_AT_ONCE = 1000       # objects a request
+_DELETED_AT_ONCE = 1000       # objects in one request
 
 
 class ObjectStorage:
@@ -45,7 +45,7 @@ class ObjectStorage:
         return [
             StoredFile(join(folder, meta["path"].rpartition("/")[2]), meta["size"], meta["last_modified"])
             for meta in sorted(objects, key=lambda meta: meta["path"])
-            if meta["path"] != key   # the empty marker of the folder itself, which web consoles make
+            if meta["path"] != key   # the empty directory marker that web consoles create
         ]
 
     def read(self, path: str) -> bytes:
@@ -62,13 +62,13 @@ class ObjectStorage:
         return RangeReader.buffered(partial(self.read_range, path), size)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes `start` to before `end` of the file."""
+        """The bytes from `start` to before `end`."""
         with self._naming(path):
             return bytes(obstore.get_range(self._bucket, self._key(path), start=start, end=end))
 
     def write(self, path: str, content: bytes) -> None:
         with self._naming(path):
-            # One PUT: a multipart upload that is cut off leaves parts that are paid for and seen nowhere.
+            # One PUT: a broken multipart upload leaves parts that cost money and appear in no listing.
             obstore.put(self._bucket, self._key(path), content, use_multipart=False)
 
     def create(self, path: str, content: bytes) -> FileVersion | None:
@@ -97,7 +97,7 @@ class ObjectStorage:
                 obstore.delete(self._bucket, [meta["path"] for meta in metas])
 
     def clean_temporary(self) -> None:
-        """Nothing to do: one PUT leaves nothing half-written."""
+        """Nothing to do: a PUT writes an object whole or not at all."""
 
     @property
     def _bucket(self) -> ObjectStore:
@@ -108,7 +108,7 @@ class ObjectStorage:
 
     @contextlib.contextmanager
     def _naming(self, path: str) -> Iterator[None]:
-        """Turn the client's errors into OSErrors of the matching kind."""
+        """Turn the client's errors into the matching OSErrors."""
         name = f"{self.root}/{path}"
         try:
             yield
@@ -123,7 +123,7 @@ class ObjectStorage:
 
 
 def _object_version(meta: Any) -> FileVersion:
-    """What obstore compares by: the etag on S3, the generation ("version") on GCS."""
+    """What obstore compares: the etag on S3, the generation ("version") on GCS."""
     return FileVersion({name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None})
 
 

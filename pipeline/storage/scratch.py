@@ -1,4 +1,4 @@
-"""A private folder for temporary files; where kill -9 leaves one behind, the next run on this machine removes it."""
+"""A private folder for temporary files. If a process is killed, the next run on this machine removes its folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _UNLOCKED, _PREFIX = "facelake-new-", "facelake-scratch-"
 
 
 class ScratchFolder:
-    """A folder below `tempfile.gettempdir()` that this user alone can read, until it is closed.
+    """A folder below `tempfile.gettempdir()` that only this user can read. It exists until it is closed.
 
-    It is locked (flock) as long as its process lives, which the kernel sees to, and gets its final name only then: a
-    folder of that name without a lock is abandoned. File systems without locks keep what is left behind.
+    The process holds a lock (flock) on the folder; the kernel releases it when the process ends. The folder gets its
+    final name only once it is locked, so a folder with that name and no lock is abandoned. File systems without locks
+    keep abandoned folders.
     """
 
     def __init__(self) -> None:
@@ -28,14 +29,14 @@ class ScratchFolder:
         self.path = made.rename(made.with_name(made.name.replace(_UNLOCKED, _PREFIX)))
 
     def close(self) -> None:
-        """Remove the folder and what is in it."""
+        """Delete the folder with its content."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
 def _remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):      # another user's, or one that is gone by now
+        with suppress(OSError):      # another user's folder, or already gone
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if os.fstat(lock).st_uid == os.geteuid():

@@ -199,10 +199,18 @@ def test_lists(tmp_path, name, content):
     assert audit(storage)[-1]["uris"] == 1
 
 
+def test_a_list_by_its_file_uri(tmp_path):
+    storage = write_output(tmp_path / "out")
+    (tmp_path / "my list.txt").write_text("file://localhost/p/ann.jpg\n")
+    assert erase.main([f"file://{storage.root}", "--uris", f"file://localhost{tmp_path}/my%20list.txt"]) == 0
+    assert_holds(storage, ALL - {"/p/ann.jpg"})
+
+
 @pytest.mark.parametrize(
     ("argument", "uri"),
     [("/a/../b.jpg", "/a/../b.jpg"), ("/t.tar#../m.jpg", "/t.tar#../m.jpg"), ("s3://b/50% off?.jpg",) * 2,
      ("s3://b/k.jpg?region=eu-west-1", "s3://b/k.jpg"), ("file:///a%20b.jpg", "/a b.jpg"),
+     ("file://localhost/a%20b.jpg", "/a b.jpg"),
      ("file:///%FF.jpg", "file:///%FF.jpg"), ("/\udcff.jpg", "file:///%FF.jpg"), ("x/../y.jpg", f"{Path.cwd()}/y.jpg")],
 )
 def test_arguments_are_named_as_the_column_does(argument, uri):

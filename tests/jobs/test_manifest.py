@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import manifest
-from pipeline.input import buckets as bucket_listing
-from pipeline.input.listing import Rules, list_inputs
+from pipeline.input import buckets, parallel_listing
+from pipeline.input.listing import list_inputs
 from pipeline.input.manifest_folder import PartWriter, check_complete
+from pipeline.input.rules import Rules
 from pipeline.output.lease import Lease
 from pipeline.schemas import LISTING
 from pipeline.storage import LocalStorage, open_storage
@@ -58,9 +59,9 @@ def out(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Pages of 5 keys and parts of 10; returns the list of keys that were listed."""
-    monkeypatch.setattr(bucket_listing, "PAGE_KEYS", 5)
+    monkeypatch.setattr(parallel_listing, "PAGE_KEYS", 5)
     monkeypatch.setattr(manifest, "PartWriter", partial(PartWriter, part_rows=10))
-    listed, real = [], bucket_listing.list_pages
+    listed, real = [], buckets.list_pages
 
     def list_pages(bucket_uri, prefix, options, after="", page_size=1000):
         for page in real(bucket_uri, prefix, options, after, page_size):
@@ -68,7 +69,7 @@ def small(monkeypatch):
                 listed.extend(key for key, *_ in page)
             yield page
 
-    monkeypatch.setattr(bucket_listing, "list_pages", list_pages)
+    monkeypatch.setattr(buckets, "list_pages", list_pages)
     return listed
 
 
@@ -90,6 +91,14 @@ def test_a_prefix_becomes_the_rows_that_extract_lists(bucket, out, capsys, small
     assert f"61 images of 64 names in {len(parts(out))} parts of {out}" in said
     assert "left out: 1 directory markers, 1 hidden, 1 with another extension" in said
     assert "names listed" in said and "names/s" in said
+
+
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_local_folders_by_their_file_uris(tmp_path, host):
+    (tmp_path / "my photos").mkdir()
+    (tmp_path / "my photos/a.jpg").touch()
+    assert run(f"file://{host}{tmp_path}/my%20photos", f"file://{host}{tmp_path}/my%20out.parquet") == 0
+    assert uris(tmp_path / "my out.parquet") == [f"{tmp_path}/my photos/a.jpg"]
 
 
 def test_all_files(bucket, out):
@@ -246,7 +255,7 @@ def test_a_part_that_is_gone_is_listed_again(bucket, out, monkeypatch, small):
 def test_what_was_listed_before_the_connection_broke_stays(bucket, out, monkeypatch, capsys, small):
     for key in NAMES:
         bucket.put(key)
-    real = bucket_listing.list_pages
+    real = buckets.list_pages
 
     def breaks(*arguments):
         for page in real(*arguments):
@@ -255,7 +264,7 @@ def test_what_was_listed_before_the_connection_broke_stays(bucket, out, monkeypa
             yield page
 
     with monkeypatch.context() as patch:
-        patch.setattr(bucket_listing, "list_pages", breaks)
+        patch.setattr(buckets, "list_pages", breaks)
         assert run(bucket.uri, out, "--threads", 1) == 1
     assert "the run broke: cannot list it: check the endpoint" in capsys.readouterr().err
     assert len(uris(out)) == 25

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.extract.job
-from pipeline.input.names import local_uri
 from pipeline.output import lease, ledger
 from pipeline.storage import open_storage
+from pipeline.storage.uris import local_uri
 from tests.support.corpus import build_corpus
 
 ROOT = Path(__file__).parents[3]

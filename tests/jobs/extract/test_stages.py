@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.extract.stages import StageConfig, alignment_template, model_of, stage_builders
+from jobs.extract.stages import StageConfig, alignment_template, local_weights, model_of, stage_builders
 from models import store
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card
 from pipeline.settings import RowSettings
-from pipeline.storage.uris import FROM_ENVIRONMENT
+from pipeline.storage.uris import FROM_ENVIRONMENT, UriError
 
 MODELS = {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
 
@@ -66,3 +66,16 @@ def test_figures_that_were_measured_since_change_nothing():
     card = config().embedder
     made = config(embedder=replace(card, metrics={"lfw": 1}))
     assert model_of(made, made.embedder).card == card
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [None, str(DEFAULT_WEIGHTS_DIR), f"file://{DEFAULT_WEIGHTS_DIR}", f"file://localhost{DEFAULT_WEIGHTS_DIR}"],
+)
+def test_local_weights_are_used_in_place(weights):
+    assert local_weights(weights) == DEFAULT_WEIGHTS_DIR
+
+
+def test_weights_of_another_host_are_refused():
+    with pytest.raises(UriError, match="file:///folder/name"):
+        local_weights("file://other/weights")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
-from pipeline.input.fetch import BEGINNING_BYTES, Fetch, _within, local_path
+from pipeline.input.fetch import BEGINNING_BYTES, Fetch, _within
 from pipeline.storage.uris import StoreOptions
 
 BODY = bytes(range(256)) * 40
@@ -48,21 +48,16 @@ def test_a_local_file_comes_with_its_time_in_whole_microseconds(tmp_path):
     assert fetch(TodoRow(str(file))) == [Fetched(BODY, None, time_read)]
 
 
-@pytest.mark.parametrize(
-    ("uri", "path"),
-    [
-        ("/a/b.jpg", b"/a/b.jpg"),
-        ("/a/50%20 off?#.jpg", b"/a/50%20 off?#.jpg"),
-        ("file:///a/%FF%20.jpg", b"/a/\xff .jpg"),
-    ],
-)
-def test_only_file_uris_are_percent_encoded(uri, path):
-    assert os.fsencode(local_path(uri)) == path
-
-
 def test_a_name_that_is_not_utf_8(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.bin")).write_bytes(BODY)
     assert fetch(TodoRow(f"file://{tmp_path}/%FF.bin"))[0].content == BODY
+
+
+def test_a_file_uri(tmp_path):
+    (tmp_path / "a b.bin").write_bytes(BODY)
+    answers = fetch(*(TodoRow(f"file://{host}{tmp_path}/a%20b.bin") for host in ("", "localhost", "other")))
+    assert [answer.content for answer in answers[:2]] == [BODY, BODY]
+    assert answers[2] == FetchFailure("a file:// URI of another machine, or of a relative path")
 
 
 def odd_places(folder):
@@ -113,8 +108,8 @@ def test_no_permission(tmp_path):
         (len(BODY) - 4, 4, BODY[-4:]),
         (len(BODY) - 4, 5, f"the container ends after 4 of the 5 bytes at {len(BODY) - 4}"),
         (len(BODY) + 9, 5, f"the container ends after 0 of the 5 bytes at {len(BODY) + 9}"),
-        (None, 5, "the row does not say where in its container it lies"),
-        (3, None, "an image inside a Parquet file: --image-column names its column"),
+        (None, 5, "no offset for a member of a container: add the column offset to the manifest"),
+        (3, None, "an image inside a Parquet file: name its column with --image-column"),
     ],
 )
 def test_a_member_is_the_bytes_at_its_place_in_the_container(tmp_path, offset, size, expected):
@@ -228,7 +223,7 @@ def test_an_object_over_the_limit_is_not_read(bucket):
 
 def test_a_key_that_google_s_client_cannot_address():
     assert fetch(TodoRow("gs://bucket/a//b.jpg")) == [
-        FetchFailure("a key that the client cannot address: 'a//b.jpg'")
+        FetchFailure("a key with control characters or with an empty, '.' or '..' part; rename the object")
     ]
 
 
@@ -350,7 +345,7 @@ def test_images_of_parquet_files_come_in_order_among_others(tmp_path):
 def test_what_stands_for_the_rest_of_a_damaged_container_fails(tmp_path):
     for image_column in (None, "image"):
         [answer] = fetch(TodoRow("/s.tar", container="/s.tar"), image_column=image_column)
-        assert answer == FetchFailure("a damaged container: its members could not all be listed")
+        assert answer == FetchFailure("damaged container: some members could not be listed; repair it and run again")
 
 
 # --- large files are looked at first
@@ -384,6 +379,6 @@ def test_of_a_large_file_that_is_refused_only_the_beginning_is_read(tmp_path, bu
 
 def test_pieces_that_never_end_are_given_up():
     now = iter(range(100))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError, match="not there after 5 s"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError, match="not complete after 5 s"):
         patch.setattr(time, "monotonic", lambda: next(now))
         list(_within(5, iter([b"x"] * 50)))

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.input import inventory as module
-from pipeline.input.buckets import skip_rule
 from pipeline.input.inventory import Inventory, inventory_stretches, is_inventory, read_inventory
 from pipeline.input.manifest_folder import merged
-from pipeline.input.names import InputError, skip_reason
+from pipeline.input.names import InputError
+from pipeline.input.rules import Rules
 from pipeline.schemas import LISTING
 from pipeline.storage.uris import FROM_ENVIRONMENT
 
@@ -31,7 +31,7 @@ PARQUET_SCHEMA = pa.schema([
 ])  # fmt: skip
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 KEYS = ["a.jpg", "a b+c.jpg", "50%/é😀.jpg", 'q"uo\'te,.jpg', "new\nline.jpg", "p//b.jpg"]
-EVERYTHING = skip_rule("", None, lambda _: None)
+EVERYTHING = Rules(all_files=True)
 
 
 def row(key, size=3, latest=True, deleted=False, etag="abc"):
@@ -74,9 +74,10 @@ def publish(bucket, file_format, contents, **changes):
     return f"{bucket.uri}/inv/photos/daily/2026-01-02T01-00Z/manifest.json"
 
 
-def read(uri, spans=(("", None),), skip=EVERYTHING):
+def read(uri, spans=(("", None),), rules=EVERYTHING):
     """All rows, and what was skipped; checks that the stretches make up the spans."""
-    stretches = list(inventory_stretches(read_inventory(uri, FROM_ENVIRONMENT), FROM_ENVIRONMENT, skip, spans))
+    skips = rules.key_rule("s3://photos", "")
+    stretches = list(inventory_stretches(read_inventory(uri, FROM_ENVIRONMENT), FROM_ENVIRONMENT, skips, spans))
     assert merged(stretch.span for stretch in stretches) == merged(spans)
     assert all(stretch.rows.schema == LISTING for stretch in stretches)
     skipped = sum((Counter(stretch.skipped) for stretch in stretches), Counter())
@@ -120,7 +121,7 @@ def test_old_versions_and_delete_markers_are_left_out(bucket, file_format):
 def test_names_are_chosen_as_in_a_folder(bucket, file_format):
     rows = [row(key) for key in ["a.jpg", "notes.txt", ".git/a.jpg", "sub/noext", "own/part.jpg"]] + [row("sub/", 0)]
     uri = publish(bucket, file_format, [FILE[file_format](rows)])
-    found, skipped = read(uri, skip=skip_rule("", "own/", lambda name: skip_reason(name, all_files=False)))
+    found, skipped = read(uri, rules=Rules("s3://photos/own"))
     assert [row["uri"] for row in found] == ["s3://photos/a.jpg", "s3://photos/sub/noext"]
     assert skipped == {
         "hidden": 1, "with another extension": 1, "directory markers": 1, "of the output itself": 1
@@ -200,7 +201,7 @@ def test_a_file_that_cannot_be_read_is_named(bucket, content, changes, message):
 def test_a_file_of_another_size_is_refused(bucket):
     key = "inv/photos/daily/data/0-d754c470.csv.gz"
     uri = publish(bucket, "CSV", [b""], files=[{"key": key, "size": 1000}])
-    with pytest.raises(InputError, match="it has 0 bytes, 1,000 by the manifest"):
+    with pytest.raises(InputError, match="it has 0 bytes, but 1,000 according to the manifest"):
         read(uri)
 
 

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.input import listing as source
+from pipeline.input import listing as module
 from pipeline.input.containers import ParquetColumns
-from pipeline.input.listing import InputKind, Listing, Rules, list_inputs
-from pipeline.input.names import InputError
+from pipeline.input.folders import LOOP, NOT_A_FILE, UNREADABLE
+from pipeline.input.listing import NO_URI, InputKind, Listing, list_inputs
+from pipeline.input.names import HIDDEN, MARKER, OTHER_EXTENSION, OUTPUT, InputError
+from pipeline.input.rules import Rules
 from pipeline.schemas import LISTING
-from pipeline.storage.uris import StoreOptions
+from pipeline.storage.uris import StoreOptions, UriError
 
 
 @dataclass
@@ -77,7 +79,6 @@ def touch(top, *names):
         ("s3://", "no bucket"),
         ("s3:///a", "no bucket"),
         ("s3://k:secret@b/a", "credentials"),
-        ("file://host/a", "file:///folder/name"),
         ("null\0", "no such file or folder"),
         ("x" * 5000, "no such file or folder"),
     ],
@@ -87,6 +88,11 @@ def test_nothing_to_read_is_told(tmp_path, monkeypatch, inputs, message):
     with pytest.raises(InputError, match=message) as error:
         listing(inputs)
     assert "secret" not in str(error.value)
+
+
+def test_a_file_uri_of_another_host_is_refused():
+    with pytest.raises(UriError, match="file:///folder/name"):
+        listing("file://host/a")
 
 
 def test_an_empty_manifest_is_told(tmp_path):
@@ -109,7 +115,7 @@ def test_a_folder_is_filtered_by_name(tmp_path):
     found = listing(tmp_path)
     assert found.kind is InputKind.FOLDER
     assert relative(found, tmp_path) == ["2024.03", "a.jpg", "noext", "sub/deep/b.PNG"]
-    assert found.skipped == {source.OTHER_EXTENSION: 2, source.HIDDEN: 2}
+    assert found.skipped == {OTHER_EXTENSION: 2, HIDDEN: 2}
     assert found.listing.skipped_line() == "2 hidden, 2 with another extension"
     everything = listing(tmp_path, all_files=True)
     assert len(uris(everything)) == 8 and everything.skipped == {} and everything.listing.skipped_line() == ""
@@ -130,9 +136,9 @@ def test_size_and_time_of_local_files(tmp_path):
 @pytest.mark.parametrize("mtime_ns", [-(10**20), 10**20])   # before the year 1, after the year 5000
 def test_a_time_that_python_cannot_read_is_left_out(mtime_ns):
     tables = []
-    rows = source._Rows(tables.append, Rules())
+    rows = module._Rows(tables.append, Rules())
     rows.add_local("/a.jpg", SimpleNamespace(st_size=3, st_mtime_ns=mtime_ns))
-    rows.finish()
+    rows.flush()
     [row] = tables[0].to_pylist()
     assert (row["size"], row["mtime"]) == (3, None)
 
@@ -149,7 +155,8 @@ def test_names_are_raw_but_for_bytes_that_are_not_utf_8(tmp_path):
 def test_a_relative_input_is_named_absolutely(tmp_path, monkeypatch):
     touch(tmp_path, "in/a.jpg")
     monkeypatch.chdir(tmp_path)
-    for inputs in ["in", "./in/", f"{tmp_path}/in/../in", "in/a.jpg", "in/*.jpg", "file://" + str(tmp_path / "in")]:
+    uris_of_in = [f"file://{tmp_path}/in", f"file://localhost{tmp_path}/in", f"file://{tmp_path}/%69n/*.jpg"]
+    for inputs in ["in", "./in/", f"{tmp_path}/in/../in", "in/a.jpg", "in/*.jpg", *uris_of_in]:
         assert uris(listing(inputs)) == [f"{tmp_path}/in/a.jpg"]
 
 
@@ -166,7 +173,7 @@ def test_links_are_followed_by_their_own_names_and_end(tmp_path):
     assert relative(found, top) == [
         "a.jpg", "broken.jpg", "file-link.jpg", "folder-link/sub/b.jpg", "self.jpg", "up/elsewhere/sub/b.jpg",
     ]
-    assert found.skipped == {source.LOOP: 3}
+    assert found.skipped == {LOOP: 3}
     rows = {row["uri"].removeprefix(f"{top}/"): row for row in found.rows.to_pylist()}
     assert rows["broken.jpg"]["size"] is None and rows["broken.jpg"]["mtime"] is None
     assert rows["file-link.jpg"]["size"] == 3
@@ -181,7 +188,7 @@ def test_an_input_that_is_a_link_keeps_its_name(tmp_path):
 def test_what_is_neither_file_nor_folder_is_skipped(tmp_path):
     touch(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert listing(tmp_path).skipped == {source.NOT_A_FILE: 1}
+    assert listing(tmp_path).skipped == {NOT_A_FILE: 1}
 
 
 def test_the_output_inside_the_input_is_skipped(tmp_path):
@@ -190,7 +197,7 @@ def test_the_output_inside_the_input_is_skipped(tmp_path):
     for all_files in (False, True):
         for inputs in (tmp_path, f"{tmp_path}/**/*.jpg"):
             found = listing(inputs, tmp_path / "out", all_files)
-            assert relative(found, tmp_path) == ["a.jpg", "outer/b.jpg"] and found.skipped == {source.OUTPUT: 2}
+            assert relative(found, tmp_path) == ["a.jpg", "outer/b.jpg"] and found.skipped == {OUTPUT: 2}
 
 
 def test_an_input_inside_the_output_is_read(tmp_path):
@@ -218,7 +225,7 @@ def test_folders_that_cannot_be_read_are_warned_of(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     found = listing(tmp_path)
     assert relative(found, tmp_path) == ["a.jpg"]
-    assert found.skipped == {source.UNREADABLE: 1}
+    assert found.skipped == {UNREADABLE: 1}
     assert found.listing.warnings == (f"cannot read the folder {tmp_path}/locked: Permission denied",)
     with pytest.raises(InputError, match=r"cannot read the folder .*locked: Permission denied"):
         listing(tmp_path / "locked")
@@ -240,7 +247,7 @@ def test_a_single_broken_link_is_listed(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "matched", "skipped"),
     [
-        ("*", ["a.jpg", "d"], {source.OTHER_EXTENSION: 1}),
+        ("*", ["a.jpg", "d"], {OTHER_EXTENSION: 1}),
         ("*.jpg", ["a.jpg"], {}),
         ("*.doc", ["c.doc"], {}),
         ("**/*.jpg", ["a.jpg", "x/b.jpg", "x/y/e.jpg"], {}),
@@ -262,11 +269,11 @@ def test_a_manifest_is_never_filtered(tmp_path):
     found = listing(tmp_path / "m.csv", tmp_path / "out")
     assert found.kind is InputKind.MANIFEST
     assert relative(found, tmp_path) == [".b", "a.doc", "a.doc", "out/c.jpg"]
-    assert found.skipped == {source.NO_URI: 1}
+    assert found.skipped == {NO_URI: 1}
 
 
 def test_many_files_come_in_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(module, "_CHUNK_ROWS", 4)
     touch(tmp_path, *(f"{i}.jpg" for i in range(10)))
     found = listing(tmp_path)
     assert found.rows["uri"].num_chunks >= 3 and len(set(uris(found))) == 10
@@ -301,9 +308,9 @@ def test_a_prefix_is_a_folder_and_filtered_by_name(bucket):
     for inputs in (f"{bucket.uri}/p", f"{bucket.uri}/p/"):
         found = listing(inputs)
         assert relative(found, bucket.uri) == ["p/a.jpg", "p/noext", "p/sub/b.PNG"]
-        assert found.skipped == {source.OTHER_EXTENSION: 1, source.HIDDEN: 2, source.MARKER: 2}
+        assert found.skipped == {OTHER_EXTENSION: 1, HIDDEN: 2, MARKER: 2}
     everything = listing(f"{bucket.uri}/p", all_files=True)
-    assert len(uris(everything)) == 6 and everything.skipped == {source.MARKER: 2}
+    assert len(uris(everything)) == 6 and everything.skipped == {MARKER: 2}
 
 
 def test_an_object_of_that_very_name_is_one_object(bucket):
@@ -318,7 +325,7 @@ def test_an_object_of_that_very_name_is_one_object(bucket):
 @pytest.mark.parametrize(
     ("pattern", "matched", "skipped"),
     [
-        ("*", ["a.jpg", "d"], {source.OTHER_EXTENSION: 1}),
+        ("*", ["a.jpg", "d"], {OTHER_EXTENSION: 1}),
         ("p/**/*.jpg", ["p/b.jpg", "p/x/e.jpg"], {}),
         ("p/*", ["p/b.jpg"], {}),
         ("p*/*.jpg", ["p/b.jpg", "p2/f.jpg"], {}),
@@ -338,7 +345,7 @@ def test_the_output_under_the_prefix_is_skipped(bucket):
         bucket.put(key, b"1")
     for inputs in (bucket.uri, f"{bucket.uri}/p", f"{bucket.uri}/p/**/*.jpg"):
         found = listing(inputs, f"{bucket.uri}/p/out", all_files=True)
-        assert relative(found, bucket.uri) == ["p/a.jpg", "p/out-other/b.jpg"] and found.skipped == {source.OUTPUT: 1}
+        assert relative(found, bucket.uri) == ["p/a.jpg", "p/out-other/b.jpg"] and found.skipped == {OUTPUT: 1}
     assert relative(listing(f"{bucket.uri}/p/out", f"{bucket.uri}/p"), bucket.uri) == ["p/out/x.jpg"]
     assert len(uris(listing(f"{bucket.uri}/p", "s3://another-bucket/p/out"))) == 3
 
@@ -375,7 +382,7 @@ def test_nothing_under_a_prefix_is_told(bucket, key):
 
 def test_a_beginning_of_names_is_not_a_prefix_but_a_glob(bucket):
     bucket.put("2026-01.jpg", b"1")
-    with pytest.raises(InputError, match=r"taken as a folder; s3://.*/2026-\* takes"):
+    with pytest.raises(InputError, match=r"read as a folder; s3://.*/2026-\* takes"):
         listing(f"{bucket.uri}/2026-")
     assert relative(listing(f"{bucket.uri}/2026-*"), bucket.uri) == ["2026-01.jpg"]
 
@@ -416,7 +423,7 @@ def test_google_storage_is_listed(bucket, s3_endpoint):
     assert found.rows.select(["uri", "size", "etag"]).to_pylist() == [
         {"uri": f"gs://{bucket.name}/p/a b.jpg", "size": 1, "etag": "c4ca4238a0b923820dcc509a6f75849b"}
     ]
-    assert found.skipped == {source.OTHER_EXTENSION: 1}
+    assert found.skipped == {OTHER_EXTENSION: 1}
     assert uris(listing(f"gs://{bucket.name}/p*/*.jpg", options=options)) == [
         f"gs://{bucket.name}/p/a b.jpg", f"gs://{bucket.name}/pq/d.jpg",
     ]
@@ -455,7 +462,7 @@ def test_tars_are_looked_into_wherever_they_are_found(tmp_path, inputs):
     found = listing(tmp_path / inputs)
     alone = [] if inputs.endswith(".tar") else [f"{tmp_path}/in/a.jpg"]
     assert uris(found) == sorted([*alone, *members])
-    assert found.skipped == {source.OTHER_EXTENSION: 1}
+    assert found.skipped == {OTHER_EXTENSION: 1}
     assert f"{tmp_path}/in/s.tar#" in found.listing.scopes and found.listing.whole == (f"{tmp_path}/in/s.tar",)
 
 
@@ -519,7 +526,7 @@ def test_several_inputs_are_one_list(tmp_path, bucket):
     assert found.listing.kinds == (
         InputKind.FOLDER, InputKind.GLOB, InputKind.FILE, InputKind.PREFIX, InputKind.FILE,
     )
-    assert found.skipped == {source.OTHER_EXTENSION: 1}
+    assert found.skipped == {OTHER_EXTENSION: 1}
     assert found.listing.scopes == (f"{tmp_path}/a/", f"{bucket.uri}/")
     with pytest.raises(InputError, match=r"no images found in the glob .*/none\*"):
         listing([tmp_path / "a", tmp_path / "none*"])

@@ -60,7 +60,7 @@ def test_entries_get_the_names_of_a_listing(tmp_path):
 
 @pytest.mark.parametrize("containers", [None, "/t.tar", "s3://b/t.tar"])
 def test_names_that_a_listing_would_give_are_not_taken_one_by_one(tmp_path, monkeypatch, containers):
-    monkeypatch.setattr(manifest, "_name", None)
+    monkeypatch.setattr(manifest, "_normal_uri", None)
     names = ["/a.jpg", "/..a/b .jpg", "s3://b/k//../x.jpg", "https://h/k?sig=1"]
     table = pa.table({"uri": names, "container": pa.array([containers] * len(names), pa.string())})
     pq.write_table(table, tmp_path / "m.parquet")
@@ -133,7 +133,7 @@ def test_a_manifest_in_a_bucket(bucket):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", b"path,size\n/a,1\n", "no column is named uri, only path, size; name it so"),
+        ("m.csv", b"path,size\n/a,1\n", "no column is named uri, only path, size; name it uri"),
         ("m.csv", b"uri,size\n/a,big\n", "cannot read the manifest"),
         ("m.csv", b"uri,size\n/a\n", "cannot read the manifest"),
         ("m.parquet", b"PAR1", "cannot read the manifest"),

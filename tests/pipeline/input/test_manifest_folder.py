@@ -15,17 +15,17 @@ from pipeline.input.manifest_folder import (
     ManifestError,
     ManifestState,
     PartWriter,
-    Stretch,
     check_complete,
     claim,
     finish,
     gaps,
     merged,
-    read_progress,
+    read_coverage,
     read_state,
     write_state,
 )
 from pipeline.input.names import InputError
+from pipeline.input.rows import Stretch, listing_table
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage
 
@@ -38,10 +38,8 @@ def state(**changes):
 
 
 def stretch(after, until, *names, skipped=None):
-    rows = pa.table({"uri": list(names)}).cast(pa.schema([LISTING.field("uri")]))
-    for field in list(LISTING)[1:]:
-        rows = rows.append_column(field, pa.nulls(len(names), field.type))
-    return Stretch((after, until), rows, len(names) + sum((skipped or {}).values()), skipped or {})
+    skipped = skipped or {}
+    return Stretch((after, until), listing_table({"uri": names}), len(names) + sum(skipped.values()), skipped)
 
 
 def write(storage, *stretches, listing_id=ID):
@@ -101,17 +99,17 @@ def test_spans_and_their_gaps_make_up_everything(cuts, data):
 
 def test_no_parts(storage):
     write(storage)
-    progress = read_progress(storage, ID)
-    assert (progress.gaps, progress.parts, progress.rows, progress.seen) == ([("", None)], 0, 0, 0)
+    coverage = read_coverage(storage, ID)
+    assert (coverage.gaps, coverage.parts, coverage.rows, coverage.seen) == ([("", None)], 0, 0, 0)
 
 
 def test_parts_say_what_they_cover(storage):
     write(storage, stretch("m", "o", "n"), stretch("c", "e", "d", skipped={"hidden": 2}), stretch("", "c", "a", "b"))
     write(storage, stretch("o", None, skipped={"hidden": 1, "old": 5}))
-    progress = read_progress(storage, ID)
-    assert progress.gaps == [("e", "m")]
-    assert (progress.parts, progress.rows, progress.seen) == (2, 4, 12)
-    assert progress.skipped == {"hidden": 3, "old": 5}
+    coverage = read_coverage(storage, ID)
+    assert coverage.gaps == [("e", "m")]
+    assert (coverage.parts, coverage.rows, coverage.seen) == (2, 4, 12)
+    assert coverage.skipped == {"hidden": 3, "old": 5}
 
 
 def test_a_part_has_the_columns_of_a_listing_in_the_order_of_keys(folder):
@@ -125,7 +123,7 @@ def test_a_part_has_the_columns_of_a_listing_in_the_order_of_keys(folder):
 def test_keys_of_any_kind_are_kept(folder):
     for key in ["\0", "new\nline", "é😀", '"', "\U0010ffff"]:
         write(folder, stretch(key, key + "\0", key))
-    assert gaps(merged([(key, key + "\0") for key in uris(folder)])) == read_progress(folder, ID).gaps
+    assert gaps(merged([(key, key + "\0") for key in uris(folder)])) == read_coverage(folder, ID).gaps
 
 
 def test_parts_are_written_when_enough_has_come_together(folder):
@@ -142,7 +140,7 @@ def test_parts_are_written_when_enough_has_come_together(folder):
 def test_parts_are_written_when_time_has_passed(folder):
     writer = PartWriter(folder, ID, lambda: None, part_rows=1000, part_age_s=0)
     writer.add(stretch("", "b", skipped={"hidden": 9}))
-    assert read_progress(folder, ID).gaps == [("b", None)]
+    assert read_coverage(folder, ID).gaps == [("b", None)]
 
 
 def test_nothing_is_written_without_the_lease(folder):
@@ -157,7 +155,7 @@ def test_nothing_is_written_without_the_lease(folder):
 def test_parts_of_another_listing_are_deleted(storage):
     write(storage, stretch("", None, "old"), listing_id="ffffffff")
     write(storage, stretch("", "m", "a"))
-    assert read_progress(storage, ID).gaps == [("m", None)]
+    assert read_coverage(storage, ID).gaps == [("m", None)]
     assert len(storage.list("")) == 1
 
 
@@ -167,36 +165,36 @@ def test_parts_of_another_listing_are_deleted(storage):
 def test_a_part_that_overlaps_another_is_listed_again(folder, second):
     write(folder, stretch("a", "c", "b"))
     write(folder, stretch(*second, "x"))
-    progress = read_progress(folder, ID)
-    assert progress.parts == 1 and len(folder.list("")) == 1
+    coverage = read_coverage(folder, ID)
+    assert coverage.parts == 1 and len(folder.list("")) == 1
     [kept] = [("a", "c")] if uris(folder) == ["b"] else [second]
-    assert progress.gaps == gaps([kept])
+    assert coverage.gaps == gaps([kept])
 
 
 def test_neighbours_do_not_overlap(folder):
     write(folder, stretch("a", "b"), stretch("c", None))
     write(folder, stretch("b", "c"), stretch("", "a"))
-    assert read_progress(folder, ID).gaps == []
+    assert read_coverage(folder, ID).gaps == []
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"none"])
 def test_a_damaged_part_is_named(folder, content):
     folder.write(f"part-{ID}-{'0' * 16}.parquet", content)
     with pytest.raises(ManifestError, match=rf"out.parquet/part-{ID}-0+.parquet is damaged .*delete it"):
-        read_progress(folder, ID)
+        read_coverage(folder, ID)
 
 
 def test_a_part_without_our_metadata_is_named(folder):
     pq.write_table(pa.table({"uri": ["a"]}), sink := pa.BufferOutputStream())
     folder.write(f"part-{ID}-{'0' * 16}.parquet", sink.getvalue().to_pybytes())
     with pytest.raises(ManifestError, match="is damaged"):
-        read_progress(folder, ID)
+        read_coverage(folder, ID)
 
 
 def test_parquet_of_anyone_else_is_refused(folder):
     folder.write("mine.parquet", b"x")
-    with pytest.raises(ManifestError, match=r"mine.parquet is not of this manifest: move it away"):
-        read_progress(folder, ID)
+    with pytest.raises(ManifestError, match=r"mine.parquet does not belong to this manifest: move it away"):
+        read_coverage(folder, ID)
 
 
 # --- the state
@@ -234,7 +232,7 @@ def test_a_folder_of_other_parquet_is_not_written_into(folder):
 def test_the_damaged_state_is_told(folder):
     for content in (b"", b"[]", b"{", b'{"source": "x"}', b'{"unknown": 1}'):
         folder.write(MANIFEST_JSON, content)
-        with pytest.raises(ManifestError, match="is damaged; list anew"):
+        with pytest.raises(ManifestError, match="is damaged; list again with --overwrite"):
             claim(folder, state(), overwrite=False)
         with pytest.raises(InputError, match="is damaged"):
             check_complete(folder)
@@ -243,10 +241,10 @@ def test_the_damaged_state_is_told(folder):
 def test_readers_are_told_whether_it_is_complete(storage):
     assert check_complete(storage) is None
     begun = claim(storage, state(command="python -m jobs.manifest s3://b/p/ out.parquet"), overwrite=False)
-    with pytest.raises(InputError, match=r"out.parquet is unfinished; go on with it first: python -m jobs.manifest s3"):
+    with pytest.raises(InputError, match=r"out.parquet is unfinished; finish it first with: python -m jobs.manifest"):
         check_complete(storage)
     write(storage, stretch("", None, "a", skipped={"hidden": 2}), listing_id=begun.id)
-    write_state(storage, finish(begun, read_progress(storage, begun.id)))
+    write_state(storage, finish(begun, read_coverage(storage, begun.id)))
     complete = check_complete(storage)
     assert (complete.rows, complete.seen, complete.skipped) == (1, 3, {"hidden": 2}) and complete.finished
 

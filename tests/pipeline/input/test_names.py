@@ -2,16 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.input.names import (
-    Glob,
-    InputError,
-    extension,
-    is_hidden,
-    literal_beginning,
-    local_path,
-    local_uri,
-    may_be_image,
-)
+from pipeline.input.names import Glob, extension, is_hidden, literal_beginning, may_be_image, uri_extension
 
 
 @pytest.mark.parametrize(
@@ -38,23 +29,11 @@ def test_is_hidden(name, hidden):
 
 
 @pytest.mark.parametrize(
-    ("path", "uri"),
-    [
-        ("/a", "/a"),
-        ("/50% off #1?\n\"é 😀.jpg", "/50% off #1?\n\"é 😀.jpg"),
-        ("/caf\udce9 %.jpg", "file:///caf%E9%20%25.jpg"),
-    ],
+    ("uri", "found"),
+    [("", ""), ("/a?x.jpg", "jpg"), ("s3://b/a.tar?x", ""), ("https://h/a.CSV?x=b.jpg", "csv"), ("http://h/a", "")],
 )
-def test_local_uri_encodes_only_what_is_not_utf_8(path, uri):
-    assert local_uri(path) == uri
-    if uri.startswith("file:"):
-        assert local_path(uri) == path
-
-
-@pytest.mark.parametrize("uri", ["file://other/a", "file://", "file://name"])
-def test_a_file_uri_of_another_machine_is_refused(uri):
-    with pytest.raises(InputError, match="file:///folder/name"):
-        local_path(uri)
+def test_uri_extension(uri, found):
+    assert uri_extension(uri) == found
 
 
 @pytest.mark.parametrize(
@@ -115,7 +94,7 @@ def test_glob_with_hidden_names(path):
     ],
 )
 def test_glob_knows_which_folders_to_enter(pattern, folder, may):
-    assert Glob(pattern, hidden=False).may_hold(folder) is may
+    assert Glob(pattern, hidden=False).may_match_below(folder) is may
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,8 @@ def test_a_parquet_column_is_read_in_place(storage):
         ("/out", "/out"),
         ("/out/", "/out"),
         ("file:///my%20out", "/my out"),
+        ("file://localhost/my%20out", "/my out"),
+        ("file:///my%FFout", "/my\udcffout"),
         ("s3://b", "s3://b"),
         ("s3://b/", "s3://b"),
         ("s3://b/my out/x/", "s3://b/my out/x"),
@@ -171,7 +173,7 @@ def test_a_relative_folder_stays_where_it_was_meant(tmp_path, monkeypatch):
     assert storage.root == str(tmp_path / "out")
 
 
-@pytest.mark.parametrize("uri", ["http://h/out", "ftp://h/out", "s3://", "s3://b//x", "s3://b/../x", "s3://b/x\ty"])
+@pytest.mark.parametrize("uri", ["http://h/out", "ftp://h/out", "s3://", "s3://b//x", "s3://b/../x", "s3://b/x\ty", "file://other/out"])
 def test_what_cannot_be_written_to_is_refused(uri):
-    with pytest.raises(UriError, match=r"cannot write to|no bucket"):
+    with pytest.raises(UriError, match=r"cannot write to|no bucket|file:///folder/name"):
         open_storage(uri)

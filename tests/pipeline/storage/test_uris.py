@@ -4,7 +4,17 @@ import obstore
 import pytest
 
 from pipeline.storage.clients import open_bucket
-from pipeline.storage.uris import StoreOptions, UriError, is_addressable, is_remote, parse_input_uri, split_uri
+from pipeline.storage.uris import (
+    StoreOptions,
+    UriError,
+    is_addressable,
+    is_local,
+    is_remote,
+    local_path,
+    local_uri,
+    parse_input_uri,
+    split_uri,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +93,48 @@ def test_an_addressable_key_is_read_raw(bucket, key):
 @pytest.mark.parametrize("key", ["", "/lead.jpg", "dir/", "a//b.jpg", "a/../b.jpg", "./z.jpg", "tab\t.jpg", "a\nb"])
 def test_a_key_that_obstore_would_change_or_refuse_is_told(key):
     assert not is_addressable(key)
+
+
+@pytest.mark.parametrize(
+    ("path", "local"),
+    [("", True), ("a.jpg", True), ("/s3://b", True), ("file:///a", True), ("FILE:///a", True), ("s3://b", False),
+     ("ftp://h/a", False)],
+)
+def test_is_local(path, local):
+    assert is_local(path) is local
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("/a", "/a"),
+        ("/50% off #1?\n\"é 😀.jpg", "/50% off #1?\n\"é 😀.jpg"),
+        ("/caf\udce9 %.jpg", "file:///caf%E9%20%25.jpg"),
+    ],
+)
+def test_local_uri_encodes_only_names_that_are_not_utf_8(path, uri):
+    assert local_uri(path) == uri
+    assert local_path(uri) == path
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("", ""),
+        ("relative/50%20 off?#.jpg", "relative/50%20 off?#.jpg"),
+        ("/a/50%20 off?#.jpg", "/a/50%20 off?#.jpg"),
+        ("file:///a/b%20c.jpg", "/a/b c.jpg"),
+        ("file://localhost/a/b%20c.jpg", "/a/b c.jpg"),
+        ("FILE:///a", "/a"),
+        ("file:///", "/"),
+        ("file:///a/%FF%20.jpg", "/a/\udcff .jpg"),
+    ],
+)
+def test_local_path(uri, path):
+    assert local_path(uri) == path
+
+
+@pytest.mark.parametrize("uri", ["file://other/a", "file://", "file://name", "file://./name", "file://localhost"])
+def test_a_file_uri_of_another_host_or_a_relative_path_is_refused(uri):
+    with pytest.raises(UriError, match="file:///folder/name"):
+        local_path(uri)
