@@ -284,7 +284,8 @@ def test_globs_match_as_those_of_python(tmp_path_factory, files, pattern, hidden
     found = glob.glob("/".join(pattern), root_dir=root, recursive=True, include_hidden=hidden)   # noqa: PTH207
     ours = Glob(f"/r/{'/'.join(pattern)}", hidden=hidden)
     matched = [path for path in tree if ours.matches(f"/r/{path}")]
-    assert matched == sorted({path for path in found if (root / path).is_file()})
+    # Python returns "a/" for a/**, even if a is a file.
+    assert matched == sorted({path for path in found if (root / path).is_file() and not path.endswith("/")})
     for path in matched:                           # every folder above a match is searched
         folders = Path(path).parents
         assert all(ours.may_match_below(f"/r/{folder}".removesuffix("/.")) for folder in folders)

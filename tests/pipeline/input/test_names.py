@@ -59,6 +59,8 @@ def test_uri_extension(uri, found):
         ("/p/**/*.jpg", "/q/a.jpg", False),
         ("/p/**", "/p", False),
         ("/p/**", "/p/x/a", True),
+        ("/p/**", "/p", False),
+        ("/p/x*/**", "/p/x.jpg", False),
         ("/p/**", "/p/x/.a", False),
         ("/p/**/x/**/*.jpg", "/p/1/x/2/a.jpg", True),
         ("/p/**/x/**/*.jpg", "/p/1/y/2/a.jpg", False),
