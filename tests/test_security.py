@@ -19,7 +19,7 @@ from jobs.command import say
 from jobs.evaluate import __main__ as evaluate
 from jobs.extract.stages import local_weights
 from jobs.train import detector as train_detector
-from jobs.train.embedder import load_teacher
+from jobs.train.teachers import load_teacher
 from models.store import WeightsError, fetch_weights, own_folder, read_card
 from models.training import TrainingError, load_start
 from pipeline.batch import FaceBatch, ImageRecord

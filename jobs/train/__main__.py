@@ -1,4 +1,4 @@
-"""Train a model: `python -m jobs.train detector | eyes | embedder …`; each has its own --help."""
+"""Train a model: `python -m jobs.train detector | eyes | embedder …`. Each has its own --help."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import cast
+
+from jobs.options import program
 
 MODELS = ("detector", "eyes", "embedder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand the words after the model's name to its training; the exit code."""
+    """Pass the words after the model's name to its training; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program("train"), description=__doc__, allow_abbrev=False)
     parser.add_argument("model", choices=MODELS)
     model = parser.parse_args(words[:1]).model
-    return importlib.import_module(f"jobs.train.{model}").main(words[1:])
+    return cast(int, importlib.import_module(f"jobs.train.{model}").main(words[1:]))
 
 
 if __name__ == "__main__":

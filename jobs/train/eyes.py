@@ -1,9 +1,9 @@
-"""Train the eye-point network on faces with known points, and on more faces that a landmark network has labelled.
+"""Train the eye-point network on faces with annotated points, and on more faces that a landmark network labels.
 
     python -m jobs.train eyes --data DATA --teacher pfld_ghostone_98.onnx --name resnet18
 
-DATA holds eyes/{train,val}.parquet (68 points a face), identities/ and faces/ (faces with five landmarks, of which the
-two eyes count) and detection/ (faces without points). The same command goes on after an interruption.
+DATA holds eyes/{train,val}.parquet (68 points a face), identities/ and faces/ (faces with five landmarks; the two eyes
+are used) and detection/ (faces without points). The same command resumes a stopped run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -23,47 +24,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.evaluate.data import decode_image, point_column, read_batches, read_table
-from jobs.options import positive, share
-from jobs.train.options import (
-    add_training_options,
-    check_paths,
-    content_name,
-    files_digest,
-    rate,
-    run_training,
-    sources,
-)
-from models.device import torch_device
+from jobs.options import command_parser, positive, share
+from jobs.train.face_network import batch_threads, prepare, run_settings, save_trained, start_network
+from jobs.train.options import add_training_options, content_name, files_digest, rate, run_training
 from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
 from models.metrics import eye_errors
-from models.store import save_model
 from models.training import (
+    Batch,
     Schedule,
     TrainingError,
-    average_tensors,
     box_of_crop,
-    check_precision,
     degrade,
     first_process_first,
     fit,
-    load_start,
     occlude,
-    process_rank,
     vary_colour,
     wing_loss,
 )
 from pipeline import geometry
 from pipeline.stages.detect import cut_chip
 
-FACE_PX, FACE_BOX_PX = 192, 96        # faces are kept at this size, edges repeated, the box's longer side in the middle
-CHIP_FRACTION = 0.75                  # the network sees 1.2 × the box: eyes lie inside it, and get more pixels
-LEAST_BOX_PX = 40                     # smaller faces of detection/ are not labelled reliably
-MIRRORED = np.array([9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4])   # where each eye point goes when left becomes right
+FACE_PX, FACE_BOX_PX = 192, 96        # side of a kept face, and of its box in the middle (the longer side)
+CHIP_FRACTION = 0.75                  # the network sees 1.2 × the box: the eyes lie inside and get more pixels
+LEAST_BOX_PX = 40                     # labels of smaller faces in detection/ are unreliable
+MIRRORED = np.array([9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4])   # each eye point's place in the mirrored face
 WFLW_EYES = np.array([60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75])   # of 98 points, the twelve of 300-W
 TEACHER_BOX_PX = 86                   # it likes 0.9 × our boxes: NME 3.65% on eyes/val, 3.81% at 1.0, 4.43% at 1.2
-LABEL_DISAGREEMENT = 0.05             # of the outer-eye distance, at most, between a face's and its mirror's label
-HARD_FACES_TIMES = 3                  # as often as others: profiles, sunglasses; a tenth of the faces
-EYE_DISAGREEMENT = 0.05               # of the box, at most, between an eye of the label and the data's own landmark
+LABEL_DISAGREEMENT = 0.05             # most difference of a face's and its mirror's label, of the outer-eye distance
+HARD_FACES_TIMES = 3                  # profiles, sunglasses (a tenth of the faces) are drawn this often
+EYE_DISAGREEMENT = 0.05               # most difference of an eye of the label and the data's landmark, of the box
 UNKNOWN_LICENCE = "photos of third parties; free for research, not for commercial use"
 DATA_CARD = [
     {"name": "Helen train, AFW, LFPW train with 300-W's points",
@@ -75,7 +64,7 @@ DATA_CARD = [
 
 
 def box_of_points(points: np.ndarray) -> np.ndarray:
-    """The box, x1 y1 x2 y2, that our detector gives a face with these 68 points (68, 2).
+    """The box, x1 y1 x2 y2, that our detector is likely to give a face with these 68 points (68, 2).
 
     The points end at the brows; YOLOv8n-face's boxes begin 0.35 of the points' height above them (medians over 503
     faces of eyes/train: 0.01, 0.35, 0.02 and 0.015 of the extent from its left, top, right and bottom).
@@ -86,7 +75,7 @@ def box_of_points(points: np.ndarray) -> np.ndarray:
 
 
 def face_matrix(box_xyxy: np.ndarray) -> np.ndarray:
-    """From image pixels to the face as it is kept: 2×3, the box in the middle, its longer side `FACE_BOX_PX`."""
+    """The 2×3 matrix from image pixels to a kept face: the box in the middle, its longer side `FACE_BOX_PX`."""
     x1, y1, x2, y2 = box_xyxy
     scale = FACE_BOX_PX / max(x2 - x1, y2 - y1)
     shift = FACE_PX / 2 - scale * (x1 + x2) / 2, FACE_PX / 2 - scale * (y1 + y2) / 2
@@ -94,7 +83,7 @@ def face_matrix(box_xyxy: np.ndarray) -> np.ndarray:
 
 
 def keep_face(image: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
-    """The face in the box at the size in which faces are kept, (192, 192, 3); by areas where it shrinks."""
+    """The kept face (192, 192, 3) of a box: averaged if it shrinks, edges repeated."""
     matrix = face_matrix(box_xyxy)
     if matrix[0, 0] < 1:
         height, width = image.shape[:2]
@@ -108,35 +97,39 @@ def keep_face(image: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
 def read_points(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """Images and their points, (n, 68, 2), of eyes/*.parquet.
 
-    Images that cannot be read and faces with an eye outside their image or without all points are left out, and
-    counted in one line. Raises DataError without the columns, TrainingError when nothing is left.
+    Images that cannot be read, and faces with an eye outside the image or with missing points, are left out; a line
+    counts them. Raises DataError without the columns, TrainingError when nothing is left.
     """
     table = read_table(path, ["image", "points"])
-    images = [decode_image(value.as_py()) for value in table["image"]]
     points = point_column(table, "points", 68, path)
-    readable = np.array([image is not None for image in images])
-    inside = np.array([
-        image is not None and ((all68[36:48] >= 0) & (all68[36:48] <= image.shape[1::-1])).all()
-        and np.isfinite(all68).all() and (np.ptp(all68, axis=0) > 0).all()
-        for image, all68 in zip(images, points, strict=True)
-    ])
-    if not inside.all():
-        print(f"{path}: left out of {len(images)} faces: {(~readable).sum()} images that cannot be read, "
-              f"{(readable & ~inside).sum()} with an eye outside or points missing", flush=True)
-    if not inside.any():
-        raise TrainingError(f"{path} has no face that can be used")
-    return [image for image, kept in zip(images, inside, strict=True) if kept], points[inside]
+    decoded = [(row, decode_image(value.as_py())) for row, value in enumerate(table["image"])]
+    readable = [(row, image) for row, image in decoded if image is not None]
+    usable = [(row, image) for row, image in readable if _has_eyes(points[row], image)]
+    if len(usable) < len(decoded):
+        print(f"{path}: left out of {len(decoded)} faces: {len(decoded) - len(readable)} images that cannot be read, "
+              f"{len(readable) - len(usable)} with an eye outside or points missing", flush=True)
+    if not usable:
+        raise TrainingError(f"{path} has no face that can be used: are the points in pixels of the image?")
+    return [image for _, image in usable], points[[row for row, _ in usable]]
+
+
+def _has_eyes(points: np.ndarray, image: np.ndarray) -> bool:
+    """Whether the eyes of 68 points are inside the image, and no point is missing."""
+    eyes = points[36:48]
+    inside = ((eyes >= 0) & (eyes <= image.shape[1::-1])).all()
+    return bool(inside and np.isfinite(points).all() and (np.ptp(points, axis=0) > 0).all())
 
 
 def unlabelled_files(data: Path) -> tuple[list[Path], list[Path]]:
-    """The files of DATA with faces that have landmarks, and those with photos that have boxes."""
+    """The files of DATA with faces and landmarks, and the files with photos and boxes."""
     crops = [*sorted((data / "identities").glob("train-*.parquet")), *sorted((data / "faces").glob("*.parquet"))]
     return crops, sorted((data / "detection").glob("*.parquet"))
 
 
 def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Faces as they are kept, each with its eyes (2, 2) or None: each n-th of identities/ and faces/, which come with
-    landmarks, and the large ones of detection/, which come without.
+    """Kept faces, each with its eyes (2, 2) or None.
+
+    The faces are each n-th of identities/ and faces/, which have landmarks, and the large ones of detection/.
     """
     crops, photos = unlabelled_files(data)
     for path in crops:
@@ -152,34 +145,34 @@ def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.nd
             for value, boxes in zip(batch["image"], batch["boxes"].to_pylist(), strict=True):
                 large = [np.array(b) for b in boxes or () if max(b[2] - b[0], b[3] - b[1]) >= LEAST_BOX_PX]
                 image = decode_image(value.as_py()) if large else None
-                for box in large if image is not None else ():
-                    yield keep_face(image, box), None
+                if image is not None:
+                    yield from ((keep_face(image, box), None) for box in large)
 
 
 class Landmarks:
-    """A 98-point network (WFLW) in ONNX, one 112×112 image a call, reduced to the twelve eye points.
+    """The twelve eye points of a 98-point network (WFLW) in ONNX, one 112×112 image a call.
 
-    Raises TrainingError for a file that is no such network.
+    Raises TrainingError for another file.
     """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4            # what goes wrong is raised
+        options.log_severity_level = 4            # errors are raised, not logged
         options.intra_op_num_threads = 1          # several calls side by side are faster
         try:
             self._session = onnxruntime.InferenceSession(path, options)
             self._input = self._session.get_inputs()[0].name
             self(np.zeros((FACE_PX, FACE_PX, 3), np.uint8))
-        except Exception as error:                # onnxruntime's own, of no common class; numpy's for other shapes
+        except Exception as error:                # onnxruntime's errors have no base class; NumPy's for other shapes
             reason = str(error).partition("\n")[0]
             raise TrainingError(f"{path} is no network of 98 points over 112×112: {reason}") from error
 
     def __call__(self, face: np.ndarray) -> tuple[np.ndarray, float]:
-        """A kept face's eye points (12, 2), averaged with its mirror image's, and how far the two are apart.
+        """A kept face's eye points (12, 2), averaged with those of its mirror image, and the distance of the two.
 
-        The latter is the mean distance over the outer-eye distance.
+        The distance is the mean over the points, as a share of the outer-eye distance.
         """
         straight = self._points(face)
         mirrored = self._points(np.ascontiguousarray(face[:, ::-1]))[MIRRORED] * (-1, 1) + (FACE_PX, 0)
@@ -191,12 +184,16 @@ class Landmarks:
         margin = (FACE_PX - TEACHER_BOX_PX) // 2
         box = cv2.resize(face[margin:-margin, margin:-margin], (112, 112), interpolation=cv2.INTER_LINEAR)
         values = self._session.run(None, {self._input: (box.astype(np.float32) / 255).transpose(2, 0, 1)[None]})[0]
-        return values.reshape(98, 2)[WFLW_EYES].astype(np.float64) * TEACHER_BOX_PX + margin
+        points: np.ndarray = values.reshape(98, 2)[WFLW_EYES].astype(np.float64)
+        return points * TEACHER_BOX_PX + margin
 
 
 @dataclass(frozen=True)
 class LabelledFaces:
-    """Kept faces (n, 192, 192, 3) uint8 RGB, their eye points (n, 12, 2), and which labels are whole (n,) bool."""
+    """Kept faces (n, 192, 192, 3) uint8 RGB, their eye points (n, 12, 2), and whether all twelve are known (n,) bool.
+
+    Of a label that is not whole only the two eye centres are known; all six points of an eye are then its centre.
+    """
 
     images: Sequence[np.ndarray]
     points: np.ndarray
@@ -207,57 +204,68 @@ class LabelledFaces:
 
     @cached_property
     def drawn(self) -> np.ndarray:
-        """Rows to draw from, the hard faces, whose labels are not whole, `HARD_FACES_TIMES` as often."""
+        """Rows to draw from; a face whose label is not whole is in it `HARD_FACES_TIMES` times."""
         return np.concatenate([np.arange(len(self)), np.repeat(np.flatnonzero(~self.whole), HARD_FACES_TIMES - 1)])
 
 
 def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledFaces:
-    """Faces labelled by the landmark network; cached in files named like `cache`. Raises TrainingError without any.
+    """Faces with labels by the landmark network; cached in files named like `cache`. Raises TrainingError without any.
 
-    Where the network contradicts itself on the mirrored face, or the data's own landmarks, as it does on profiles and
-    sunglasses, only the landmarks count: all six points of an eye are then its centre, and the label is not whole.
-    Without landmarks such a face is left out.
+    The label is not whole where the network's points of a face and of its mirror image differ, or where they differ
+    from the data's landmarks, as for profiles and sunglasses: then the landmarks count. Without landmarks such a face
+    is left out.
     """
     paths = [cache.with_suffix(f".{name}.npy") for name in ("images", "points", "whole")]
     if not paths[-1].exists():
-        landmarks = Landmarks(teacher)
-        images, points, given = [], [], []
-        whole: list[bool] = []
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            faces = unlabelled_faces(data, every)
-            while group := [face for _, face in zip(range(512), faces, strict=False)]:
-                found_points = pool.map(landmarks, [face for face, _ in group])
-                for (face, eyes), (found, apart) in zip(group, found_points, strict=True):
-                    certain = apart <= LABEL_DISAGREEMENT
-                    if eyes is not None:
-                        off = np.linalg.norm(np.stack(geometry.eye_centres(found)) - eyes, axis=1).max() / FACE_BOX_PX
-                        certain = certain and off <= EYE_DISAGREEMENT
-                    elif not certain:
-                        continue
-                    images.append(face)
-                    points.append(found)
-                    given.append(np.full((2, 2), np.nan) if eyes is None else eyes)
-                    whole.append(certain)
-                print(f"labelled: {len(points)} faces, {sum(whole)} of them whole", flush=True)
+        images, points, eyes, whole = [], [], [], list[bool]()
+        for face, found, landmarks, is_whole in _labelled(unlabelled_faces(data, every), Landmarks(teacher)):
+            images.append(face)
+            points.append(found)
+            eyes.append(landmarks)
+            whole.append(is_whole)
+            if len(whole) % 512 == 0:
+                print(f"labelled: {len(whole)} faces, {sum(whole)} of them whole", flush=True)
         if not any(whole):
             raise TrainingError(f"{data} holds no face that --teacher can label: leave it out")
-        is_whole, all_points, eyes = np.array(whole), np.stack(points), np.stack(given)
-        # Landmarks mark another place of the eye than the middle of its six points: the mean difference is taken off.
-        compared = is_whole & ~np.isnan(eyes).any((1, 2))
-        if compared.any():
-            eyes += (np.stack(geometry.eye_centres(all_points), 1) - eyes)[compared].mean(0)
-        all_points[~is_whole] = np.repeat(eyes[~is_whole], 6, axis=1)
-        for path, values in zip(paths, (np.stack(images), all_points, is_whole), strict=True):
+        labels = _with_centres(np.stack(points), np.stack(eyes), np.array(whole))
+        for path, values in zip(paths, (np.stack(images), labels, np.array(whole)), strict=True):
             np.save(path, values)
     return LabelledFaces(*(np.load(path, mmap_mode="r") for path in paths))
+
+
+def _labelled(
+    faces: Iterator[tuple[np.ndarray, np.ndarray | None]], landmarks: Landmarks
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
+    """Faces with the network's points (12, 2), the data's eyes (2, 2) or NaN, and whether the points are believed."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        while group := list(itertools.islice(faces, 512)):
+            found_points = pool.map(landmarks, [face for face, _ in group])
+            for (face, eyes), (found, apart) in zip(group, found_points, strict=True):
+                agrees = apart <= LABEL_DISAGREEMENT
+                if eyes is not None:
+                    off = np.linalg.norm(np.stack(geometry.eye_centres(found)) - eyes, axis=1).max() / FACE_BOX_PX
+                    yield face, found, eyes, agrees and bool(off <= EYE_DISAGREEMENT)
+                elif agrees:
+                    yield face, found, np.full((2, 2), np.nan), True
+
+
+def _with_centres(points: np.ndarray, eyes: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """The points (n, 12, 2), and for labels that are not whole the data's eyes (n, 2, 2), each six times.
+
+    Landmarks mark another place of the eye than the mean of its six points: their mean difference is subtracted.
+    """
+    compared = whole & ~np.isnan(eyes).any((1, 2))
+    if compared.any():
+        eyes = eyes + (np.stack(geometry.eye_centres(points), 1) - eyes)[compared].mean(0)
+    return np.where(whole[:, None, None], points, np.repeat(eyes, 6, axis=1))
 
 
 def training_view(
     face: np.ndarray, points: np.ndarray, input_px: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One training input (input_px, input_px, 3) and its points (12, 2) as fractions of it, from a kept face.
+    """One training input (input_px, input_px, 3) from a kept face, and its points (12, 2) as fractions of the input.
 
-    Turned, shifted and scaled as detectors' boxes are, mirrored half the time, recoloured, degraded, sometimes covered.
+    Turned; shifted and scaled like a detector's boxes; mirrored half the time; recoloured, degraded, sometimes covered.
     """
     turn = np.radians(rng.uniform(-75, 75) if rng.random() < 0.2 else rng.normal(0, 15))
     scale = input_px / (FACE_BOX_PX * geometry.CHIP_BOX_RATIO * CHIP_FRACTION) * np.exp(rng.normal(0, 0.09))
@@ -274,7 +282,7 @@ def training_view(
 
 
 class EyeLoss(nn.Module):
-    """The error in pixels of the input, over the twelve points of whole labels, else over the eye centres.
+    """The error in pixels of the input: of the twelve points for whole labels, of the eye centres for the others.
 
     kind: "wing" (Feng et al., 2018), or "mse" as in the reference.
     """
@@ -285,7 +293,9 @@ class EyeLoss(nn.Module):
 
     def forward(self, predicted: Tensor, wanted: Tensor, whole: Tensor) -> Tensor:
         """predicted, wanted: (n, 12, 2) as fractions of the input; whole: (n,) bool."""
-        centres, wanted_centres = (t.unflatten(1, (2, 6)).mean(2).repeat_interleave(6, 1) for t in (predicted, wanted))
+        centres, wanted_centres = (
+            t.reshape(-1, 2, 6, 2).mean(2).repeat_interleave(6, 1) for t in (predicted, wanted)
+        )
         mask = whole[:, None, None]
         predicted_px = torch.where(mask, predicted, centres) * self._input_px
         wanted_px = torch.where(mask, wanted, wanted_centres) * self._input_px
@@ -296,55 +306,54 @@ class EyeLoss(nn.Module):
 
 @torch.no_grad()
 def centre(network: EyeResNet, faces: LabelledFaces, device: torch.device) -> None:
-    """Shift the network's points by its mean error over annotated faces, in place.
+    """Subtract the network's mean error over annotated faces from its points, in place.
 
-    300-W's points lie about 1% of the outer-eye distance to the right of where faces and their mirror images agree,
-    which a network trained on both cannot learn: 3.34% to 3.17% NME on eyes/val.
+    300-W's points lie about 1% of the outer-eye distance right of the place that a face and its mirror image agree on.
+    A network that sees both cannot learn this. The NME on eyes/val falls from 3.34% to 3.17%.
     """
     view_fraction = FACE_BOX_PX * geometry.CHIP_BOX_RATIO * CHIP_FRACTION / FACE_PX
     found = Keypointer(
         network, device=device, batch_size=64, input_px=network.input_px, chip_fraction=view_fraction
     )(faces.images)
     error = (faces.points - found).mean((0, 1)) / (FACE_PX * view_fraction)
-    network.head[1].bias += torch.from_numpy(np.tile(error, POINTS)).to(network.head[1].bias)
+    bias = cast(nn.Linear, network.head[1]).bias
+    bias.add_(torch.from_numpy(np.tile(error, POINTS)).to(bias))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.train eyes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train eyes", str(__doc__))
     parser.add_argument("--data", type=Path, required=True, metavar="DIR",
                         help="folder with eyes/ and, for --teacher, identities/, faces/, detection/")
     parser.add_argument("--teacher", type=Path, metavar="FILE.onnx",
-                        help="98-point landmark network, which labels more faces (default: annotated faces only)")
+                        help="98-point landmark network that labels more faces (default: only annotated faces)")
     parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18",
                         help="default: %(default)s; the reference is resnet50")
     parser.add_argument("--width", type=positive, default=64, metavar="N",
                         help="channels of the stem (default: %(default)s)")
     parser.add_argument("--input-px", type=positive, default=112, metavar="PX",
-                        help="side of what the network sees (default: %(default)s)")
+                        help="side of the network's input (default: %(default)s)")
     parser.add_argument("--loss", choices=["wing", "mse"], default="wing",
                         help="mse is the reference's (default: %(default)s)")
     parser.add_argument("--labelled-share", type=share, default=0.7, metavar="SHARE",
-                        help="of a batch, faces with --teacher's labels, at first (default: %(default)s)")
+                        help="share of faces with --teacher's labels in the first batches (default: %(default)s)")
     parser.add_argument("--labelled-share-end", type=share, default=0.1, metavar="SHARE",
-                        help="the same at the end (default: %(default)s)")
+                        help="the same in the last batches (default: %(default)s)")
     parser.add_argument("--steps", type=positive, default=2500, metavar="N", help="batches (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N",
                         help="faces a batch (default: %(default)s)")
     parser.add_argument("--lr", type=rate, default=2e-3, metavar="RATE",
                         help="highest learning rate (default: %(default)s)")
     parser.add_argument("--every", type=positive, default=2, metavar="N",
-                        help="take each n-th face of identities/ and faces/ (default: %(default)s)")
-    parser.add_argument("--licence", help="of the result, for its card (default: %(default)s)",
+                        help="take each N-th face of identities/ and faces/ (default: %(default)s)")
+    parser.add_argument("--licence", help="licence of the result, for its card (default: %(default)s)",
                         default="learnt from research datasets: free for research, not for commercial use")
     add_training_options(parser)
     return parser
 
 
 def annotated_faces(path: Path) -> LabelledFaces:
-    """The faces of eyes/train.parquet as they are kept."""
+    """The kept faces of eyes/train.parquet."""
     images, points68 = read_points(path)
     boxes = [box_of_points(points) for points in points68]
     points = np.stack([
@@ -355,7 +364,7 @@ def annotated_faces(path: Path) -> LabelledFaces:
 
 
 def validation_chips(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Chips of eyes/val.parquet, cut as the detect stage cuts them, and their eye points (n, 12, 2) in chip pixels."""
+    """Chips of eyes/val.parquet, as the detect stage cuts them, and their eye points (n, 12, 2) in chip pixels."""
     images, points68 = read_points(path)
     chips, to_image = zip(*(
         cut_chip(image, box_of_points(points)) for image, points in zip(images, points68, strict=True)
@@ -365,99 +374,86 @@ def validation_chips(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
     ])
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train, then write the best network and its card into the weight store.
+def read_labelled(args: argparse.Namespace) -> tuple[LabelledFaces, list[Path]]:
+    """The faces that --teacher labels, and the files of DATA that they are from."""
+    crops, photos = unlabelled_files(args.data)
+    files = [*crops, *photos]
+    cache_dir = args.checkpoints / "eyes-data"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with first_process_first():
+        cache = cache_dir / f"labelled-{args.every}-{files_digest([args.teacher, *files])}"
+        return label_faces(args.data, args.every, args.teacher, cache), files
 
-    Raises TrainingError, DataError, WeightsError, OSError.
+
+def make_batch(number: int, annotated: LabelledFaces, labelled: LabelledFaces, args: argparse.Namespace) -> Batch:
+    """One batch: inputs; points and whether they are whole, for the loss.
+
+    The teacher's labels show where eyes are; towards the end the annotated points show the exact place.
     """
-    check_paths([args.teacher, args.start], args.weights)
-    torch.manual_seed(args.seed)
-    cv2.setNumThreads(1)
-    device = torch_device(args.device)
-    check_precision(args.precision, device)
-    annotated = annotated_faces(args.data / "eyes" / "train.parquet")
-    labelled, data_files = annotated, [args.data / "eyes" / "train.parquet"]
-    if args.teacher:
-        cache_dir = args.checkpoints / "eyes-data"
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with first_process_first():
-            data_files += itertools.chain(*unlabelled_files(args.data))
-            cache = cache_dir / f"labelled-{args.every}-{files_digest([args.teacher, *data_files[1:]])}"
-            labelled = label_faces(args.data, args.every, args.teacher, cache)
-        print(f"{len(annotated)} annotated faces, {len(labelled)} labelled, {labelled.whole.sum()} of them whole",
-              flush=True)
-    chips, chip_points = validation_chips(args.data / "eyes" / "val.parquet")
+    rng = np.random.default_rng([args.seed, number])
+    labelled_share = args.labelled_share + (args.labelled_share_end - args.labelled_share) * number / args.steps
+    views, wanted, whole = [], [], []
+    for from_labelled in rng.random(args.batch_size) < labelled_share:
+        faces = labelled if from_labelled else annotated
+        row = int(faces.drawn[rng.integers(len(faces.drawn))])
+        view, moved = training_view(faces.images[row], faces.points[row], args.input_px, rng)
+        views.append(view)
+        wanted.append(moved)
+        whole.append(faces.whole[row])
+    points = torch.from_numpy(np.stack(wanted)).float()
+    return chips_to_input(torch.from_numpy(np.stack(views))), (points, torch.tensor(whole))
+
+
+def evaluate(
+    network: nn.Module, chips: Sequence[np.ndarray], points: np.ndarray, input_px: int, device: torch.device
+) -> dict[str, float]:
+    """The network's errors on validation chips and their points (n, 12, 2)."""
+    keypointer = Keypointer(network, device=device, batch_size=64, input_px=input_px, chip_fraction=CHIP_FRACTION)
+    return eye_errors(keypointer(chips), points)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, then write the best network and its card. Raises TrainingError, DataError, WeightsError, OSError."""
+    device = prepare(args, [args.teacher])
+    annotated_file = args.data / "eyes" / "train.parquet"
+    annotated = annotated_faces(annotated_file)
+    labelled, files = read_labelled(args) if args.teacher else (annotated, [])
+    print(f"{len(annotated)} annotated faces"
+          + (f", {len(labelled)} labelled, {labelled.whole.sum()} of them whole" if args.teacher else ""), flush=True)
+    chips, points = validation_chips(args.data / "eyes" / "val.parquet")
+    errors = partial(evaluate, chips=chips, points=points, input_px=args.input_px, device=device)
 
     architecture = {"network": args.arch, "width": args.width, "input_px": args.input_px}
-    network = build_keypointer(architecture)
-    if args.start:
-        start = load_start(network, args.start)
-    network.to(device, memory_format=torch.channels_last)
+    network, start = start_network(build_keypointer(architecture), args, device)
     schedule = Schedule(
         steps=args.steps, lr=args.lr, weight_decay=0.05, evaluate_every=max(1, args.steps // 8),
         precision=args.precision, compiled=args.compile, patience=args.patience,
     )
-
-    def make_batch(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        rng = np.random.default_rng([args.seed, number])
-        # The other network's labels teach where eyes are; towards the end the annotated points say it exactly.
-        labelled_share = args.labelled_share + (args.labelled_share_end - args.labelled_share) * number / args.steps
-        views, wanted, whole = [], [], []
-        for from_labelled in rng.random(args.batch_size) < labelled_share:
-            faces = labelled if from_labelled else annotated
-            row = int(faces.drawn[rng.integers(len(faces.drawn))])
-            view, moved = training_view(faces.images[row], faces.points[row], args.input_px, rng)
-            views.append(view)
-            wanted.append(moved)
-            whole.append(faces.whole[row])
-        return chips_to_input(torch.from_numpy(np.stack(views))), (
-            torch.from_numpy(np.stack(wanted)).float(), torch.tensor(whole)
-        )
-
-    def evaluate(trained: nn.Module) -> dict[str, float]:
-        keypointer = Keypointer(
-            trained, device=device, batch_size=64, input_px=args.input_px, chip_fraction=CHIP_FRACTION
-        )
-        return eye_errors(keypointer(chips), chip_points)
-
     fit(
-        network, EyeLoss(args.input_px, args.loss), make_batch, evaluate, better=lambda measured: -measured["nme"],
+        network, EyeLoss(args.input_px, args.loss),
+        partial(make_batch, annotated=annotated, labelled=labelled, args=args), errors,
+        better=lambda measured: -measured["nme"],
         schedule=schedule,
-        settings={"architecture": architecture, "every": args.every, "batch_size": args.batch_size, "seed": args.seed,
-                  "start": args.start and content_name(args.start),
-                  "teacher": args.teacher and content_name(args.teacher), "data": files_digest(data_files),
-                  "loss": args.loss, "labelled_share": [args.labelled_share, args.labelled_share_end],
-                  **asdict(schedule)},
-        folder=args.checkpoints / f"keypointer-{args.name}", device=device,
-        threads=max(1, torch.get_num_threads() // 2),     # a GPU waits for its batches otherwise
+        settings=run_settings(
+            args, schedule, architecture=architecture, every=args.every, data=files_digest([annotated_file, *files]),
+            teacher=args.teacher and content_name(args.teacher), loss=args.loss,
+            labelled_share=[args.labelled_share, args.labelled_share_end],
+        ),
+        folder=args.checkpoints / f"keypointer-{args.name}", device=device, threads=batch_threads(),
     )
-    if process_rank()[0]:
-        return
-    if args.keep_start:
-        network.load_state_dict(average_tensors(start, network.state_dict(), args.keep_start))
-    centre(network, annotated, device)
-    measured = evaluate(network)
-    print(f"centred: {measured}", flush=True)
-    learnt_from = f"; labels of further faces by {args.teacher.name}" if args.teacher else ""
-    save_model(
-        args.weights,
-        {
-            "name": args.name, "role": "keypointer", "architecture": architecture,
-            "preprocessing": {
-                "input_px": args.input_px, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
-                "chip_fraction": CHIP_FRACTION,
-            },
-            "licence": args.licence, "commercial_use": args.commercial_use,
-            "started_from": f"{args.start.name if args.start else 'random weights'}{learnt_from}",
-            "data": sources(args, DATA_CARD if args.teacher else DATA_CARD[:1]),
-            "metrics": {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in measured.items()}},
-            "command": args.command,
-        },
-        network.state_dict(), half=True,
+
+    def measure() -> dict[str, dict[str, float]]:
+        centre(network, annotated, device)
+        return {"eyes_val_boxes_from_points": {name: round(value, 5) for name, value in errors(network).items()}}
+
+    save_trained(
+        network, start, args, measure, role="keypointer", architecture=architecture,
+        preprocessing={"input_px": args.input_px, "chip_fraction": CHIP_FRACTION},
+        learnt_from=f"; labels of further faces by {args.teacher.name}" if args.teacher else "",
+        data=DATA_CARD if args.teacher else DATA_CARD[:1],
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train here or on Ray; the exit code."""
-    return run_training("jobs.train.eyes", build_parser(), argv)
-
+    return run_training("eyes", build_parser(), argv)

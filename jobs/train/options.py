@@ -1,4 +1,4 @@
-"""What the jobs that train face networks have in common: options, and where the training runs."""
+"""The options that the trainings share, and the end of each: here or on Ray, with its exit code."""
 
 from __future__ import annotations
 
@@ -12,47 +12,46 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.evaluate.data import DataError
+from jobs.command import run_command
 from jobs.options import positive, share
-from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
+from models.store import DEFAULT_WEIGHTS_DIR
 from models.training import TrainingError
-from pipeline.run.interrupt import Interrupted, interruptible
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every run: its name, start, speed, place and length."""
+    """The options of both face networks."""
     parser.add_argument("--name", required=True, type=model_name,
-                        help="of the model in the weights folder, and of the run's folder")
+                        help="name of the model in the weights folder, and of the run's checkpoints")
     parser.add_argument("--start", type=Path, metavar="FILE",
-                        help=".safetensors to start from: of the same network, or of a shallower ResNet of its width "
-                             "(default: random weights)")
+                        help="start from this .safetensors file of the same network, or of a shallower ResNet of the "
+                             "same width (default: random weights)")
     parser.add_argument("--keep-start", type=share, default=0.0, metavar="SHARE",
-                        help="of the start in the result, 0 to 1 (default: %(default)s)")
+                        help="share of the start in the result, 0 to 1 (default: %(default)s)")
     parser.add_argument("--patience", type=positive, metavar="N",
                         help="stop after N evaluations without a better one (default: never)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; needs a C++ compiler")
     parser.add_argument("--workers", type=positive, metavar="N",
                         help="train in N processes on Ray, each with a GPU unless --device cpu (default: in this one)")
-    add_card_options(parser, "the collections that the shipped weights learnt from")
+    add_card_options(parser, "the data of the shipped weights")
     add_place_options(parser)
-    parser.add_argument("--seed", type=int, default=7, help="of all that is drawn at random (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=7, help="of all random choices (default: %(default)s)")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR",
-                        help="where a stopped run goes on by the same command (default: %(default)s)")
+                        help="folder of the checkpoints; the same command resumes from there (default: %(default)s)")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, metavar="DIR",
-                        help="weights folder that gets the trained model (default: models/weights)")
+                        help="weights folder for the trained model (default: models/weights)")
 
 
 def add_card_options(parser: argparse.ArgumentParser, default_sources: str) -> None:
-    """What the card says of the rights to use the result; default_sources: which it names without --source."""
+    """The options about data and rights in the card. default_sources: what it names without --source."""
     parser.add_argument("--source", action="append", default=[], type=source_argument, metavar="NAME=LICENCE",
-                        help=f"of the data, for the card; repeatable (default: {default_sources})")
+                        help=f"a collection of the data, for the card; repeatable (default: {default_sources})")
     parser.add_argument("--commercial-use", action="store_true", help=(
-        "the card allows it, and jobs.extract --require-commercial passes: only if you have the right to, by the "
-        "licences of data, start and teachers; needs --source"))
+        "the card allows commercial use, and extract --require-commercial accepts the model; only if the licences of "
+        "data, start and teachers allow it; needs --source"))
 
 
 def source_argument(text: str) -> tuple[str, str]:
-    """NAME=LICENCE as the two."""
+    """NAME=LICENCE as a pair."""
     name, equals, licence = text.partition("=")
     if not (name and equals and licence):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=LICENCE")
@@ -60,35 +59,35 @@ def source_argument(text: str) -> tuple[str, str]:
 
 
 def sources(args: argparse.Namespace, default: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The card's list of the data: what --source says, else the default."""
+    """The data for the card: from --source, else the default."""
     return [{"name": name, "licence": licence} for name, licence in args.source] or list(default)
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
-    """The options about the machines that train."""
+    """The options about the machines."""
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help=(
-        "bfloat16 is faster on GPUs and on CPUs with avx512_bf16 or AMX only (default: %(default)s)"))
+        "bfloat16 is faster on GPUs, and on CPUs with avx512_bf16 or AMX (default: %(default)s)"))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"),
-                        help="auto takes a GPU where there is one (default: %(default)s)")
+                        help="auto takes a GPU if there is one (default: %(default)s)")
     parser.add_argument("--shared-filesystem", action="store_true",
-                        help="with --workers on several nodes: all of them see the same files at these paths")
+                        help="for --workers on several nodes: every node sees the same files at these paths")
 
 
 def model_name(text: str) -> str:
-    """A name that a weight card can have."""
+    """A valid name for a weight card."""
     if not text or set(text) & set("/\\@ "):
         raise argparse.ArgumentTypeError(f"{text!r} is not a word without slash, blank or @")
     return text
 
 
 def weight(text: str) -> float:
-    """A number from 0."""
+    """A number, 0 or more."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
     return value
 
 
@@ -101,9 +100,9 @@ def rate(text: str) -> float:
 
 
 def check_paths(inputs: Iterable[Path | None], weights_dir: Path) -> None:
-    """Raises TrainingError for an input file that is not there, and where the weights folder cannot be written to.
+    """Raises TrainingError for a missing input file, and for a weights folder that we cannot write to.
 
-    None is an option not given. Called first, so that hours of training do not end in it.
+    None stands for an option that was not given. Call this before hours of training.
     """
     for file in inputs:
         if file is not None and not file.is_file():
@@ -111,58 +110,55 @@ def check_paths(inputs: Iterable[Path | None], weights_dir: Path) -> None:
     try:
         weights_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"cannot make the weights folder {weights_dir}: {error.strerror}") from None
+        raise TrainingError(
+            f"cannot make the weights folder {weights_dir}: {error.strerror}; give another folder"
+        ) from None
     if not os.access(weights_dir, os.W_OK):
-        raise TrainingError(f"cannot write to the weights folder {weights_dir}")
+        raise TrainingError(f"cannot write to the weights folder {weights_dir}; give another folder")
 
 
 def files_digest(files: Sequence[Path]) -> str:
-    """Twelve hexadecimal digits that name a cache of what was made of these files: by their paths and sizes.
+    """Twelve hexadecimal digits from the paths and sizes of these files, for the name of a cache.
 
-    Raises OSError for a file that is not there.
+    Raises OSError for a missing file.
     """
     listed = [[str(file), file.stat().st_size] for file in files]
     return hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
 
 
 def content_name(file: Path) -> str:
-    """A file by its name and what it holds, for what must not change while a run goes on; `net.onnx@0123456789ab`."""
+    """A file's name and the start of its sha256, for a run's settings: `net.onnx@0123456789ab`."""
     with file.open("rb") as content:
         return f"{file.name}@{hashlib.file_digest(content, 'sha256').hexdigest()[:12]}"
 
 
 def run_training(
-    module: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, process_group: bool = True
+    model: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, process_group: bool = True
 ) -> int:
-    """Parse the command line and call `train(arguments)` of the module, here or on Ray; the exit code.
+    """Parse the command line and call `train(arguments)` of jobs.train.<model>, here or on Ray; the exit code.
 
-    0 done; 2 with a line about what is wrong with arguments or data; 130 and 143 interrupted, with the line to resume.
-    process_group: whether the workers on Ray form one; else a single one is left to itself.
+    process_group: whether the workers on Ray form a torch process group; without one there is one worker.
     """
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(words)
-    args.command = f"python -m {module} {shlex.join(words)}"
+    args.command = f"python -m jobs.train {model} {shlex.join(words)}"
     if args.keep_start and not args.start:
         parser.error("--keep-start needs --start")
     if args.commercial_use and not args.source:
-        parser.error("--commercial-use needs --source: say which data, under which licences")
-    for name, value in vars(args).items():          # workers on Ray run in a folder of their own
+        parser.error("--commercial-use needs --source NAME=LICENCE, once for each collection of the data")
+    for name, value in vars(args).items():          # a worker on Ray has another working directory
         setattr(args, name, _absolute(value))
-    try:
-        with interruptible():
-            if args.workers:
-                from jobs.train.on_ray import train_on_ray
 
-                train_on_ray(module, args, process_group=process_group)
-            else:
-                importlib.import_module(module).train(args)
-    except Interrupted as interrupt:
-        print(f"\ninterrupted. The same command goes on from the last checkpoint: {args.command}", file=sys.stderr)
-        return interrupt.exit_code
-    except (TrainingError, DataError, WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    def run() -> None:
+        if args.workers:
+            from jobs.train.on_ray import train_on_ray
+
+            train_on_ray(model, args, process_group=process_group)
+        else:
+            importlib.import_module(f"jobs.train.{model}").train(args)
+
+    again = f"The same command resumes from the last checkpoint: {args.command}"
+    return run_command(f"train {model}", run, again=again)
 
 
 def _absolute(value: Any) -> Any:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,20 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.train.detector import (
-    _anneal,
-    _finish_last_epoch,
-    _print_losses,
-    _print_progress,
-    _restart_count,
-    average,
-    label_lines,
-    main,
-    paint_ignored,
-    unpack,
-)
+from jobs.train.detector import average, label_lines, main, paint_ignored, unpack
 from models.store import DEFAULT_WEIGHTS_DIR, read_card, read_model
-from models.training import TrainingError
 
 
 @pytest.mark.parametrize(
@@ -102,7 +88,7 @@ def test_parquet_becomes_a_yolo_folder(tmp_path: Path) -> None:
         ([{"image": cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes(), "boxes": [],
            "ignored_boxes": []}], "no readable image with a face"),
         ([{"image": cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes(), "boxes": [[1.0, 1, 9, 9]],
-           "ignored_boxes": []}], "beside each 50th, which is held out"),
+           "ignored_boxes": []}], "each 50th image is held out"),
         ([{"image": cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes(), "boxes": [[1.0, 1, 9]],
            "ignored_boxes": []}], "boxes must be lists of x1, y1, x2, y2 in pixels, got [[1.0, 1.0, 9.0]]"),
     ],
@@ -202,56 +188,12 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
     assert "another lr0: repeat its command" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
-    losses = {"box_loss": torch.tensor(1.5), "cls_loss": torch.tensor(np.nan)}
-    trainer = SimpleNamespace(epoch=0, epochs=3, tloss=losses)
-    with pytest.raises(TrainingError, match=r"box_loss 1\.500, cls_loss nan: train with a lower --lr0"):
-        _print_losses(trainer)
-    trainer.tloss["cls_loss"] = torch.tensor(2.0)
-    _print_losses(trainer)
-    assert capsys.readouterr().out.endswith("epoch 1 of 3: box_loss 1.500, cls_loss 2.000\n")
-
-
-@pytest.mark.parametrize(("epoch", "finished"), [(0, False), (2, True)])
-def test_the_last_epoch_ends_the_run_as_soon_as_it_is_saved(tmp_path: Path, epoch: int, finished: bool) -> None:
-    _finish_last_epoch(tmp_path / "finished", SimpleNamespace(epoch=epoch, epochs=3))
-    assert (tmp_path / "finished").exists() is finished
-
-
 def test_emulated_bfloat16_is_refused(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     options = ["--device", "cpu", "--precision", "bfloat16", "--checkpoints", str(tmp_path), "--out", str(tmp_path)]
     assert main([str(parquet(tmp_path / "a.parquet", 3)), *options]) == 2
     assert "leave --precision" in capsys.readouterr().err
-
-
-def test_the_learning_rate_falls_from_batch_to_batch() -> None:
-    group = {"initial_lr": 2.0, "lr": 2.0}
-    trainer = SimpleNamespace(
-        epoch=1, epochs=2, train_loader=[None] * 4, optimizer=SimpleNamespace(param_groups=[group])
-    )
-    _restart_count(trainer)
-    rates = []
-    for _ in range(4):
-        _anneal(trainer)
-        rates.append(group["lr"])
-    # half of the run is done: the middle between 2 and 5% of it; three quarters; never below those 5%
-    assert rates[0] == pytest.approx(1.05)
-    assert rates[2] == pytest.approx(0.1 + 1.9 * (1 + math.cos(0.75 * math.pi)) / 2)
-    assert rates == sorted(rates, reverse=True) and rates[-1] > 0.1
-
-
-def test_progress_is_printed_with_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr("time.monotonic", lambda: 50.0)
-    trainer = SimpleNamespace(
-        epoch=1, epochs=2, train_loader=[None] * 100, batch_size=16, batches_before=119, epoch_started=10.0
-    )
-    _print_progress(trainer)
-    assert capsys.readouterr().out == ""
-    trainer.batches_before = 120             # 20 batches of this epoch in 40 s: 80 more in 160 s
-    _print_progress(trainer)
-    assert capsys.readouterr().out == "epoch 2 of 2: batch 20/100, 8.0 images/s, 3 min left\n"
 
 
 @pytest.mark.parametrize(

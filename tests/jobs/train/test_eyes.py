@@ -306,5 +306,5 @@ def test_a_whole_run_writes_a_model_and_its_card(tmp_path: Path) -> None:
     assert main(command) == 0
     card = json.loads((tmp_path / "w/keypointer-tiny.json").read_text())
     assert card["started_from"] == "random weights"
-    assert card["command"].startswith("python -m jobs.train_eyes --data")
+    assert card["command"].startswith("python -m jobs.train eyes --data")
     assert len(card["data"]) == 1                                                 # nothing was labelled by a network

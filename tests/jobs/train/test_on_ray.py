@@ -45,7 +45,7 @@ def arguments(data: Path, *more: str) -> list[str]:
 def test_two_processes_share_the_batches_and_one_writes(data: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     run = subprocess.run(
-        [sys.executable, "-m", "jobs.train_eyes", *arguments(data, "--workers", "2")], cwd=ROOT, env=environment,
+        [sys.executable, "-m", "jobs.train", "eyes", *arguments(data, "--workers", "2")], cwd=ROOT, env=environment,
         capture_output=True, text=True, check=False, timeout=300,
     )
     assert run.returncode == 0, run.stderr
@@ -57,7 +57,7 @@ def test_two_processes_share_the_batches_and_one_writes(data: Path) -> None:
 
 def test_a_worker_hands_an_error_of_the_data_back(data: Path) -> None:
     (data / "eyes/val.parquet").unlink()
-    config = {"module": "jobs.train_eyes", "args": build_parser().parse_args(arguments(data)), "threads": 1}
+    config = {"model": "eyes", "args": build_parser().parse_args(arguments(data)), "threads": 1}
     assert train_on_ray.train_worker(config).endswith("eyes/val.parquet does not exist")
 
 
@@ -86,4 +86,4 @@ def test_what_the_cluster_cannot_do_is_an_error(
 
     monkeypatch.setattr(train_on_ray, "connect", connect)
     assert main(arguments(data, "--workers", workers)) == 2
-    assert f"error: {error}" in capsys.readouterr().err
+    assert f"train eyes: {error}" in capsys.readouterr().err

@@ -22,12 +22,12 @@ def test_an_interrupted_run_says_how_to_go_on(
         if number is not None:
             signal.raise_signal(number)
 
-    monkeypatch.setitem(sys.modules, "jobs.train_fake", SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "jobs.train.fake", SimpleNamespace(train=train))
     parser = argparse.ArgumentParser()
     add_training_options(parser)
-    assert run_training("jobs.train_fake", parser, ["--name", "my", "--seed", "3"]) == code
+    assert run_training("fake", parser, ["--name", "my", "--seed", "3"]) == code
     said = capsys.readouterr().err
-    assert said.endswith("from the last checkpoint: python -m jobs.train_fake --name my --seed 3\n") == (code > 0)
+    assert said.endswith("from the last checkpoint: python -m jobs.train fake --name my --seed 3\n") == (code > 0)
 
 
 @pytest.mark.parametrize(
