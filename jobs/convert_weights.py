@@ -1,8 +1,8 @@
-"""Turn an ultralytics checkpoint into weights of ours: `python -m jobs.convert_weights FILE.pt OUT_DIR --name yolov8n`.
+"""Convert an ultralytics checkpoint to our weights: `python -m jobs.convert_weights FILE.pt OUT_DIR --name yolov8n`.
 
-Unpickling a checkpoint runs whatever code it holds. So it happens only for files whose sha256 is known or given, or on
-`--trust`, and in a process of its own that sees neither our packages nor the caller's environment. Of a pose checkpoint
-the boxes and scores are kept.
+Unpickling a checkpoint runs the code in it. So a file is only read if its sha256 is known or given, or with `--trust`.
+A separate process reads it, without our packages and the caller's environment. Of a pose network only the boxes and
+scores are kept.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.command import run_command
+from jobs.options import command_parser
 from models.store import WeightCard, WeightsError, save_model
 
 if TYPE_CHECKING:
     import torch
 
 PINNED = {
-    # the public YOLOv8n-face of derronqi/yolov8-face, recovered from its int8 export
+    # YOLOv8n-face of derronqi/yolov8-face, recovered from its int8 export
     "88119e118ad5e91862a91436a695e7167cd8c7547b2f2be176375e759b5c0f08": "yolov8n_face.pt",
 }
 
-# Isolated (-I), so our `models` package cannot hide the name by which ultralytics knows a YOLOv5 checkpoint; torch.load
-# itself, because ultralytics' own loader installs packages that a checkpoint asks for.
+# Python's -I keeps our package `models` out of the way: YOLOv5 checkpoints name a module `models`. torch.load reads the
+# file, because ultralytics' loader installs packages that a checkpoint names.
 UNPICKLE = """
 import sys
 import torch, ultralytics.nn.tasks
@@ -41,14 +44,14 @@ save_file({k: v.float().contiguous() for k, v in model.state_dict().items()
 """
 
 FIRST_CHANNELS = {16: "yolov8n", 32: "yolov8s", 48: "yolov8m"}
-BOX_PARTS = ("cv2", "cv3", "dfl")     # of the head, `model.22`; `cv4` holds the points of a pose network
-DETECTOR_LICENCE = "AGPL-3.0"         # ultralytics' own for its networks and what is trained with them
+BOX_PARTS = ("cv2", "cv3", "dfl")     # of the head, `model.22`; `cv4` finds the points of a pose network
+DETECTOR_LICENCE = "AGPL-3.0"         # ultralytics' licence for its networks and models trained with them
 
 
 def unpickle(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint as float32, read by a process of its own. Raises WeightsError.
+    """The tensors of a checkpoint as float32, read by a separate process. Raises WeightsError.
 
-    Call it only for a file that is trusted: its code runs.
+    Call this only for a trusted file: its code runs.
     """
     import safetensors.torch
 
@@ -68,7 +71,7 @@ def unpickle(file: Path) -> dict[str, torch.Tensor]:
 
 
 def box_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
-    """The network's name and the tensors that find boxes, of a YOLOv8 detect or pose network with one class.
+    """The network's name and its tensors for boxes; from a YOLOv8 detect or pose network with one class.
 
     Raises WeightsError for any other network.
     """
@@ -87,13 +90,13 @@ def box_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, tor
 
 
 def check_trusted(file: Path, sha256: str | None, trust: bool) -> str:
-    """The file's sha256, if it may be unpickled. Raises WeightsError with the ways to allow it otherwise."""
+    """The file's sha256, if we may unpickle it. Otherwise raises WeightsError, which says how to allow it."""
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror}") from None
     if sha256 is not None and sha256.lower() != digest:
-        raise WeightsError(f"{file} has sha256 {digest}, not the one given")
+        raise WeightsError(f"{file} has sha256 {digest}, not the one given with --sha256: download it again")
     if sha256 is None and digest not in PINNED and not trust:
         raise WeightsError(
             f"{file} (sha256 {digest}) is not known, and reading a .pt file runs the code in it. "
@@ -103,7 +106,7 @@ def check_trusted(file: Path, sha256: str | None, trust: bool) -> str:
 
 
 def detector_fields(name: str, network: str, input_px: int, **fields: Any) -> dict[str, Any]:
-    """The fields of a detector's card that are the same for all, and the given ones."""
+    """The fields of a detector's card: those that all detectors share, and `fields`."""
     return {
         "name": name,
         "role": "detector",
@@ -115,11 +118,11 @@ def detector_fields(name: str, network: str, input_px: int, **fields: Any) -> di
 
 
 def convert(file: Path, out_dir: Path, name: str, digest: str, command: str) -> WeightCard:
-    """Write the detector that a trusted checkpoint holds into out_dir and return its card. Raises WeightsError."""
+    """Write the detector of a trusted checkpoint into out_dir; its card. Raises WeightsError."""
     network, tensors = box_tensors(unpickle(file))
     fields = detector_fields(
         name, network, 640,
-        commercial_use=False,      # nothing is known of its data
+        commercial_use=False,      # its data are unknown
         started_from=f"{file.name}, sha256 {digest}",
         data=[{"name": "as the checkpoint's publisher says", "licence": "unknown"}],
         metrics={},
@@ -128,24 +131,24 @@ def convert(file: Path, out_dir: Path, name: str, digest: str, command: str) -> 
     return save_model(out_dir, fields, tensors)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.convert_weights", description="YOLOv8 .pt to safetensors.")
+    parser = command_parser("convert-weights", "Convert YOLOv8 weights from .pt to safetensors.")
     parser.add_argument("file", type=Path, metavar="FILE.pt", help="an ultralytics YOLOv8 checkpoint, detect or pose")
-    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="weights folder to write to")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="weights folder for the result")
     parser.add_argument("--name", required=True, help="name of the detector: detector-NAME.safetensors")
-    parser.add_argument("--sha256", help="what the file's publisher says its sha256 is")
+    parser.add_argument("--sha256", help="the file's sha256, as its publisher gives it")
     parser.add_argument("--trust", action="store_true", help="run the code in a file of unknown sha256")
     args = parser.parse_args(argv)
     command = "python -m jobs.convert_weights " + shlex.join(sys.argv[1:] if argv is None else argv)
-    try:
-        digest = check_trusted(args.file, args.sha256, args.trust)
-        card = convert(args.file, args.out_dir, args.name, digest, command)
-    except WeightsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command("convert-weights", partial(convert_file, args, command), again="The same command starts again.")
+
+
+def convert_file(args: argparse.Namespace, command: str) -> None:
+    """Check the file, convert it, and print the result. Raises WeightsError."""
+    digest = check_trusted(args.file, args.sha256, args.trust)
+    card = convert(args.file, args.out_dir, args.name, digest, command)
     print(f"{args.out_dir / card.file_name}: {card.identity}")
-    return 0
 
 
 if __name__ == "__main__":

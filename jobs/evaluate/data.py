@@ -1,4 +1,4 @@
-"""What `jobs.evaluate` reads: tables with their columns checked, photos, and outputs of `jobs.extract`."""
+"""The data of evaluations and trainings: checked tables, photos, and outputs of `jobs.extract`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class DataError(UserError):
-    """The data cannot be measured on; the message says what is wrong with it and what is needed."""
+    """The data cannot be used; the message says why, and what is needed."""
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """The columns of a Parquet file, of all Parquet files of a folder one below the other, or of a CSV (all text).
+    """The columns of a Parquet file, of all Parquet files in a folder, or of a CSV file (all text).
 
-    optional: columns that are read where every file has them. Raises DataError for a file that is not there or not
-    readable, without a column or with an empty value in it, and where there is no row.
+    optional: columns that are read if every file has them. Raises DataError for a file that is missing or cannot be
+    read, a missing column, an empty value in a column, and no row.
     """
     import pyarrow as pa
 
@@ -46,7 +46,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
 
 
 def read_batches(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file too large to hold, 64 at a time; columns, optional and errors as `read_table`."""
+    """The rows of a Parquet file, 64 at a time, for files larger than the memory. Otherwise as `read_table`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,7 +63,7 @@ def read_batches(file: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 
 def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
-    """Those of the columns that a file has."""
+    """The columns that the file has."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -80,17 +80,17 @@ def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def decode_image(content: bytes | None) -> np.ndarray | None:
-    """The pixels (h, w, 3) uint8 RGB of an encoded image, upright; None where it cannot be read."""
+    """The pixels (h, w, 3) uint8 RGB of an encoded image, upright; None if it cannot be read."""
     import cv2
 
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
-    except cv2.error:       # of more pixels than OpenCV takes
+    except cv2.error:       # more pixels than OpenCV takes
         return None
 
 
 def decode(content: bytes, name: str) -> np.ndarray:
-    """As `decode_image`, but raises DataError, which names the image."""
+    """As `decode_image`, but raises DataError with the image's name."""
     pixels = decode_image(content)
     if pixels is None:
         raise DataError(f"{name} cannot be read as an image; mend or remove it")
@@ -98,12 +98,12 @@ def decode(content: bytes, name: str) -> np.ndarray:
 
 
 def decode_column(table: pa.Table, path: Path) -> list[np.ndarray]:
-    """The pixels of all of the table's `image`; path: where the table is from."""
+    """The pixels of the column `image`. path: the table's, for messages. Raises DataError."""
     return [decode(value.as_py(), f"image {i} of {path}") for i, value in enumerate(table["image"])]
 
 
 def point_column(table: pa.Table, column: str, count: int, path: Path | str) -> np.ndarray:
-    """A column of that many points x, y a row, (n, count, 2) float64. path: where it is from. Raises DataError."""
+    """A column with `count` points x, y a row, (n, count, 2) float64. path: for messages. Raises DataError."""
     try:
         return np.array(table[column].to_pylist(), np.float64).reshape(len(table), count, 2)
     except (ValueError, TypeError):
@@ -111,7 +111,7 @@ def point_column(table: pa.Table, column: str, count: int, path: Path | str) -> 
 
 
 def as_boxes(value: list[list[float]] | None, column: str) -> np.ndarray:
-    """A row's boxes, (n, 4) float64; none where the row has nothing. Raises DataError for another shape."""
+    """A row's boxes, (n, 4) float64; (0, 4) for None. Raises DataError for another shape."""
     try:
         return np.array(value or [], np.float64).reshape(-1, 4)
     except (ValueError, TypeError):
@@ -123,9 +123,9 @@ def as_boxes(value: list[list[float]] | None, column: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ExtractedImage:
-    """An image of an extract output: width and height in pixels, None where it could not be read, and its faces.
+    """An image of an extract output: its faces, and its width and height in pixels, None if it could not be read.
 
-    faces: rows of faces/, each with at least `x1 y1 x2 y2` in pixels of the image.
+    faces: rows of faces/ with at least `x1 y1 x2 y2`, in pixels of the image.
     """
 
     size_wh: tuple[int, int] | None
@@ -153,16 +153,16 @@ def is_output(path: Path) -> bool:
 
 
 def read_output(path: Path, names: Sequence[str], columns: Sequence[str]) -> list[ExtractedImage]:
-    """The images of an extract output that have the names, in their order, and their faces with box and `columns`.
+    """The images of these names in an extract output, in this order, with the box and `columns` of their faces.
 
-    A name is the end of a uri, with or without suffix. Raises DataError where that is no output or holds no face, and
-    where an image is not in it or not the only one of its name.
+    A name is the end of a uri, with or without suffix. Raises DataError if path is no output or holds no face, and if a
+    name has no image or several.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not is_output(path):
-        raise DataError(f"{path} is no output of jobs.extract, which holds images/ and faces/")
+        raise DataError(f"{path} is no output of jobs.extract: it has no images/ and faces/")
     images = read_table(path / "images", ["uri"], ["width", "height"]).to_pylist()
     uris = _uris_of([row["uri"] for row in images], names, path)
     size_wh = {row["uri"]: (row["width"], row["height"]) for row in images if row.get("width") is not None}
@@ -174,7 +174,7 @@ def read_output(path: Path, names: Sequence[str], columns: Sequence[str]) -> lis
 
 
 def _uris_of(uris: Iterable[str], names: Sequence[str], origin: Path) -> list[str]:
-    """The uri that each name is the end of."""
+    """The uri of each name."""
     depths = {name.count("/") + 1 for name in names}
     known: dict[str, set[str]] = defaultdict(set)
     for uri in uris:
@@ -184,8 +184,8 @@ def _uris_of(uris: Iterable[str], names: Sequence[str], origin: Path) -> list[st
             known[str(PurePosixPath(end).with_suffix(""))].add(uri)
     if absent := [name for name in names if name not in known]:
         raise DataError(
-            f"{origin} lacks {len(absent)} of the {len(names)} images that were asked for, first {absent[0]}; run "
-            "jobs.extract over all of them"
+            f"{origin} lacks {len(absent)} of the {len(names)} images named in the annotations, first {absent[0]}; run "
+            "extract over all of them"
         )
     if several := [name for name in names if len(known[name]) > 1]:
         raise DataError(f"{origin} holds several images {several[0]}; put the folder before the name, as folder/name")
@@ -196,16 +196,16 @@ def made_by(images: Iterable[ExtractedImage], role: str) -> str:
     """The identity of the model that made the faces, from their column `role`. Raises DataError without faces."""
     for image in images:
         for face in image.faces:
-            return face[role]
-    raise DataError("the output holds no face in any of these images")
+            return str(face[role])
+    raise DataError("the output has no face in any of these images: do the annotations belong to it?")
 
 
 def card_of(weights_dir: Path, role: str, identity: str) -> WeightCard:
-    """The card of the model of this identity. Raises WeightsError, and DataError where the weights are others now."""
+    """The card of the model with this identity. Raises WeightsError, and DataError for other weights."""
     card = read_card(weights_dir, role, identity.rpartition(f"-{TASKS[role]}@")[0])
     if card.identity != identity:
         raise DataError(
-            f"the output was made by {identity}, but {weights_dir} holds {card.identity}: name the folder with those "
-            "weights by --weights, or run jobs.extract again"
+            f"the output was made by {identity}, but {weights_dir} holds {card.identity}: name the folder with the "
+            "output's weights with --weights, or run extract again"
         )
     return card

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.evaluate.data import DataError, as_boxes, card_of, decode, is_output, made_by, read_output, read_table
-from jobs.evaluate.report import Plot, Report
+from jobs.evaluate.evaluation import Evaluation, Plot
 from models import metrics
-from models.store import read_card, read_model
+from models.store import StoredModel, WeightCard, read_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MIN_HEIGHTS_PX = (10, 20, 40, 80)
-LOWEST_SCORE = 0.01           # detections below it add nothing to AP but time
+LOWEST_SCORE = 0.01           # lower scores do not change AP, and cost time
 IOU_STEPS = tuple(np.linspace(0.5, 0.95, 10))
 
 
 @dataclass(frozen=True)
 class DetectedPhoto:
-    """Detections (n, 4) and scores (n,) of a photo, best first, and its annotated and ignored boxes; image pixels."""
+    """Detections (n, 4) and scores (n,) of a photo, best first; its annotated and ignored boxes; in image pixels."""
 
     boxes_xyxy: np.ndarray
     scores: np.ndarray
@@ -34,38 +34,42 @@ class DetectedPhoto:
     ignored_xyxy: np.ndarray
 
 
-def detection(args: argparse.Namespace) -> Report:
+@dataclass(frozen=True)
+class Detections:
+    """What is measured: photos with the faces of one detector, found at scores of at least min_score.
+
+    card: the detector's, None if it is not needed. note: the end of the title.
+    """
+
+    photos: list[DetectedPhoto]
+    detector: str
+    card: WeightCard | None
+    input_px: int
+    min_score: float
+    note: str
+
+
+def detection(args: argparse.Namespace) -> Evaluation:
     """Average precision, and recall and precision at --min-score, for faces of at least several heights.
 
-    A face below a band's height counts as an ignored box there: a find on it is neither right nor wrong. A find that
-    lies on no annotated box is false in every band, whatever its own size (COCO leaves the small ones out, which gives
-    higher figures).
+    In a band, a face below its height counts as an ignored box: a detection on it is neither right nor wrong. A
+    detection on no annotated box is false in every band, whatever its size. (COCO leaves small ones out, which gives
+    higher figures.)
     """
-    min_score = args.min_score
     if args.precision != "float32" and (args.update_card or is_output(args.photos)):
-        raise DataError("--precision is for a look at its cost: neither for the card nor for an output of jobs.extract")
-    if is_output(args.photos):
-        photos, identity, settings = extracted_photos(args.photos, args.truth)
-        card = card_of(args.weights, "detector", identity) if args.update_card else None
-        input_px = settings["detect_px"]
-        min_score = max(min_score, settings["min_score"])
-        cut = f"AP cut off below its min score {settings['min_score']:g}"
-        title = f"Detection on {len(photos)} photos: {identity} at {input_px} px by jobs.extract, {cut}"
-    else:
-        card = read_card(args.weights, "detector", args.detector)
-        photos, identity, input_px = detect_photos(args), card.identity, args.input_px
-        title = f"Detection on {len(photos)} photos: {identity} at {input_px} px, min score {min_score}"
-        title += ", bfloat16" if args.precision == "bfloat16" else ""
+        raise DataError("--precision shows the cost of bfloat16: leave it out for --update-card and for an output")
+    found = extracted_detections(args) if is_output(args.photos) else run_detector(args)
+    photos = found.photos
     if not any(len(photo.truth_xyxy) for photo in photos):
         raise DataError("no photo has an annotated face: fill the column boxes with x1, y1, x2, y2 in pixels")
     bands = {
-        str(height): {key: round(value, 4) for key, value in detection_band(photos, height, min_score).items()}
+        str(height): {key: round(value, 4) for key, value in detection_band(photos, height, found.min_score).items()}
         for height in MIN_HEIGHTS_PX
     }
     columns = ("ap50", "ap50_95", "recall", "precision", "best_f1_score", "best_f1")
-    report = Report(
-        title,
-        {"detector": identity, "input_px": input_px, "min_score": min_score, "photos": len(photos),
+    evaluation = Evaluation(
+        f"Detection on {len(photos)} photos: {found.detector} at {found.input_px} px{found.note}",
+        {"detector": found.detector, "input_px": found.input_px, "min_score": found.min_score, "photos": len(photos),
          "by_min_height_px": bands, "network_dtype": args.precision},
         ("face height", "faces", "AP at IoU 0.5", "AP 0.5:0.95", "recall", "precision", "best F1 at score", "best F1"),
         [(f"≥ {height} px", str(band["faces"]), *(f"{band[column]:.3f}" for column in columns))
@@ -75,15 +79,32 @@ def detection(args: argparse.Namespace) -> Report:
             for height in MIN_HEIGHTS_PX
         }, (0, 1)),
     )
-    if card is not None and args.update_card:
-        report.record(args.weights, card, "detection", args.command_line)
-    return report
+    if found.card is not None and args.update_card:
+        evaluation.record(args.weights, found.card, "detection", args.command_line)
+    return evaluation
 
 
-def detect_photos(args: argparse.Namespace) -> list[DetectedPhoto]:
+def run_detector(args: argparse.Namespace) -> Detections:
+    """Run a detector of the weights folder over annotated photos. Raises WeightsError, DataError."""
+    model = read_model(args.weights, "detector", args.detector)
+    note = f", min score {args.min_score}{', bfloat16' if args.precision == 'bfloat16' else ''}"
+    photos = detect_photos(model, args)
+    return Detections(photos, model.card.identity, model.card, args.input_px, args.min_score, note)
+
+
+def extracted_detections(args: argparse.Namespace) -> Detections:
+    """Take the faces from an output of `jobs.extract`. Raises WeightsError, DataError."""
+    photos, identity, settings = extracted_photos(args.photos, args.truth)
+    card = card_of(args.weights, "detector", identity) if args.update_card else None
+    lowest = settings["min_score"]
+    note = f" by jobs.extract, AP cut off below its min score {lowest:g}"
+    return Detections(photos, identity, card, settings["detect_px"], max(args.min_score, lowest), note)
+
+
+def detect_photos(model: StoredModel, args: argparse.Namespace) -> list[DetectedPhoto]:
     """Run the detector over annotated photos: a folder with a table beside it, or images in Parquet.
 
-    Raises WeightsError, OSError, DataError.
+    Raises WeightsError, DataError.
     """
     import torch
 
@@ -94,11 +115,11 @@ def detect_photos(args: argparse.Namespace) -> list[DetectedPhoto]:
 
     rows = read_annotations(args.photos, args.truth)
     detect = load_detector(
-        read_model(args.weights, "detector", args.detector), device=args.device, min_score=LOWEST_SCORE,
-        nms_iou=args.nms_iou, batch_size=args.batch_size, max_detections=1000,
+        model, device=args.device, min_score=LOWEST_SCORE, nms_iou=args.nms_iou, batch_size=args.batch_size,
+        max_detections=1000,
     )
     half = args.precision == "bfloat16"
-    if half:       # the head keeps the grid of the first batch; made in bfloat16 it would round boxes to 2 px and more
+    if half:       # the head keeps the grid of its first batch; a grid in bfloat16 would round boxes by 2 px and more
         detect(np.zeros((1, args.input_px, args.input_px, 3), np.uint8))
     photos = []
     for start in range(0, len(rows), args.batch_size):
@@ -112,12 +133,12 @@ def detect_photos(args: argparse.Namespace) -> list[DetectedPhoto]:
 
 
 def read_annotations(photos: Path, truth: Path | None) -> pa.Table:
-    """`boxes`, perhaps `ignored_boxes`, and `name` of photos in a folder or `image` from Parquet. Raises DataError."""
+    """`boxes`, perhaps `ignored_boxes`, and `name` (photos in a folder) or `image` (Parquet). Raises DataError."""
     beside = truth or photos / "boxes.parquet"
     if truth or beside.exists():
         return read_table(beside, ["name", "boxes"], ["ignored_boxes"])
     if photos.is_dir() and not any(photos.glob("*.parquet")):
-        raise DataError(f"{photos} holds no boxes.parquet: name the annotations (name, boxes) by --truth")
+        raise DataError(f"{photos} holds no boxes.parquet: name the annotations (name, boxes) with --truth")
     return read_table(photos, ["image", "boxes"], ["ignored_boxes"])
 
 
@@ -130,18 +151,18 @@ def read_photo(photos: Path, row: dict[str, Any], number: int) -> np.ndarray:
 
 
 def annotated_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes (m, 4) and the ignored boxes (k, 4) of a row of annotations. Raises DataError."""
+    """The boxes (m, 4) and the ignored boxes (k, 4) of an annotated photo. Raises DataError."""
     faces, ignored = (as_boxes(row.get(name), name).astype(np.float32) for name in ("boxes", "ignored_boxes"))
     return faces, ignored
 
 
 def extracted_photos(output: Path, truth: Path | None) -> tuple[list[DetectedPhoto], str, dict[str, Any]]:
-    """The faces that `jobs.extract` found on the annotated photos, its detector's identity and its settings.
+    """The faces of `jobs.extract` on the annotated photos, its detector's identity and its settings.
 
-    Raises DataError, OSError.
+    Raises DataError.
     """
     if truth is None:
-        raise DataError(f"{output} is an output of jobs.extract: name the annotations (name, boxes) by --truth")
+        raise DataError(f"{output} is an output of extract: name the annotations (name, boxes) with --truth")
     rows = read_annotations(output, truth).to_pylist()
     images = read_output(output, [row["name"] for row in rows], ["det_score", "detector"])
     photos = []
@@ -149,12 +170,15 @@ def extracted_photos(output: Path, truth: Path | None) -> tuple[list[DetectedPho
         scores = np.array([face["det_score"] for face in image.faces], np.float32)
         best_first = np.argsort(-scores, kind="stable")
         photos.append(DetectedPhoto(image.boxes_xyxy()[best_first], scores[best_first], *annotated_boxes(row)))
-    settings = json.loads((output / "output.json").read_text(encoding="utf-8"))["settings"]
+    try:
+        settings = json.loads((output / "output.json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{output / 'output.json'} cannot be read ({error}): run extract again") from None
     return photos, made_by(images, "detector"), settings
 
 
 def detection_band(photos: Sequence[DetectedPhoto], min_height_px: float, min_score: float) -> dict[str, float]:
-    """The figures for annotated faces of at least min_height_px, see `detection`."""
+    """The figures for annotated faces of min_height_px and more, see `detection`."""
     scores = np.concatenate([photo.scores for photo in photos])
     at_half, faces = band_outcome(photos, min_height_px, 0.5)
     shown = at_half[scores >= min_score]
@@ -174,7 +198,7 @@ def detection_band(photos: Sequence[DetectedPhoto], min_height_px: float, min_sc
 
 
 def band_outcome(photos: Sequence[DetectedPhoto], min_height_px: float, min_iou: float) -> tuple[np.ndarray, int]:
-    """What became of the detections of all photos, as `metrics.match_faces` says, and how many faces there are."""
+    """The outcome of the detections of all photos, see `metrics.match_faces`, and the number of faces."""
     tall = [photo.truth_xyxy[:, 3] - photo.truth_xyxy[:, 1] >= min_height_px for photo in photos]
     outcome = np.concatenate([
         metrics.match_faces(
@@ -187,7 +211,7 @@ def band_outcome(photos: Sequence[DetectedPhoto], min_height_px: float, min_iou:
 
 
 def band_curve(photos: Sequence[DetectedPhoto], min_height_px: float) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision at IoU 0.5 down the scores."""
+    """Recall and precision at IoU 0.5, by descending score."""
     precision, recall, _ = metrics.precision_recall(
         np.concatenate([photo.scores for photo in photos]), *band_outcome(photos, min_height_px, 0.5)
     )

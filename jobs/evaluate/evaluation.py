@@ -1,4 +1,4 @@
-"""What `jobs.evaluate` writes: a table, the figures as JSON, a plot, and the figures in a model's card."""
+"""The outcome of an evaluation: a table, figures as JSON, a plot, and an entry in a model's card."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from jobs.evaluate.data import DataError
 from models.store import WeightCard, write_card
 from pipeline.text import printable
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves in one picture: label to x (n,) and y (n,), with what the axes show, unit and all."""
+    """Curves in one picture: from label to x (n,) and y (n,). The labels of the axes have their units."""
 
     x_label: str
     y_label: str
@@ -25,8 +26,8 @@ class Plot:
     log_x: bool = False
 
     def write(self, path: Path, title: str) -> None:
-        """A PNG; y goes from 0 to 1."""
-        from matplotlib.figure import Figure  # not pyplot, which looks for a screen
+        """Write a PNG; y goes from 0 to 1."""
+        from matplotlib.figure import Figure  # pyplot would look for a screen
 
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.add_subplot()
@@ -34,15 +35,15 @@ class Plot:
             axes.plot(x, y, label=label, linewidth=1.5)
         axes.set_xscale("log" if self.log_x else "linear")
         axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=self.x_range, ylim=(0, 1.01))
-        axes.set_title(title, fontsize=9, wrap=True, parse_math=False)        # a path may have dollars in it
+        axes.set_title(title, fontsize=9, wrap=True, parse_math=False)        # paths can contain $
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, loc="lower center")
         figure.savefig(path, dpi=100)
 
 
 @dataclass(frozen=True)
-class Report:
-    """The outcome of one evaluation: a title, all figures for the JSON file, the table for people, and the plot."""
+class Evaluation:
+    """A title, all figures for the JSON file, a table of the main ones, and a plot."""
 
     title: str
     figures: dict[str, Any]
@@ -51,22 +52,31 @@ class Report:
     plot: Plot
 
     def markdown(self) -> str:
-        """Title and table."""
+        """Title and table as Markdown."""
         lines = [f"## {printable(self.title)}", "", *(f"| {' | '.join(row)} |" for row in (self.header, *self.rows))]
         lines.insert(3, "|" + " --- |" * len(self.header))
         return "\n".join(lines) + "\n"
 
     def write(self, out_dir: Path, name: str) -> None:
-        """`name.json`, `name.md` and `name.png` in out_dir."""
-        out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / f"{name}.json").write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
-        (out_dir / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
-        self.plot.write(out_dir / f"{name}.png", self.title)
+        """Write `name.json`, `name.md` and `name.png` into out_dir. Raises DataError when that fails."""
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            (out_dir / f"{name}.json").write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
+            (out_dir / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
+            self.plot.write(out_dir / f"{name}.png", self.title)
+        except OSError as error:
+            raise DataError(f"cannot write to --out {out_dir}: {error.strerror}; give another folder") from None
 
     def record(
         self, weights_dir: Path, card: WeightCard, name: str, command: str,
         thresholds: Mapping[str, float] | None = None,
     ) -> None:
-        """Write the figures into the model's card under `name`, and the cosine thresholds where there are some."""
+        """Write the figures into the model's card under `name`, with cosine thresholds if given.
+
+        Raises DataError when that fails.
+        """
         metrics = card.metrics | {name: self.figures | {"command": command}}
-        write_card(weights_dir, replace(card, metrics=metrics, thresholds=dict(thresholds or card.thresholds)))
+        try:
+            write_card(weights_dir, replace(card, metrics=metrics, thresholds=dict(thresholds or card.thresholds)))
+        except OSError as error:
+            raise DataError(f"--update-card: cannot write to {weights_dir}: {error.strerror}") from None

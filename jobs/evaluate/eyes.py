@@ -19,12 +19,12 @@ from jobs.evaluate.data import (
     read_output,
     read_table,
 )
-from jobs.evaluate.report import Plot, Report
+from jobs.evaluate.evaluation import Evaluation, Plot
 from models import metrics
 from models.store import read_card, read_model
 
-BOX_SCORE, BOX_NMS_IOU = 0.3, 0.5     # of the detector where only the face in the middle is asked for
-MIN_OVERLAP = 0.2                     # IoU of a box with the extent of the points, for it to be that face's
+BOX_SCORE, BOX_NMS_IOU = 0.3, 0.5     # for the detector: only one face is wanted
+MIN_OVERLAP = 0.2                     # least IoU of a face's box with the extent of its points
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class AnnotatedFaces:
 
 @dataclass(frozen=True)
 class FoundEyes:
-    """Eye points (n, 12, 2) in image pixels, NaN where the face was not found, and which models found them."""
+    """Eye points (n, 12, 2) in image pixels, NaN for a face that was not found, and the models that found them."""
 
     points: np.ndarray
     keypointer: str
     detector: str
 
 
-def eyes(args: argparse.Namespace) -> Report:
-    """How far the eye points are off on faces as our detector boxes them; a face it does not find is a failure."""
+def eyes(args: argparse.Namespace) -> Evaluation:
+    """Errors of the eye points on faces in our detector's boxes; a face that it does not find is a failure."""
     if is_output(args.faces):
         if args.truth is None:
-            raise DataError(f"{args.faces} is an output of jobs.extract: name the points (name, points) by --truth")
+            raise DataError(f"{args.faces} is an output of extract: name the points (name, points) with --truth")
         truth = read_table(args.truth, ["name", "points"])
         points = point_column(truth, "points", 68, args.truth)
         eyes_found = extracted_eyes(args.faces, truth["name"].to_pylist(), points)
@@ -67,7 +67,7 @@ def eyes(args: argparse.Namespace) -> Report:
     by_face[found] = metrics.face_nme(eyes_found.points[found], wanted[found])
     errors |= {"failures": float((by_face > metrics.MAX_NME).mean()), "auc": metrics.cumulative_area(by_face)}
     at, share = metrics.cumulative_errors(by_face)
-    report = Report(
+    evaluation = Evaluation(
         f"Eye points on {len(points)} faces: {eyes_found.keypointer}, boxes of {eyes_found.detector}",
         {"keypointer": eyes_found.keypointer, "detector": eyes_found.detector, "faces": len(points),
          "found": int(found.sum()), **{name: round(value, 5) for name, value in errors.items()}},
@@ -78,8 +78,8 @@ def eyes(args: argparse.Namespace) -> Report:
              {f"{eyes_found.keypointer}: AUC {errors['auc']:.3f}": (100 * at, share)}, (0, 100 * metrics.MAX_NME)),
     )
     if card is not None and args.update_card:
-        report.record(args.weights, card, "eyes", args.command_line)
-    return report
+        evaluation.record(args.weights, card, "eyes", args.command_line)
+    return evaluation
 
 
 def read_annotated_faces(path: Path) -> AnnotatedFaces:
@@ -99,7 +99,7 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
 
     boxes = find_boxes(faces, args)
     found = [i for i, box in enumerate(boxes) if box is not None]
-    cut = [cut_chip(faces.images[i], boxes[i]) for i in found]
+    cut = [cut_chip(image, box) for image, box in zip(faces.images, boxes, strict=True) if box is not None]
     model = read_model(args.weights, "keypointer", args.keypointer)
     keypointer = load_keypointer(model, device=args.device, batch_size=args.batch_size)
     points = np.full((len(boxes), 12, 2), np.nan)
@@ -110,7 +110,7 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
 
 
 def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarray | None]:
-    """Our detector's box for every face, the one that overlaps its points most; None where there is none."""
+    """For every face the box of our detector that overlaps its points most; None if there is none."""
     from models.detector import load_detector
     from pipeline.geometry import transform_boxes
     from pipeline.stages.detect import letterbox
@@ -131,7 +131,7 @@ def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarr
 
 
 def box_of_points(boxes_xyxy: np.ndarray, points: np.ndarray) -> int | None:
-    """Which of the boxes (n, 4) overlaps the extent of the points (k, 2) most, None where none does enough."""
+    """The index of the box (n, 4) that overlaps the extent of the points (k, 2) most; None if none does enough."""
     extent = np.concatenate([points.min(0), points.max(0)])[None]
     overlaps = metrics.box_iou(boxes_xyxy, extent)[:, 0]
     return int(overlaps.argmax()) if len(overlaps) and overlaps.max() > MIN_OVERLAP else None

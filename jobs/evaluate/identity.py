@@ -1,9 +1,10 @@
-"""`jobs.evaluate identification` and `verification`: whether cosines tell people apart."""
+"""`jobs.evaluate identification` and `verification`: do the cosines of vectors tell people apart?"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,56 +20,57 @@ from jobs.evaluate.data import (
     read_output,
     read_table,
 )
-from jobs.evaluate.report import Plot, Report
+from jobs.evaluate.evaluation import Evaluation, Plot
 from models import metrics
-from models.store import read_card, read_model
+from models.store import StoredModel, WeightCard, read_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FPRS = (0.2, 0.1, 0.05, 0.01, 0.001)
 VERIFICATION_FPRS = (0.1, 0.01, 0.001)
-REFERENCE_TPR = {0.2: 0.725, 0.1: 0.588, 0.05: 0.465}      # of the project's origin, on photos of its own
+REFERENCE_TPR = {0.2: 0.725, 0.1: 0.588, 0.05: 0.465}      # of the project's origin, on other photos
 LOWEST_FPR = 1e-4                                          # of the plot
 NO_FACE_COSINE = -1.0
 
 
-def identification(args: argparse.Namespace) -> Report:
+@dataclass(frozen=True)
+class EmbeddedFaces:
+    """What is compared: the vectors of faces by the source of their eyes, and who the faces are of.
+
+    by_eyes: (n, dim) each, NaN for a face that was not found. people: (n,) labels. card: the embedder's, None if it is
+    not needed.
+    """
+
+    by_eyes: dict[str, np.ndarray]
+    people: np.ndarray
+    distractors: int
+    embedder: str
+    keypointer: str
+    card: WeightCard | None
+
+
+def identification(args: argparse.Namespace) -> Evaluation:
     """True positive rates over all pairs: of ready-cut crops, or of the middle faces of an extract output.
 
-    Negatives are all pairs of different people, positives all pairs of the same person; distractors, people with one
-    photo each, only make negatives. Crops are aligned as in the pipeline, once by our eyes (`ours`) and once by given
-    ones (`given`). An output's faces are taken as they are (`pipeline`); a pair with a photo without face has the
-    cosine −1. With --update-card the rates and thresholds of `ours` or `pipeline` go into the embedder's card.
+    Negatives are all pairs of different people, positives all pairs of one person. Distractors are people with one
+    photo each: they only make negatives. Crops are aligned as in the pipeline, once by our eyes (`ours`) and once by
+    the data's (`given`). An output's faces are taken as they are (`pipeline`); a pair with a photo without a face has
+    the cosine −1. With --update-card the rates and thresholds of `ours` or `pipeline` go into the embedder's card.
     """
     if args.update_card and special_settings(args):
         raise DataError(f"--update-card records the default settings only, not: {', '.join(special_settings(args))}")
-    if is_output(args.crops):
-        if args.truth is None:
-            raise DataError(f"{args.crops} is an output of jobs.extract: name the people (name, identity) by --truth")
-        if args.flip or args.precision != "float32":
-            raise DataError(f"{args.crops} holds vectors, which --flip and --precision come too late for: give crops")
-        table, distractors = read_people(args.truth, ["name", "identity"], args.no_distractors)
-        vectors, embedder, keypointer = extracted_vectors(args.crops, table["name"].to_pylist())
-        by_eyes = {"pipeline": vectors}
-        card = card_of(args.weights, "embedder", embedder) if args.update_card else None
-    else:
-        table, distractors = read_people(args.crops, ["identity", "image", "landmarks"], args.no_distractors)
-        by_eyes, keypointer = embed_crops(table, args), args.keypointer
-        card = read_card(args.weights, "embedder", args.embedder)
-        embedder = card.identity
-    people = np.unique(table["identity"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
-    pairs = {name: face_pairs(vectors, people, args.dtype) for name, vectors in by_eyes.items()}
+    faces = extracted_faces(args) if is_output(args.crops) else embedded_crops(args)
+    pairs = {name: face_pairs(vectors, faces.people, args.dtype) for name, vectors in faces.by_eyes.items()}
     rates = {name: tpr_at_fpr(pairs[name], FPRS) for name in pairs}
-    settings = {
-        "distractors": distractors, "flip": args.flip, "vector_dtype": args.dtype, "network_dtype": args.precision,
-    }
-    among = f", {distractors} of them distractors" if distractors else ""
-    report = Report(
-        f"Identification on {len(people)} faces of {len(set(people))} people{among}: "
-        + ", ".join([embedder, *special_settings(args)]),
-        {"embedder": embedder, "keypointer": keypointer, "crops": len(people),
-         **{f"eyes_{name}": rounded_rates(by_fpr) for name, by_fpr in rates.items()}, **settings,
+    among = f", {faces.distractors} of them distractors" if faces.distractors else ""
+    evaluation = Evaluation(
+        f"Identification on {len(faces.people)} faces of {len(set(faces.people))} people{among}: "
+        + ", ".join([faces.embedder, *special_settings(args)]),
+        {"embedder": faces.embedder, "keypointer": faces.keypointer, "crops": len(faces.people),
+         **{f"eyes_{name}": rounded_rates(by_fpr) for name, by_fpr in rates.items()},
+         "distractors": faces.distractors, "flip": args.flip, "vector_dtype": args.dtype,
+         "network_dtype": args.precision,
          "reference_on_other_data": {f"{fpr:g}": tpr for fpr, tpr in REFERENCE_TPR.items()}},
         ("eyes", *(f"TPR at FPR {fpr:g}" for fpr in FPRS)),
         [*((name, *(f"{by_fpr[fpr][0]:.4f}" for fpr in FPRS)) for name, by_fpr in rates.items()),
@@ -76,20 +78,47 @@ def identification(args: argparse.Namespace) -> Report:
           *(f"{REFERENCE_TPR[fpr]:.3f}" if fpr in REFERENCE_TPR else "" for fpr in FPRS))],
         roc_plot({f"eyes: {name}": pairs[name] for name in pairs}),
     )
-    if card is not None and args.update_card:
+    if faces.card is not None and args.update_card:
         thresholds = {f"{fpr:g}": round(threshold, 5) for fpr, (_, threshold) in next(iter(rates.values())).items()}
-        report.record(args.weights, card, "identification", args.command_line, thresholds)
-    return report
+        evaluation.record(args.weights, faces.card, "identification", args.command_line, thresholds)
+    return evaluation
+
+
+def extracted_faces(args: argparse.Namespace) -> EmbeddedFaces:
+    """The middle faces of an extract output. Raises DataError, WeightsError."""
+    if args.truth is None:
+        raise DataError(f"{args.crops} is an output of extract: name the people (name, identity) with --truth")
+    if args.flip or args.precision != "float32":
+        raise DataError(f"{args.crops} holds finished vectors: --flip and --precision need crops")
+    table, distractors = read_people(args.truth, ["name", "identity"], args.no_distractors)
+    vectors, embedder, keypointer = extracted_vectors(args.crops, table["name"].to_pylist())
+    card = card_of(args.weights, "embedder", embedder) if args.update_card else None
+    return EmbeddedFaces({"pipeline": vectors}, people_of(table), distractors, embedder, keypointer, card)
+
+
+def embedded_crops(args: argparse.Namespace) -> EmbeddedFaces:
+    """Align and embed crops. Raises DataError, WeightsError."""
+    model = read_model(args.weights, "embedder", args.embedder)
+    table, distractors = read_people(args.crops, ["identity", "image", "landmarks"], args.no_distractors)
+    by_eyes = embed_crops(model, table, args)
+    return EmbeddedFaces(
+        by_eyes, people_of(table), distractors, model.card.identity, args.keypointer, model.card
+    )
+
+
+def people_of(table: pa.Table) -> np.ndarray:
+    """A number for each row's identity, (n,)."""
+    return np.unique(table["identity"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
 
 
 def read_people(path: Path, columns: Sequence[str], no_distractors: bool) -> tuple[pa.Table, int]:
-    """The table with its rows of `role` distractor or without them, and how many it has of those. Raises DataError."""
+    """The table, and how many of its rows are distractors; no_distractors removes them. Raises DataError."""
     import pyarrow.compute as pc
 
     table = read_table(path, columns, ["role"])
     if "role" not in table.column_names:
         if no_distractors:
-            raise DataError(f"{path} has no column role that says who is a distractor: leave --no-distractors out")
+            raise DataError(f"{path} has no column role, which marks distractors: leave --no-distractors out")
         return table, 0
     is_distractor = pc.fill_null(pc.equal(table["role"].cast("string"), "distractor"), False)
     if not no_distractors:
@@ -100,20 +129,19 @@ def read_people(path: Path, columns: Sequence[str], no_distractors: bool) -> tup
 
 
 def special_settings(args: argparse.Namespace) -> list[str]:
-    """What a title must say because it is not the default."""
-    said = {"without distractors": args.no_distractors, "flip-averaged": args.flip,
+    """The settings that are not the default, in words."""
+    words = {"without distractors": args.no_distractors, "flip-averaged": args.flip,
             "float16 vectors": args.dtype == "float16", "bfloat16 network": args.precision == "bfloat16"}
-    return [words for words, holds in said.items() if holds]
+    return [text for text, holds in words.items() if holds]
 
 
-def embed_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Unit vectors (n, dim) of the crops by whose eyes they are aligned, see `align_crops`."""
+def embed_crops(model: StoredModel, table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Unit vectors (n, dim) of the crops by the source of their eyes, see `align_crops`."""
     import torch
 
     from models.device import torch_device
     from models.embedder import load_embedder
 
-    model = read_model(args.weights, "embedder", args.embedder)
     embed = load_embedder(model, device=args.device, batch_size=args.batch_size)
     by_eyes = {}
     for name, crops in align_crops(table, args).items():
@@ -126,9 +154,9 @@ def embed_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
 
 
 def align_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Aligned faces (n, 112, 112, 3) by whose eyes they are aligned: `ours` (--keypointer) and `given` (landmarks).
+    """Aligned faces (n, 112, 112, 3) by the source of their eyes: `ours` (--keypointer) and `given` (landmarks).
 
-    The template is the uncalibrated one, for the crops' boxes are not our detector's.
+    The template is the uncalibrated one, because the crops' boxes are not our detector's.
     """
     from models.eyes import load_keypointer
     from models.training import box_of_crop
@@ -155,9 +183,9 @@ def align_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
 
 
 def extracted_vectors(output: Path, names: Sequence[str]) -> tuple[np.ndarray, str, str]:
-    """Unit vectors (n, dim) of the named images' middle faces, NaN where there is none; embedder and keypointer.
+    """Unit vectors (n, dim) of the named images' middle faces, NaN without a face; embedder and keypointer.
 
-    Raises DataError where no image has a face.
+    Raises DataError when no image has a face.
     """
     images = read_output(output, names, ["embedding", "embedder", "keypointer"])
     faces = [image.middle_face() for image in images]
@@ -167,9 +195,9 @@ def extracted_vectors(output: Path, names: Sequence[str]) -> tuple[np.ndarray, s
 
 
 def face_pairs(vectors: np.ndarray, people: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs and whether both are of one person, see `metrics.pair_cosines`.
+    """Cosines of all pairs, and whether a pair is of one person, see `metrics.pair_cosines`.
 
-    dtype: what the vectors are rounded to first, as `jobs.extract --embedding-dtype` stores them.
+    dtype: the vectors are rounded to it first, as `jobs.extract --embedding-dtype` does.
     """
     cosines, same = metrics.pair_cosines(vectors.astype(dtype).astype(vectors.dtype), people)
     return np.nan_to_num(cosines, nan=NO_FACE_COSINE), same
@@ -190,7 +218,7 @@ def rounded_rates(rates: Mapping[float, tuple[float, float]]) -> dict[str, dict[
 
 
 def roc_plot(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Plot:
-    """The ROC curves of cosines and whether they are of one person, by label."""
+    """ROC curves. pairs: from label to the cosines, and whether a pair is of one person."""
     return Plot(
         "false positive rate (share of the pairs of two people)",
         "true positive rate (share of the pairs of one person)",
@@ -198,28 +226,20 @@ def roc_plot(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Plot:
     )
 
 
-def verification(args: argparse.Namespace) -> Report:
-    """Accuracy on pairs of photos of an extract output; the face nearest the middle counts, no face is cosine −1.
+def verification(args: argparse.Namespace) -> Evaluation:
+    """Accuracy on pairs of photos of an extract output.
 
-    With n pairs of different people the rate at an FPR below 1/n is that without any false positive.
+    The face nearest the middle counts; a pair with a photo without a face has the cosine −1. With n pairs of different
+    people, a rate at an FPR below 1/n is the rate without any false positive.
     """
-    pairs = read_table(args.pairs, ["a", "b", "same"])
-    kinds = [str(value) for value in pairs["same"].to_pylist()]
-    if wrong := sorted(set(kinds) - {"0", "1"}):
-        raise DataError(f"{args.pairs}: same must be 0 or 1, got {wrong[0]!r}")
-    same = np.array(kinds) == "1"
-    names = sorted({*pairs["a"].to_pylist(), *pairs["b"].to_pylist()})
-    vectors, embedder, _ = extracted_vectors(args.output, names)
-    row = {name: i for i, name in enumerate(names)}
-    first, second = ([row[name] for name in pairs[column].to_pylist()] for column in ("a", "b"))
-    cosines = np.nan_to_num(np.einsum("nd,nd->n", vectors[first], vectors[second]), nan=NO_FACE_COSINE)
+    cosines, same, embedder = verified_pairs(args.output, args.pairs)
     try:
         mean, deviation, best, threshold = metrics.verification_accuracy(cosines, same, folds=10)
     except ValueError as error:
         raise DataError(f"{args.pairs}: {error}") from None
     rates = metrics.tpr_at_fpr(cosines, same, VERIFICATION_FPRS)
     without = int((cosines == NO_FACE_COSINE).sum())
-    report = Report(
+    evaluation = Evaluation(
         f"Verification on {len(same)} pairs: {embedder}",
         {"pairs": len(same), "pairs_without_face": without, "accuracy": mean, "deviation": deviation,
          "best_accuracy": best, "best_threshold": threshold, "embedder": embedder, "tpr_at_fpr": rounded_rates(rates)},
@@ -230,7 +250,20 @@ def verification(args: argparse.Namespace) -> Report:
         roc_plot({f"{embedder}: {mean:.2%}": (cosines, same)}),
     )
     if args.update_card:
-        report.record(
-            args.weights, card_of(args.weights, "embedder", embedder), "verification", args.command_line
-        )
-    return report
+        card = card_of(args.weights, "embedder", embedder)
+        evaluation.record(args.weights, card, "verification", args.command_line)
+    return evaluation
+
+
+def verified_pairs(output: Path, file: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Cosines of the pairs in a file (pairs,), whether each is of one person, and the embedder. Raises DataError."""
+    pairs = read_table(file, ["a", "b", "same"])
+    kinds = [str(value) for value in pairs["same"].to_pylist()]
+    if wrong := sorted(set(kinds) - {"0", "1"}):
+        raise DataError(f"{file}: same must be 0 or 1, got {wrong[0]!r}")
+    names = sorted({*pairs["a"].to_pylist(), *pairs["b"].to_pylist()})
+    vectors, embedder, _ = extracted_vectors(output, names)
+    row = {name: i for i, name in enumerate(names)}
+    first, second = ([row[name] for name in pairs[column].to_pylist()] for column in ("a", "b"))
+    cosines = np.nan_to_num(np.einsum("nd,nd->n", vectors[first], vectors[second]), nan=NO_FACE_COSINE)
+    return cosines, np.array(kinds) == "1", embedder

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jobs.calibrate_alignment import calibrate, is_frontal
+from jobs.calibrate_alignment import calibrate, is_frontal, main
+from models.store import read_card
+from tests.support.evaluation import encoded, tiny_weights, zidane
 
 
 def face(nose_x: float = 50.0, eye_drop: float = 0.0) -> np.ndarray:
@@ -38,3 +44,22 @@ def test_frontal_faces(points: np.ndarray, expected: bool) -> None:
 def test_the_template_by_medians(boxes, side: float, eyes_xy: tuple[float, float]) -> None:
     template = calibrate(np.stack([face()] * len(boxes)), np.array(boxes, np.float64))
     assert (template.box_side_px, template.eyes_in_box_xy) == (side, eyes_xy)
+
+
+@pytest.mark.parametrize(("nose_x", "code"), [(50.0, 0), (90.0, 2)], ids=["frontal", "profile"])
+def test_the_template_goes_into_the_cards_of_embedders(nose_x: float, code: int, tmp_path: Path, capsys) -> None:
+    weights = tiny_weights(tmp_path / "weights")
+    points = face(nose_x) / (100, 60) * (156, 200) + (54, 30)             # in the box of the face on this part
+    photo = zidane()[50:330, 850:1130]
+    faces = pa.table({"image": [encoded(photo)], "points": [points.tolist()]})
+    pq.write_table(faces, tmp_path / "faces.parquet")
+    command = [str(tmp_path / "faces.parquet"), "--embedder", "tiny", "--weights", str(weights), "--device", "cpu"]
+    assert main(command) == code
+    written = read_card(weights, "embedder", "tiny").preprocessing.get("alignment", {})
+    printed = capsys.readouterr()
+    if code:
+        assert written == {}
+        assert printed.err.startswith("calibrate-alignment: the detector finds no face that looks into the camera")
+    else:
+        assert written["calibrated_for"] == read_card(weights, "detector", "yolov8n").identity
+        assert "from 1 frontal faces of 1" in printed.out and 50 < written["box_side_px"] < 250

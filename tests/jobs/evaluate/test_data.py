@@ -100,7 +100,7 @@ def test_images_by_the_end_of_their_uri(output: Path, names: list[str], scores: 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["c", "d", "e"], "lacks 2 of the 3 images that were asked for, first d"),
+        (["c", "d", "e"], "lacks 2 of the 3 images named in the annotations, first d"),
         (["a"], "several images a;"),
         (["a.jpg"], "several images a.jpg;"),
         (["b"], "lacks 1 of the 1"),

@@ -5,22 +5,34 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
-from jobs.evaluate.report import Plot, Report
+from jobs.evaluate.data import DataError
+from jobs.evaluate.evaluation import Evaluation, Plot
 from models.store import read_card
 from tests.support.evaluation import tiny_weights
 
 LINE = (np.array([0.001, 1.0]), np.array([0.0, 1.0]))
-REPORT = Report("Title", {"a": 1}, ("x", "y"), [("1", "2"), ("3", "4")], Plot("x (%)", "y", {"line": LINE}, (0, 1)))
+PLOT = Plot("x (%)", "y", {"line": LINE}, (0, 1))
+EVALUATION = Evaluation("Title", {"a": 1}, ("x", "y"), [("1", "2"), ("3", "4")], PLOT)
 
 
-def test_a_report_is_a_table_json_and_a_picture(tmp_path: Path) -> None:
-    REPORT.write(tmp_path / "new", "name")
+def test_an_evaluation_is_a_table_json_and_a_picture(tmp_path: Path) -> None:
+    EVALUATION.write(tmp_path / "new", "name")
     assert (tmp_path / "new/name.md").read_text() == (
         "## Title\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n"
     )
     assert json.loads((tmp_path / "new/name.json").read_text()) == {"a": 1}
     assert (tmp_path / "new/name.png").stat().st_size < 100_000
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write to --out .*file: File exists; give another folder"):
+        EVALUATION.write(tmp_path / "file", "name")
+    with pytest.raises(DataError, match=r"--update-card: cannot write to .*file: Not a directory"):
+        card = read_card(tiny_weights(tmp_path / "weights"), "embedder", "tiny")
+        EVALUATION.record(tmp_path / "file", card, "name", "the command")
 
 
 def curve_width(path: Path) -> int:
@@ -42,7 +54,7 @@ def test_a_logarithmic_axis_shows_what_is_near_zero(tmp_path: Path) -> None:
 def test_figures_go_into_the_card(tmp_path: Path) -> None:
     weights = tiny_weights(tmp_path / "weights")
     for thresholds, expected in ((None, {}), ({"0.1": 0.25}, {"0.1": 0.25}), (None, {"0.1": 0.25})):
-        REPORT.record(weights, read_card(weights, "embedder", "tiny"), "name", "the command", thresholds)
+        EVALUATION.record(weights, read_card(weights, "embedder", "tiny"), "name", "the command", thresholds)
         card = read_card(weights, "embedder", "tiny")
         assert card.metrics == {"a": 1, "name": {"a": 1, "command": "the command"}}
         assert card.thresholds == expected

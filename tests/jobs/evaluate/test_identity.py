@@ -213,7 +213,7 @@ def test_figures_of_other_weights_go_into_no_card(output: Path, tmp_path: Path, 
         ([], "has no row"),
         (SAME, "pairs of both kinds"),
         ([*SAME, *DIFFERENT, "p0,p1,yes"], "same must be 0 or 1, got 'yes'"),
-        ([*SAME, *DIFFERENT, "p0,p10,1"], "lacks 1 of the 5 images that were asked for, first p10"),
+        ([*SAME, *DIFFERENT, "p0,p10,1"], "lacks 1 of the 5 images named in the annotations, first p10"),
     ],
 )
 def test_what_verification_refuses(output: Path, tmp_path: Path, pairs: list[str], message: str, capsys) -> None:

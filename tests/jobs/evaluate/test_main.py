@@ -17,7 +17,7 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(
     wrong = [str(tmp_path / "wrong.parquet")] * (2 if command == "verification" else 1)
     assert main([command, *wrong]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    assert error.startswith("evaluate: ") and error.count("\n") == 1
     assert "has no column" in error
 
 
@@ -42,4 +42,4 @@ def test_an_output_needs_the_truth(command: str, tmp_path: Path, capsys: pytest.
     for name in ("images", "faces"):
         (tmp_path / name).mkdir()
     assert main([command, str(tmp_path)]) == 2
-    assert "by --truth" in capsys.readouterr().err
+    assert "with --truth" in capsys.readouterr().err
