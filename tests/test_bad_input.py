@@ -11,7 +11,10 @@ import pytest
 from pipeline.batch import Status, TodoRow
 from pipeline.input.fetch import Fetch
 from pipeline.schemas import records_to_table
-from pipeline.stages.decode import Decode, DecodeError, decode_image, prepare_pillow
+from pipeline.stages.codec import DecodeError
+from pipeline.stages.decode import Decode
+from pipeline.stages.image import decode_image
+from pipeline.stages.pillow import prepare_pillow
 from pipeline.storage.uris import local_uri
 from tests.support import corpus
 
@@ -75,7 +78,9 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))     # a bomb that goes off kills only this process
-from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
+from pipeline.stages.codec import DecodeError
+from pipeline.stages.image import decode_image
+from pipeline.stages.pillow import prepare_pillow
 prepare_pillow()
 for folder in sys.argv[1:]:
     for path in sorted(Path(folder).iterdir()):

@@ -29,8 +29,10 @@ from pipeline.input.names import Glob, InputError
 from pipeline.output import lease
 from pipeline.schemas import LISTING
 from pipeline.stages import align, headers
-from pipeline.stages.decode import DecodeError, decode_image, prepare_pillow
+from pipeline.stages.codec import DecodeError
 from pipeline.stages.detect import cut_chip
+from pipeline.stages.image import decode_image
+from pipeline.stages.pillow import prepare_pillow
 from pipeline.storage import open_storage
 from pipeline.storage.uris import StoreOptions, local_path, local_uri
 from pipeline.text import printable
@@ -148,13 +150,13 @@ def test_tidying_a_file_twice_changes_nothing_more(extension, edits):
     for read in (headers.read_jpeg, headers.read_png, headers.read_tiff):
         read(content)
     if (jpeg := headers.read_jpeg(content)) and content.startswith(b"\xff\xd8"):
-        again = headers.read_jpeg(jpeg.tidied + content[jpeg.data_start :])
-        assert again.tidied == jpeg.tidied
+        again = headers.read_jpeg(jpeg.stripped + content[jpeg.data_start :])
+        assert again.stripped == jpeg.stripped
         assert (again.process, again.precision_bits, again.components, again.scans) == (
             jpeg.process, jpeg.precision_bits, jpeg.components, jpeg.scans)
     png = headers.read_png(content)
     if not png.cut_off:
-        assert headers.read_png(png.tidied) == headers.PngParts(png.tidied, None, cut_off=False)
+        assert headers.read_png(png.stripped) == headers.PngParts(png.stripped, None, cut_off=False)
 
 
 # --- geometry

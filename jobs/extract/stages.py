@@ -14,9 +14,10 @@ from pipeline.input.fetch import Fetch
 from pipeline.run.pool import StageBuilders
 from pipeline.settings import RowSettings
 from pipeline.stages.align import Align
-from pipeline.stages.decode import Decode, is_too_large
+from pipeline.stages.decode import Decode
 from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
+from pipeline.stages.image import is_too_large
 from pipeline.stages.keypoint import Keypoint
 from pipeline.storage.uris import StoreOptions, is_local, local_path
 

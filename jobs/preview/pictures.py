@@ -18,8 +18,9 @@ from pipeline.input.containers import ParquetColumns, is_container, list_members
 from pipeline.input.fetch import Fetch
 from pipeline.schemas import LISTING
 from pipeline.stages.align import align_chip
-from pipeline.stages.decode import DecodeError, decode_image
+from pipeline.stages.codec import DecodeError
 from pipeline.stages.detect import cut_chip
+from pipeline.stages.image import decode_image
 from pipeline.storage.uris import StoreOptions
 
 MAX_FACES_OF_A_PHOTO = 40         # with pictures of their own; every face has its box

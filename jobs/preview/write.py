@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.preview.output import PreviewError, read_output, read_run
 from jobs.preview.page import render_page
 from jobs.preview.pictures import view_photos
-from pipeline.stages.decode import prepare_pillow
+from pipeline.stages.pillow import prepare_pillow
 from pipeline.storage import open_storage
 from pipeline.storage.uris import parse_input_uri
 

@@ -1,7 +1,7 @@
-"""Image files before a decoder sees them: their format, the parts that make pixels, EXIF, where they end, and bombs.
+"""Read image files before a decoder does: format, EXIF, metadata to strip, truncation, decompression bombs.
 
-Decoders unpack profiles and comments that nobody reads here, walk through a file's parts in Python, and believe what
-a header says of passes, pieces and tiles. So a few kilobytes can keep one busy for an hour, or fill the memory.
+Decoders unpack profiles and comments that we do not need, walk through a file's parts in Python, and trust the number
+of scans, strips and tiles in a header. So a file of a few kilobytes can keep one busy for an hour, or fill the memory.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_PARTS = 1_000_000        # segments, chunks or strips; a picture of 200 megapixels in strips of one row has 60,000
-MAX_SCANS = 100              # passes over a JPEG's picture, as in libvips and libtiff; encoders make 10
-MAX_RLE_WIDTH = 65_535       # of a run-length coded BMP: four bytes skip 255 rows at once, which Pillow fills in memory
+MAX_PARTS = 1_000_000        # segments, chunks or strips; 200 megapixels in strips of one row are 60,000
+MAX_SCANS = 100              # of a JPEG; the limit of libvips and libtiff; encoders write 10
+MAX_RLE_WIDTH = 65_535       # of a run-length coded BMP: four bytes skip 255 rows, which Pillow fills in memory
 
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]", re.S)
-_JPEG_MARKER_AFTER_DATA = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.S)       # restart markers are part of the data
+_JPEG_MARKER_AFTER_DATA = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.S)       # restart markers belong to the data
 _NO_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
@@ -32,12 +32,12 @@ _TIFF_NUMBERS = {3: "u2", 4: "u4", 13: "u4", 16: "u8"}
 _TILE_SIDES, _PIECE_OFFSETS, _PIECE_BYTES = (322, 323), (273, 324), (279, 325)
 
 
-class Overload(ValueError):   # noqa: N818  (a file's doing, not an error of ours)
-    """A file that would cost its decoder out of all proportion; the message says how, in plain words."""
+class BombError(ValueError):
+    """A decompression bomb: a file whose decoding would take far too much time or memory. The message says why."""
 
 
 def sniff_format(content: bytes) -> str | None:
-    """The format told by the first bytes, as in the column `format`; None for what we do not decode."""
+    """The format by the first bytes, as in the column `format`; None if we do not decode it."""
     if content.startswith(b"\xff\xd8"):
         return "jpeg"
     if content.startswith(b"\x89PNG"):
@@ -61,7 +61,7 @@ def sniff_format(content: bytes) -> str | None:
 
 
 def is_cut_off(content: bytes, format: str) -> bool:
-    """Whether a file that could not be decoded ends before its own structure says."""
+    """Whether a file that could not be decoded ends too early, by its own structure. Raises BombError."""
     match format:
         case "jpeg":
             header = read_jpeg(content)
@@ -80,8 +80,17 @@ def is_cut_off(content: bytes, format: str) -> bool:
             return _boxes_end(content) > len(content) or b"mdat" not in content
 
 
+def strip_metadata(content: bytes, format: str) -> bytes:
+    """The file without the parts that decoding does not need and that could confuse or slow down a decoder."""
+    if format == "png":
+        return read_png(content).stripped
+    if format == "jpeg" and (header := read_jpeg(content)):
+        return header.stripped + content[header.data_start :]
+    return content
+
+
 def _boxes_end(content: bytes) -> int:
-    """Where the last of the boxes ends that HEIC and AVIF are made of."""
+    """The end of the last box of a HEIC or AVIF file, by the sizes in the boxes."""
     start = 0
     for _ in range(MAX_PARTS):
         if start >= len(content):
@@ -89,7 +98,7 @@ def _boxes_end(content: bytes) -> int:
         size = int.from_bytes(content[start : start + 4], "big")
         if size == 1:
             size = int.from_bytes(content[start + 8 : start + 16], "big")
-        if size < 8:                  # 0: to the end of the file; everything else is no box
+        if size < 8:                  # 0: until the end of the file; 2 to 7: not a box
             break
         start += size
     return start
@@ -100,15 +109,15 @@ def _boxes_end(content: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """A JPEG up to the data of its first scan, which is the part of the file from `data_start` on.
+    """A JPEG up to `data_start`, where the data of its first scan begins.
 
-    tidied: the segments that make pixels, without stray bytes between them, and with a JFIF version that is known.
-    process: of coding, the second byte of the frame header's marker: 0xC0 baseline, 0xC2 progressive, …
-    scans: passes over the picture, counted up to MAX_SCANS + 1.
-    exif: as it stands in the file, with or without sense.
+    stripped: only the segments that decoding needs, without stray bytes between them, with a known JFIF version.
+    process: the second byte of the frame header's marker: 0xC0 baseline, 0xC2 progressive, …
+    scans: counted up to MAX_SCANS + 1.
+    exif: the bytes in the file, not checked.
     """
 
-    tidied: bytes
+    stripped: bytes
     data_start: int
     process: int
     precision_bits: int
@@ -118,7 +127,7 @@ class JpegHeader:
 
 
 def read_jpeg(content: bytes) -> JpegHeader | None:
-    """The header of a JPEG; None if it ends before its first scan. Raises Overload."""
+    """The header of a JPEG; None if the file ends before its first scan. Raises BombError."""
     parts, frame, exif = [content[:2]], b"", None
     position = 2
     for _ in range(MAX_PARTS):
@@ -139,7 +148,7 @@ def read_jpeg(content: bytes) -> JpegHeader | None:
             segment = segment[:9] + b"\1\1" + segment[11:]
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
             exif = exif or segment[10:]
-        # Of applications' own segments only the two that say how colours are stored; comments are none of ours.
+        # Comments and application segments are dropped, but for the two that say how colours are stored.
         if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or segment[4:9] in (b"JFIF\0", b"Adobe"):
             parts.append(segment)
         if marker == _START_OF_SCAN:
@@ -147,7 +156,7 @@ def read_jpeg(content: bytes) -> JpegHeader | None:
             in_passes = frame[1] in _PROGRESSIVE or segment[4:5] < frame[9:10]
             scans = _count_scans(content, position) if in_passes else 1
             return JpegHeader(b"".join(parts), position, frame[1], frame[4], frame[9], scans, exif)
-    raise Overload(f"more than {MAX_PARTS} segments")
+    raise BombError(f"more than {MAX_PARTS} segments")
 
 
 def _count_scans(content: bytes, position: int) -> int:
@@ -158,7 +167,7 @@ def _count_scans(content: bytes, position: int) -> int:
             return scans
         scans += content[found.start() + 1] == _START_OF_SCAN
         position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
-    raise Overload(f"more than {MAX_PARTS} segments")
+    raise BombError(f"more than {MAX_PARTS} segments")
 
 
 # --- PNG
@@ -166,15 +175,18 @@ def _count_scans(content: bytes, position: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PngParts:
-    """A PNG with those of its chunks alone that make pixels, and its EXIF, which may stand before or behind them."""
+    """A PNG.
 
-    tidied: bytes
+    stripped: the file with only the chunks that decoding needs. exif: from a chunk before or after the pixels.
+    """
+
+    stripped: bytes
     exif: bytes | None
     cut_off: bool
 
 
 def read_png(content: bytes) -> PngParts:
-    """The parts of a PNG. Raises Overload."""
+    """The parts of a PNG. Raises BombError."""
     view = memoryview(content)
     kept, exif, start = [view[:8]], None, 8
     for _ in range(MAX_PARTS):
@@ -182,28 +194,28 @@ def read_png(content: bytes) -> PngParts:
         end = start + 12 + int.from_bytes(content[start : start + 4], "big")
         if kind == b"eXIf":
             exif = exif or content[start + 8 : end - 4]
-        if kind[:1].isupper() or not kind.isalpha() or kind == b"tRNS":      # a capital marks what no decoder may skip
+        if kind[:1].isupper() or not kind.isalpha() or kind == b"tRNS":      # a capital: decoders must not skip it
             kept.append(view[start:end])
         if end > len(content) or kind == b"IEND":
-            whole = sum(map(len, kept)) == len(content)            # most are, and need no copy
+            whole = sum(map(len, kept)) == len(content)            # most files: no copy
             return PngParts(content if whole else b"".join(kept), exif, end > len(content))
         start = end
-    raise Overload(f"more than {MAX_PARTS} chunks")
+    raise BombError(f"more than {MAX_PARTS} chunks")
 
 
-# --- TIFF and BMP
+# --- TIFF, BMP
 
 
 @dataclass(frozen=True, slots=True)
 class TiffParts:
-    """What a TIFF's first directory says of where its data lie. tile_pixels: of one tile, 0 without."""
+    """What a TIFF's first directory says. tile_pixels: the size of one tile, 0 without tiles."""
 
     tile_pixels: int
     cut_off: bool
 
 
 def read_tiff(content: bytes) -> TiffParts:
-    """The first directory of a TIFF. Raises Overload."""
+    """The parts of a TIFF, by its first directory. Raises BombError."""
     order = "<" if content.startswith(b"II") else ">"
     offset, count, entry = ("Q", "Q", "HHQ8s") if b"+" in content[2:4] else ("L", "H", "HHL4s")
     tags = struct.Struct(order + entry)
@@ -214,16 +226,17 @@ def read_tiff(content: bytes) -> TiffParts:
         return TiffParts(0, True)
     start += struct.calcsize(count)
     end = start + n_tags * tags.size
-    if end + struct.calcsize(offset) > len(content):       # behind the tags stands where the next directory is
+    if end + struct.calcsize(offset) > len(content):       # the offset of the next directory follows the tags
         return TiffParts(0, True)
     if n_tags > MAX_PARTS:
-        raise Overload(f"more than {MAX_PARTS} tags")
-    numbers, data_end = {}, end
+        raise BombError(f"more than {MAX_PARTS} tags")
+    numbers: dict[int, np.ndarray] = {}
+    data_end = end
     for tag, kind, length, value in tags.iter_unpack(memoryview(content)[start:end]):
         n_bytes = length * _TIFF_TYPE_BYTES.get(kind, 0)
         if tag in (*_TILE_SIDES, *_PIECE_OFFSETS, *_PIECE_BYTES) and kind in _TIFF_NUMBERS and tag not in numbers:
             if length > MAX_PARTS:
-                raise Overload(f"more than {MAX_PARTS} strips or tiles")
+                raise BombError(f"more than {MAX_PARTS} strips or tiles")
             at = int.from_bytes(value, "little" if order == "<" else "big")
             held = value if n_bytes <= len(value) else content[at : at + n_bytes]
             if len(held) >= n_bytes:
@@ -238,8 +251,8 @@ def read_tiff(content: bytes) -> TiffParts:
 
 
 def check_bmp(content: bytes) -> None:
-    """Raises Overload for a run-length coded BMP whose rows are so long that skipping some fills the memory."""
+    """Raises BombError for a run-length coded BMP with rows so long that skipping rows would fill the memory."""
     if int.from_bytes(content[14:18], "little") >= 40:
         width, compression = int.from_bytes(content[18:22], "little"), int.from_bytes(content[30:34], "little")
         if compression in (1, 2) and width > MAX_RLE_WIDTH:
-            raise Overload(f"run-length coded and more than {MAX_RLE_WIDTH} pixels wide")
+            raise BombError(f"run-length coded and more than {MAX_RLE_WIDTH} pixels wide")

@@ -6,7 +6,7 @@ import pytest
 from jobs.bench import __main__ as bench
 from jobs.bench import scale as bench_scale
 from pipeline.output import ledger
-from pipeline.stages.decode import decode_image
+from pipeline.stages.image import decode_image
 from pipeline.storage import open_storage
 
 

@@ -1,4 +1,4 @@
-"""What is read of a file by ourselves; what becomes of whole files is in test_bad_input.py."""
+"""Our own parsing of files; test_bad_input.py tests the outcome of whole files."""
 
 import struct
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.stages import headers
-from pipeline.stages.headers import Overload, is_cut_off, read_jpeg, read_png, read_tiff, sniff_format
+from pipeline.stages.headers import BombError, is_cut_off, read_jpeg, read_png, read_tiff, sniff_format
 from tests.support import corpus
 
 
@@ -28,10 +28,10 @@ from tests.support import corpus
         (b"\0\0\0\x18ftypmif1\0\0\0\0avifmiaf", "avif"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isomavif", "avif"),
-        (b"\0\0\0\x14ftypisom\0\0\0\0isomavif", None),     # the brand lies behind the box
+        (b"\0\0\0\x14ftypisom\0\0\0\0isomavif", None),     # the brand comes after the box
     ],
 )
-def test_the_format_is_told_by_the_first_bytes(content, format):
+def test_the_first_bytes_give_the_format(content, format):
     assert sniff_format(content) == format
 
 
@@ -46,20 +46,20 @@ SCAN = segment(0xDA, b"\x03" + bytes(9))
 @pytest.mark.parametrize(
     "content",
     [b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8" + FRAME, b"\xff\xd8" + SCAN[:-1], b"\xff\xd8\xff\xd9" + FRAME + SCAN],
-    ids=["nothing", "half a marker", "no scan", "half a scan's header", "ended before its scan"],
+    ids=["nothing", "half a marker", "no scan", "half a scan header", "end marker before the scan"],
 )
 def test_a_jpeg_without_a_scan_has_no_header(content):
     assert read_jpeg(content) is None
 
 
-def test_a_jpeg_s_header_is_what_makes_pixels():
+def test_a_stripped_jpeg_keeps_only_what_decoding_needs():
     exif, comment, profile = segment(0xE1, b"Exif\0\0II*\0"), segment(0xFE, b"hello"), segment(0xE2, b"ICC_PROFILE\0x")
     jfif, adobe = segment(0xE0, b"JFIF\0\7\1rest"), segment(0xEE, b"Adobe\0d\0\0")
     stray = b"\0ab\xff\0"
     others = [exif, jfif, comment, stray, profile, adobe, b"\xff\xff"]
     content = b"\xff\xd8" + b"".join(others) + FRAME + exif + SCAN + b"data"
     header = read_jpeg(content)
-    assert header.tidied == b"\xff\xd8" + segment(0xE0, b"JFIF\0\1\1rest") + adobe + FRAME + SCAN
+    assert header.stripped == b"\xff\xd8" + segment(0xE0, b"JFIF\0\1\1rest") + adobe + FRAME + SCAN
     assert content[header.data_start :] == b"data"
     assert (header.process, header.precision_bits, header.components, header.scans) == (0xC0, 8, 3, 1)
     assert header.exif == b"II*\0"
@@ -69,11 +69,11 @@ def test_a_jpeg_s_header_is_what_makes_pixels():
     ("process", "of_scan", "data", "scans"),
     [
         (0xC0, 3, b"", 1),
-        (0xC0, 3, SCAN, 1),                                  # one scan has it all: what follows is never read
+        (0xC0, 3, SCAN, 1),                                  # one scan has all components: no decoder reads further
         (0xC0, 1, SCAN + SCAN, 3),
         (0xC2, 3, b"a\xff\0b\xff\xd0c", 1),
         (0xC2, 3, b"a" + segment(0xC4, b"\xff\xda") + b"b" + SCAN + b"c" + SCAN, 3),
-        (0xC2, 3, SCAN + b"\xff\xd9" + SCAN, 2),             # behind the end mark lies another picture
+        (0xC2, 3, SCAN + b"\xff\xd9" + SCAN, 2),             # after the end marker comes another picture
         (0xC2, 3, SCAN * 500, 101),
     ],
 )
@@ -89,26 +89,26 @@ def test_scans_are_counted(process, of_scan, data, scans):
     lambda: read_tiff(corpus.ifd(*[(256, 3, 1, 1)] * 6)),
     lambda: read_tiff(corpus.ifd((273, 4, 6, 0), after=bytes(24))),
 ], ids=["segments", "segments between scans", "chunks", "tags", "strips"])
-def test_no_more_parts_are_read_than_a_picture_has(monkeypatch, make):
+def test_files_with_too_many_parts_are_refused(monkeypatch, make):
     monkeypatch.setattr(headers, "MAX_PARTS", 5)
-    with pytest.raises(Overload, match="more than 5 "):
+    with pytest.raises(BombError, match="more than 5 "):
         make()
 
 
-def test_a_png_s_parts_are_what_makes_pixels():
+def test_a_stripped_png_keeps_only_what_decoding_needs():
     header, data, end = (corpus.png_chunk(kind, b"x") for kind in (b"IHDR", b"IDAT", b"IEND"))
     exif, text, see_through = (corpus.png_chunk(kind, b"y") for kind in (b"eXIf", b"tEXt", b"tRNS"))
     start = b"\x89PNG\r\n\x1a\n"
     parts = read_png(start + header + text + see_through + data + exif + end + b"trailer")
-    assert (parts.tidied, parts.exif, parts.cut_off) == (start + header + see_through + data + end, b"y", False)
+    assert (parts.stripped, parts.exif, parts.cut_off) == (start + header + see_through + data + end, b"y", False)
     cut = read_png(start + header + data[:-1])
-    assert (cut.tidied, cut.exif, cut.cut_off) == (start + header + data[:-1], None, True)
+    assert (cut.stripped, cut.exif, cut.cut_off) == (start + header + data[:-1], None, True)
     assert read_png(start + header + data).cut_off
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
-def test_a_tiff_s_tiles_and_its_end(order, big):
+def test_tile_size_and_truncation_of_a_tiff(order, big):
     content = corpus.ifd((322, 3, 1, 16), (323, 4, 1, 32), (324, 4, 1, 200), (325, 4, 1, 50), order=order, big=big)
     assert read_tiff(content.ljust(250, b"\0")) == headers.TiffParts(16 * 32, cut_off=False)
     assert read_tiff(content.ljust(249, b"\0")) == headers.TiffParts(16 * 32, cut_off=True)
@@ -116,7 +116,7 @@ def test_a_tiff_s_tiles_and_its_end(order, big):
     assert read_tiff(corpus.ifd(order=order, big=big)) == headers.TiffParts(0, cut_off=False)
 
 
-def test_a_tiff_s_strips_lie_where_its_arrays_say():
+def test_truncation_of_a_tiff_whose_strips_lie_at_its_end():
     content = corpus.ifd((273, 4, 2, 100), (279, 3, 2, struct.pack("<HH", 10, 20)))
     content = content.ljust(100, b"\0") + struct.pack("<LL", 300, 320)
     assert not read_tiff(content.ljust(340, b"\0")).cut_off
@@ -129,8 +129,8 @@ def test_whole_files_are_not_cut_off(extension):
     assert not is_cut_off(content, format) and is_cut_off(content[: len(content) // 2], format)
 
 
-def test_long_rows_of_runs_are_refused():
+def test_run_length_coded_bmps_with_long_rows_are_refused():
     headers.check_bmp(corpus.bmp_of_runs(65_535, 1, b""))
     headers.check_bmp(corpus.encode(np.zeros((1, 70_000), np.uint8), "BMP"))
-    with pytest.raises(Overload, match="65535 pixels wide"):
+    with pytest.raises(BombError, match="65535 pixels wide"):
         headers.check_bmp(corpus.bmp_of_runs(65_536, 1, b""))
