@@ -1,1 +1,1 @@
-"""The stages: plain callables on a batch. They know neither Ray nor a network library."""
+"""The stages: plain callables on a batch, without Ray and without a network library."""

@@ -1,4 +1,4 @@
-"""Turn every face upright: from its chip to a 112×112 crop."""
+"""The fourth stage: cut an upright 112×112 crop out of every chip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.geometry import CROP_PX, AlignmentTemplate
 
 
 class AlignedFace(NamedTuple):
-    """An upright face: crop (112, 112, 3) uint8, whether it was turned by its eyes, and the turn taken out."""
+    """An upright face: crop (112, 112, 3) uint8; whether the eyes were used; the roll that was removed."""
 
     crop: np.ndarray
     align_ok: bool
@@ -27,17 +27,17 @@ def align_chip(
     eye_points: np.ndarray,
     template: AlignmentTemplate,
 ) -> AlignedFace:
-    """Cut the upright face out of one chip.
+    """Cut the upright face out of one chip, by its eyes; by its box alone if the eyes are implausible.
 
     chip: (s, s, 3) uint8; chip_to_image: (2, 3); box_xyxy: (4,) and eye_points: (12, 2), image pixels.
-    Where the eyes are not believable the crop follows the box alone. Outside the chip its edges are repeated.
+    Outside the chip its edge pixels are repeated.
     """
     left_eye, right_eye = geometry.eye_centres(eye_points)
     align_ok = bool(np.isfinite(eye_points).all()) and geometry.eyes_plausible(box_xyxy, left_eye, right_eye)
     if align_ok:
         image_to_crop = geometry.align_matrix(box_xyxy, left_eye, right_eye, template)
     else:
-        # A turned photo (--rotate-retry) has its chips upright: "not turned" then means not turned in the chip.
+        # With --rotate-retry the chip is upright but the photo is not, so the box is taken without a turn in the chip.
         image_to_chip = geometry.invert(chip_to_image)
         box_chip = geometry.transform_boxes(image_to_chip, np.asarray(box_xyxy)[None])[0]
         image_to_crop = geometry.compose(geometry.align_matrix_by_box(box_chip, template), image_to_chip)
@@ -49,12 +49,12 @@ def align_chip(
 
 
 def sharpness(crop: np.ndarray) -> float:
-    """Variance of the Laplacian of the grey crop; low means blurred (Pech-Pacheco et al., 2000)."""
+    """The variance of the Laplacian of the grey crop; low means blurred (Pech-Pacheco et al., 2000)."""
     return float(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 class Align:
-    """Cut the upright 112×112 crop of every face out of its chip."""
+    """Cut an upright 112×112 crop out of every chip."""
 
     def __init__(self, template: AlignmentTemplate) -> None:
         self._template = template

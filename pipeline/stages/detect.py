@@ -1,4 +1,4 @@
-"""Find the faces of every image, and cut a chip out around each."""
+"""The second stage: find the faces of every image and cut out a chip around each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
 from pipeline.geometry import CHIP_MAX_PX
 
 DetectModel = Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
-"""Canvases (b, side, side, 3) uint8 RGB to, for each, boxes (n, 4) float32 in its pixels and scores (n,) float32."""
+"""From canvases (b, side, side, 3) uint8 RGB to one pair each: boxes (n, 4) float32, canvas pixels, and scores (n,)."""
 
-LETTERBOX_GREY = 114   # what YOLO sees around an image in training
+LETTERBOX_GREY = 114   # the border around an image in YOLO's training
 
 
 def letterbox(pixels: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit an image (h, w, 3) into the middle of a grey square, enlarging small ones.
+    """Scale an image (h, w, 3) up or down and centre it in a grey square.
 
-    Returns the canvas, (side_px, side_px, 3) uint8, and the 2×3 matrix from its pixels back to the image's.
-    Always the same square, whatever else is in the batch: ultralytics' own pads to the batch's shape, and then the
-    same image gives other boxes in other company.
+    Returns the canvas (side_px, side_px, 3) uint8 and the 2×3 matrix from canvas pixels to image pixels.
+    The square does not depend on the other images of the batch. That of ultralytics does, so there the same image gives
+    different boxes in another batch.
     """
     height, width = pixels.shape[:2]
     scale = side_px / max(width, height)
@@ -39,9 +39,10 @@ def letterbox(pixels: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def cut_chip(pixels: np.ndarray, box_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the square around a box whose middle lies in the image, edges repeated, shrunk to at most 256 px.
+    """Cut out the square around a box, shrunk to at most 256 px; outside the image the edge pixels are repeated.
 
-    Returns the chip, (s, s, 3) uint8, and the 2×3 matrix from its pixels to the image's.
+    The middle of the box must lie in the image. Returns the chip (s, s, 3) uint8 and the 2×3 matrix from chip pixels to
+    image pixels.
     """
     left, top, side = geometry.chip_square(box_xyxy)
     height, width = pixels.shape[:2]
@@ -54,7 +55,7 @@ def cut_chip(pixels: np.ndarray, box_xyxy: np.ndarray) -> tuple[np.ndarray, np.n
         return chip, geometry.scale_shift((1.0, 1.0), (left, top))
     per_chip_px = side / CHIP_MAX_PX
     chip_to_image = geometry.scale_shift((per_chip_px, per_chip_px), (left, top))
-    # Shrunk before its edges are repeated, so that a close-up of 100 megapixels costs no second one.
+    # Shrink first, repeat edges after: a close-up of 100 megapixels needs no second full copy.
     small_width = max(1, round((x2 - x1) / per_chip_px))
     small_height = max(1, round((y2 - y1) / per_chip_px))
     small = cv2.resize(inside, (small_width, small_height), interpolation=cv2.INTER_AREA)
@@ -71,9 +72,9 @@ def cut_chip(pixels: np.ndarray, box_xyxy: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The faces of one image, best score first."""
+    """The faces of one image, best score first. "Turned" is the decoded image, turned clockwise by rotation_deg."""
 
-    boxes_turned: np.ndarray      # (n, 4) float32, decoded pixels, image turned by rotation_deg
+    boxes_turned: np.ndarray      # (n, 4) float32, pixels of the turned image
     boxes_xyxy: np.ndarray        # (n, 4) float32, original pixels
     scores: np.ndarray            # (n,) float32
     turned_to_image: np.ndarray   # (2, 3)
@@ -82,14 +83,14 @@ class _Found:
 
 
 class Detect:
-    """Find faces at a fixed input size and cut their chips.
+    """Find faces at a fixed input size and cut out their chips.
 
-    Where nothing is found the image is looked at again at `second_pass_px` (close-ups whose face is too large for
-    the first size), and with `rotate_retry` turned by 90, 270 and 180 degrees.
+    An image without a face gets a second pass at `second_pass_px`, for close-ups whose face is too large for the first.
+    With `rotate_retry` it is then tried again, turned by 90, 270 and 180 degrees.
 
-    min_face_px: shortest box side kept, in pixels of the original image.
-    max_faces: how many faces of an image are kept, best scores first; None keeps all.
-    batch_size: canvases handed to the model at a time.
+    min_face_px: a box whose shorter side is less is dropped; pixels of the original image.
+    max_faces: faces kept per image, best scores first; None keeps all.
+    batch_size: canvases per call of the model.
     """
 
     def __init__(
@@ -114,19 +115,19 @@ class Detect:
     def __call__(self, batch: ImageBatch) -> FaceBatch:
         found: dict[int, _Found] = {}
         decoded = [i for i, record in enumerate(batch.records) if record.status is Status.OK]
-        self._look(found, batch, decoded, self._input_px, detect_pass=1)
+        self._run(found, batch, decoded, self._input_px, detect_pass=1)
         if self._second_pass_px is not None:
-            self._look(found, batch, _without_face(found), self._second_pass_px, detect_pass=2)
+            self._run(found, batch, _without_face(found), self._second_pass_px, detect_pass=2)
         if self._rotate_retry:
             for rotation_deg in (90, 270, 180):
-                self._look(found, batch, _without_face(found), self._input_px, 1, rotation_deg)
+                self._run(found, batch, _without_face(found), self._input_px, 1, rotation_deg)
         per_image = [
             self._cut(record, pixels, found[i]) if i in found else FaceBatch.without_faces((record,))
             for i, (record, pixels) in enumerate(zip(batch.records, batch.pixels, strict=True))
         ]
         return FaceBatch.concatenate(per_image)
 
-    def _look(
+    def _run(
         self,
         found: dict[int, _Found],
         batch: ImageBatch,
@@ -135,20 +136,20 @@ class Detect:
         detect_pass: int,
         rotation_deg: int = 0,
     ) -> None:
-        """Look for faces in some images of the batch; a look that finds none does not replace an earlier one."""
+        """Run the detector on these images and store what it finds; an empty result replaces no earlier one."""
         for start in range(0, len(indices), self._batch_size):
             chunk = indices[start : start + self._batch_size]
             boxed = [letterbox(_turned(batch.pixels[i], rotation_deg), side_px) for i in chunk]
             finds = self._detect_faces(np.stack([canvas for canvas, _ in boxed]))
             for i, (_, canvas_to_turned), (boxes_canvas, scores) in zip(chunk, boxed, finds, strict=True):
-                seen = self._keep(
+                faces = self._select(
                     batch.records[i], batch.pixels[i], geometry.transform_boxes(canvas_to_turned, boxes_canvas),
                     scores, detect_pass, rotation_deg,
                 )
-                if i not in found or len(seen.scores):
-                    found[i] = seen
+                if i not in found or len(faces.scores):
+                    found[i] = faces
 
-    def _keep(
+    def _select(
         self,
         record: ImageRecord,
         pixels: np.ndarray,
@@ -157,7 +158,7 @@ class Detect:
         detect_pass: int,
         rotation_deg: int,
     ) -> _Found:
-        """Clip the boxes to the image, drop those too small, put the best first."""
+        """Clip the boxes to the image, drop the small ones, sort by descending score, then by y1 and x1."""
         height, width = pixels.shape[:2]
         pixels_to_image = geometry.scale_shift((record.width / width, record.height / height), (0.0, 0.0))
         turned_to_image = geometry.compose(pixels_to_image, geometry.quarter_turn(rotation_deg, width, height))
@@ -170,7 +171,7 @@ class Detect:
         return _Found(boxes_turned[kept], boxes[kept], scores[kept], turned_to_image, detect_pass, rotation_deg)
 
     def _cut(self, record: ImageRecord, pixels: np.ndarray, found: _Found) -> FaceBatch:
-        """The chips of one image, at most max_faces."""
+        """The chips of one image's best `max_faces` faces."""
         boxes = found.boxes_xyxy[: self._max_faces]
         turned = _turned(pixels, found.rotation_deg)
         cut = [cut_chip(turned, box) for box in found.boxes_turned[: self._max_faces]]
@@ -195,9 +196,9 @@ class Detect:
 
 
 def _without_face(found: dict[int, _Found]) -> list[int]:
-    return [i for i, finds in found.items() if not len(finds.scores)]
+    return [i for i, faces in found.items() if not len(faces.scores)]
 
 
 def _turned(pixels: np.ndarray, rotation_deg: int) -> np.ndarray:
-    """The image turned clockwise."""
+    """The image turned clockwise by a multiple of 90°."""
     return np.ascontiguousarray(np.rot90(pixels, -(rotation_deg // 90))) if rotation_deg else pixels

@@ -1,4 +1,4 @@
-"""Give every face a unit vector whose cosines are likeness."""
+"""The fifth stage: one unit vector per face; the cosine of two vectors is their similarity."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from pipeline.batch import FaceBatch
 
 EmbedModel = Callable[[np.ndarray], np.ndarray]
-"""n crops, (n, 112, 112, 3) uint8 RGB, to (n, dim) float32 vectors of any length."""
+"""From crops (n, 112, 112, 3) uint8 RGB to vectors (n, dim) float32 of any length."""
 
 
 class Embed:
-    """Compute the embedding of every aligned crop, the faces of many images in one go."""
+    """Compute the embeddings of all crops, the faces of many images in one call."""
 
     def __init__(self, embed: EmbedModel) -> None:
         self._embed = embed

@@ -1,4 +1,4 @@
-"""Find the eyes of every face."""
+"""The third stage: find the eyes of every face."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from pipeline.batch import FaceBatch
 
 EyeModel = Callable[[Sequence[np.ndarray]], np.ndarray]
-"""n chips, each (s, s, 3) uint8 RGB, to (n, 12, 2) float32 points in pixels of their chip."""
+"""From n chips, each (s, s, 3) uint8 RGB, to points (n, 12, 2) float32 in pixels of the chip."""
 
 
 class Keypoint:
     """Find the twelve eye points of every face chip.
 
-    The order is that of points 36 to 47 of 300-W: 0–5 the eye on the left of the upright image, 6–11 the other.
+    The order is that of the 300-W points 36 to 47: 0–5 are the eye on the left of the upright face, 6–11 the other.
     """
 
     def __init__(self, locate_eyes: EyeModel) -> None:

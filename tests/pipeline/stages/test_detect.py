@@ -6,7 +6,7 @@ from pipeline.stages.detect import Detect, cut_chip, letterbox
 
 
 def white_squares(canvases):
-    """A detector for tests: a face is a white patch in the canvas; its score is its share of the canvas."""
+    """A detector for tests: the white patch of a canvas is a face; its score is its share of the canvas."""
     found = []
     for canvas in canvases:
         ys, xs = np.nonzero(canvas.min(axis=2) > 250)
@@ -56,12 +56,12 @@ def test_image_without_a_face():
     assert faces.face_counts.tolist() == [0] and faces.records[0].status is Status.NO_FACE
 
 
-def test_boxes_come_in_pixels_of_the_original():
+def test_boxes_are_in_pixels_of_the_original():
     faces = detect()(batch_of(picture(64, 32, (8, 4, 24, 20)), scale=4))     # decoded at 1/4
     assert faces.boxes_xyxy.tolist() == [[32, 16, 96, 80]]
     record = faces.records[0]
     assert (record.status, record.n_faces, record.detect_pass, record.rotation_deg) == (Status.OK, 1, 1, 0)
-    # A chip's corners lie where the square of 1.6 × 16 decoded pixels has them, in original pixels.
+    # The chip is a square of 1.6 × 16 decoded pixels; the matrix maps it to original pixels.
     chip, to_image = faces.chips[0], faces.chip_to_image[0]
     assert chip.shape == (26, 26, 3) and to_image.tolist() == [[4, 0, 12], [0, 4, -4]]
 
@@ -78,7 +78,7 @@ def several(canvases):
     return [(boxes, np.array([0.5, 0.9, 0.9, 0.7], np.float32))] * len(canvases)
 
 
-def test_best_score_first_then_by_y_then_x():
+def test_faces_are_sorted_by_score_then_y_then_x():
     faces = detect(several)(batch_of(picture(64, 64)))
     assert faces.boxes_xyxy[:, :2].tolist() == [[40, 0], [0, 40], [30, 30], [0, 0]]
     assert np.allclose(faces.scores, [0.9, 0.9, 0.7, 0.5])
@@ -98,7 +98,7 @@ def only_at(side_px):
     return lambda canvases: white_squares(canvases) if canvases.shape[1] == side_px else white_squares(canvases * 0)
 
 
-def test_second_pass_only_where_nothing_was_found():
+def test_only_images_without_a_face_get_a_second_pass():
     seen = []
 
     def model(canvases):
@@ -113,7 +113,7 @@ def test_second_pass_only_where_nothing_was_found():
     assert found.records[0].detect_pass == 2 and found.boxes_xyxy.tolist() == [[0, 0, 20, 20]]
 
 
-def lies_flat(canvases):
+def wide_squares(canvases):
     """Finds a white patch only if it is wider than high."""
     return [(b, s) if len(b) and b[0, 2] - b[0, 0] > b[0, 3] - b[0, 1] else (b[:0], s[:0])
             for b, s in white_squares(canvases)]
@@ -121,11 +121,11 @@ def lies_flat(canvases):
 
 def test_rotate_retry_reports_upright_coordinates():
     tall = picture(64, 48, (10, 4, 16, 40))
-    assert detect(lies_flat)(batch_of(tall)).records[0].status is Status.NO_FACE
-    faces = detect(lies_flat, rotate_retry=True)(batch_of(tall, scale=2))
+    assert detect(wide_squares)(batch_of(tall)).records[0].status is Status.NO_FACE
+    faces = detect(wide_squares, rotate_retry=True)(batch_of(tall, scale=2))
     assert faces.boxes_xyxy.tolist() == [[20, 8, 32, 80]]
     assert faces.records[0].rotation_deg == 90
-    # The chip is upright: the patch lies flat in it, and its middle maps to the middle of the box.
+    # The chip is turned: the patch is wide in it, and its middle maps to the middle of the box.
     chip = faces.chips[0]
     ys, xs = np.nonzero(chip.min(axis=2) > 250)
     assert np.ptp(xs) > np.ptp(ys)
@@ -136,13 +136,13 @@ def test_rotate_retry_reports_upright_coordinates():
 @pytest.mark.parametrize("side", [40, 400, 3000])
 @pytest.mark.parametrize("corner", [(0, 0), (1, 1), (0.3, 0.6)])
 def test_chip_maps_back_at_every_size_and_edge(side, corner):
-    """The patch that is the face is found again in the chip, where the mapping says, to half a chip pixel."""
+    """The matrix maps the white patch in the chip back to the box, to half a chip pixel."""
     width, height = 2 * side, 2 * side
     x, y = round(corner[0] * (width - side)), round(corner[1] * (height - side))
     box = np.array([x, y, x + side, y + side], np.float32)
     chip, to_image = cut_chip(picture(width, height, (x, y, x + side, y + side)), box)
     assert chip.shape == (min(256, round(1.6 * side)),) * 2 + (3,)
-    # Where the patch touches the image's edge it is repeated to the chip's edge; look at the sides that it does not.
+    # A patch at the edge of the image is repeated to the edge of the chip, so only the other sides are compared.
     white = chip[..., 0] > 127
     for axis, (low, high) in enumerate(((x, x + side), (y, y + side))):
         line = np.nonzero(white.any(axis=axis))[0]
@@ -153,7 +153,7 @@ def test_chip_maps_back_at_every_size_and_edge(side, corner):
             assert (line.max() + 1) * scale + shift == pytest.approx(high, abs=0.51 * scale)
 
 
-def test_same_faces_in_any_batch():
+def test_the_batch_size_changes_no_face():
     images = [picture(64, 64, (i, i, i + 8 + i, i + 9)) for i in range(5)]
     one = detect(batch_size=1)(batch_of(*images))
     three = detect(batch_size=3)(batch_of(*images))

@@ -7,7 +7,7 @@ from pipeline.stages.embed import Embed
 
 
 def three_four(crops):
-    """(3, 4) times one plus the crop's value: length 5, 10, …"""
+    """Vectors (3, 4) · (1 + value of the crop), of length 5, 10, …"""
     return np.array([[3.0, 4.0]] * len(crops), np.float32).reshape(-1, 2) * (1 + crops[:, 0, 0, :1].astype(np.float32))
 
 

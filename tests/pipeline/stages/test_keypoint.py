@@ -6,13 +6,13 @@ from pipeline.stages.keypoint import Keypoint
 
 
 def middle_of_chip(chips):
-    """Twelve points a face: k pixels right of the chip's middle."""
+    """Twelve points per face, point k at k pixels to the right of the chip's middle."""
     points = [[[chip.shape[1] / 2 + k, chip.shape[0] / 2] for k in range(12)] for chip in chips]
     return np.array(points, np.float32).reshape(len(chips), 12, 2)
 
 
 @pytest.mark.parametrize("sides", [[], [10], [10, 256, 40]])
-def test_points_come_in_image_pixels_and_keep_their_order(sides):
+def test_points_are_in_image_pixels_in_the_same_order(sides):
     n = len(sides)
     to_image = np.array([[[2.0, 0, 100], [0, 3.0, 50]]] * n).reshape(n, 2, 3)
     batch = FaceBatch(
@@ -26,8 +26,8 @@ def test_points_come_in_image_pixels_and_keep_their_order(sides):
         assert np.allclose(points[:, 1], 50 + 3 * side / 2)
 
 
-def test_eyes_of_a_face_upside_down_are_not_sorted():
-    """Past ±90° the left eye is on the right of the photo; sorting by x would turn the face over."""
+def test_the_eyes_of_an_upside_down_face_are_not_sorted():
+    """Past ±90° the left eye is on the right of the photo; sorting by x would align the face upside down."""
     def upside_down(chips):
         return np.array([[[30.0, 10.0]] * 6 + [[10.0, 10.0]] * 6] * len(chips), np.float32)
 
