@@ -109,7 +109,7 @@ def erase(arguments: argparse.Namespace) -> None:
         return
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     # The command that the lease shows to others names no image.
-    with output.lease(storage, run_id, program("erase"), say):
+    with output.take_lease(storage, run_id, program("erase"), say):
         output.recover(storage)
         uris = find(storage)["uri"].combine_chunks()
         if arguments.forget:

@@ -27,7 +27,7 @@ from pipeline.output.erased import read_erased
 from pipeline.output.lease import Lease, LeaseLost, check_held
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
-from pipeline.output.todo import Planner
+from pipeline.output.todo import TodoJoin
 from pipeline.run import cluster, graph, plan
 from pipeline.run.plan import Plan
 from pipeline.run.pool import StageBuilders
@@ -67,28 +67,28 @@ def extract(
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     still_ours = partial(check_held, storage, run_id)
-    with Planner() as planner:
-        listing = list_inputs(inputs, planner.add_listing, rules)
+    with TodoJoin() as join:
+        listing = list_inputs(inputs, join.add_listing, rules)
         for warning in listing.warnings:
             say(printable(warning))
-        with output.lease(storage, run_id, command, say) as lease:
-            output.check_foreign(storage)
+        with output.take_lease(storage, run_id, command, say) as lease:
+            output.refuse_foreign_tables(storage)
             if arguments.overwrite:
                 output.clear(storage)
             fingerprint = output.claim(storage, covered)
             output.recover(storage)
             for rows in ledger.scan_ledger(storage):
-                planner.add_ledger(rows, listing.scopes)
-            todo = planner.plan(redo_changed=arguments.redo_changed, erased=read_erased(storage), whole=listing.whole)
+                join.add_ledger(rows, listing.scopes)
+            todo = join.compute(redo_changed=arguments.redo_changed, erased=read_erased(storage), whole=listing.whole)
             say(report.todo_line(todo, listing.skipped_line()))
             progress, planned = Progress(todo.images), None
-            redone = planner.redone()
-            if len(redone) or todo.images:
-                output.unfinish(storage)
-                ledger.drop_uris(storage, run_id, redone, still_ours)
+            to_drop = join.uris_to_drop()
+            if len(to_drop) or todo.images:
+                output.mark_unfinished(storage)
+                ledger.drop_uris(storage, run_id, to_drop, still_ours)
             if todo.images:
                 rows_per_file = arguments.rows_per_file or default_rows_per_file(todo.images)
-                blocks = write_todo(storage, run_id, planner.rows(graph.block_rows(todo.images, rows_per_file)))
+                blocks = write_todo(storage, run_id, join.rows(graph.block_rows(todo.images, rows_per_file)))
                 names = ModelNames(**{role: card.identity for role, card in cards.items()})
                 sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
                 config = partial(stage_config, arguments, settings, cards, input_options)
@@ -98,10 +98,10 @@ def extract(
                 )
                 still_ours()
                 output.recover(storage)
-            outcome = planner.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
+            outcome = join.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
             if outcome.repeated:
                 ledger.repair_duplicates(storage, run_id, still_ours)
-                outcome = planner.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
+                outcome = join.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
             missing = todo.listed - todo.erased - sum(outcome.listed.values())
             if missing > 0:
                 raise Broke(f"{missing:,} images were not committed, which no run should do; please report it")

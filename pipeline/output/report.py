@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.batch import GOOD, Status
-from pipeline.output.todo import Outcome, Todo
+from pipeline.output.todo import Outcome, TodoCounts
 from pipeline.text import printable
 
 
@@ -51,7 +51,7 @@ def error_lines(outcome: Outcome) -> list[str]:
     return lines
 
 
-def todo_line(todo: Todo, skipped: str) -> str:
+def todo_line(todo: TodoCounts, skipped: str) -> str:
     """What was listed and how much of it is to do. `skipped`: what the listing left out, in words; "" for nothing."""
     parts = [f"{todo.listed:,} images listed", f"{todo.done:,} done before", f"{todo.images:,} to do"]
     if todo.retried:
@@ -95,7 +95,7 @@ def run_json(
     alignment: Mapping[str, Any],
     cosine_thresholds: Mapping[str, float],
     pools: Sequence[Mapping[str, Any]] | None,
-    todo: Todo,
+    todo: TodoCounts,
     skipped: Mapping[str, int],
     parquet: Mapping[str, Any] | None,
     outcome: Outcome,

@@ -1,8 +1,8 @@
-"""What is left to do: the listing less the ledger, in memory that does not grow with either.
+"""What is left to do: the listing minus the ledger, in bounded memory.
 
-DuckDB joins the two by the 128-bit MD5 of the uri (two names of ten million have the same one with a probability of
-10⁻²⁵) and spills to disk where memory ends; the listing waits in a file. 10 million names against 9 million done ones
-take 1 GB (`jobs.bench plan`).
+The listing is kept in a file. DuckDB joins it with the ledger by the 128-bit MD5 of the uri, and spills to disk above
+its memory limit. (That two of ten million uris have the same MD5 has a probability of 10⁻²⁵.) A listing of 10 million
+uris, 9 million of them done, takes 1 GB (`jobs.bench plan`).
 """
 
 from __future__ import annotations
@@ -21,81 +21,84 @@ from pipeline.schemas import LISTING
 from pipeline.storage.scratch import ScratchFolder
 
 MEMORY_LIMIT = "700MB"
-ERROR_KINDS = 12              # that an outcome names; the rest is counted
-_SPOOL_ROWS = 100_000         # a batch of the listing's file
+ERROR_KINDS = 12              # that an outcome names; it only counts the others
+_SPOOL_ROWS = 100_000         # rows per batch of the listing's file
 
-# States in the order in which they win where one uri has several rows: a uri that a crash left twice in the ledger is
-# done if one of its rows is, one that was listed twice has changed if all its rows say so.
+# If a uri has several rows, the first state in this list wins. Two rows in the ledger (after a crash): the uri is done
+# if one of them is. Two rows in the listing: it has changed only if it has in both.
 _DONE, _CHANGED, _RETRIED, _NEW, _ERASED = range(5)
 
-# An etag tells for sure; where one is missing, size and time tell. What is not known on both sides has not changed.
+# Etags decide; if one is missing, size and mtime do. A value that is missing on one side is not a change.
 _HAS_CHANGED = """
     CASE WHEN wanted.etag IS NOT NULL AND known.etag IS NOT NULL THEN hash(wanted.etag) <> known.etag
          ELSE coalesce(wanted.size <> known.file_bytes, false) OR coalesce(wanted.mtime <> known.mtime, false) END
 """
 
-# Of what is done only the key is kept. A uri that is there twice, in the listing or in the ledger, has several rows.
-_PLAN = f"""
-    CREATE TABLE plan AS
+# Of a done image only the key is kept. A uri that is twice in the listing or in the ledger gives several rows.
+_JOIN = f"""
+    CREATE TABLE todo AS
     SELECT key, state, {', '.join(f'CASE WHEN state <> {_DONE} THEN "{n}" END AS "{n}"' for n in LISTING.names)}
     FROM (SELECT wanted.*, CASE WHEN known.key IS NULL THEN {_NEW} WHEN known.retry THEN {_RETRIED}
                                 WHEN {_HAS_CHANGED} THEN {_CHANGED} ELSE {_DONE} END AS state
           FROM (SELECT *, md5_number(uri) AS key FROM listing) wanted LEFT JOIN known ON wanted.key = known.key)
 """
 
-# Rows of one uri become one, the same whatever their order; seldom needed, and not much faster than the join.
+# Several rows of one uri become one row that does not depend on their order. Rarely needed; as slow as the join.
 _MERGE = f"""
     CREATE TABLE merged AS SELECT key, min(state) AS state, {', '.join(f'min("{n}") AS "{n}"' for n in LISTING.names)}
-    FROM plan GROUP BY key;
-    DROP TABLE plan;
-    ALTER TABLE merged RENAME TO plan
+    FROM todo GROUP BY key;
+    DROP TABLE todo;
+    ALTER TABLE merged RENAME TO todo
 """
 
-# Only what would be done is hashed: 0.3 s for a million names, nothing where the list is empty.
+# Hashes only uris that are not done: 0.3 s per million. Not run if the list is empty.
 _LEAVE_OUT_ERASED = f"""
-    UPDATE plan SET state = {_ERASED}
+    UPDATE todo SET state = {_ERASED}
     WHERE state <> {_DONE} AND sha256(concat($salt, uri)) IN (SELECT hash FROM erased)
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
-    """How the work of a run came about; `listed` = `done` + `erased` + `images`."""
+class TodoCounts:
+    """How many images are to do, and why; `listed` = `done` + `erased` + `images`."""
 
     images: int               # to do
-    listed: int               # different uris
+    listed: int               # distinct uris
     duplicates: int           # further rows of the same uris
-    done: int                 # in the ledger for good
-    changed: int              # objects that differ from what the ledger saw; among `done` unless they are redone
-    retried: int              # in the ledger as fetch_failed or failed
-    erased: int = 0           # left out for good: `jobs.erase` has taken them out of the output
-    vanished: int = 0         # in the ledger, below a listed folder or prefix, and not listed any more
+    done: int                 # in the ledger, and not to do again
+    changed: int              # whose object differs from the ledger; part of `done`, or of `images` with redo_changed
+    retried: int              # in the ledger as fetch_failed or failed; part of `images`
+    erased: int = 0           # left out because `jobs.erase` erased them
+    vanished: int = 0         # in the ledger under a listed folder or prefix, but no longer listed
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """Images that failed for the same reason."""
+    """The images that failed for one reason."""
 
     status: str
     error: str
     images: int
-    example: str              # the first uri of them, by name
+    example: str              # the first of their uris in alphabetical order
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the ledger says in the end, of the listed images and of the whole output."""
+    """The result at the end of a run, for the listed images and for the whole output."""
 
-    listed: dict[str, int]            # images by status, every status named
-    output: dict[str, int]
-    errors: tuple[ErrorKind, ...]     # of the listed ones, the most frequent first, `ERROR_KINDS` at most
-    other_kinds: int                  # how many more kinds there are
-    other_images: int                 # and of how many images
-    repeated: bool                    # whether a uri is there twice, which `ledger.repair_duplicates` mends
+    listed: dict[str, int]            # listed images by status; statuses without images have 0
+    output: dict[str, int]            # all images of the output by status
+    errors: tuple[ErrorKind, ...]     # of the listed images, the most frequent first, at most `ERROR_KINDS`
+    other_kinds: int                  # further kinds of errors
+    other_images: int                 # images with one of these
+    repeated: bool                    # the ledger has a uri twice; `ledger.repair_duplicates` repairs it
 
 
-class Planner:
-    """Takes the listing, then the ledger, tells what is to do, and in the end what became of it. A context manager."""
+class TodoJoin:
+    """Joins the listing with the ledger: what is to do before the run, and the outcome after it. A context manager.
+
+    Call `add_listing` and `add_ledger`, then `compute` once, then the other methods.
+    """
 
     def __init__(self) -> None:
         self._folder = ScratchFolder()
@@ -111,8 +114,8 @@ class Planner:
             "CREATE TABLE known (key UHUGEINT, retry BOOLEAN, etag UBIGINT, mtime TIMESTAMPTZ, file_bytes BIGINT, "
             "below BOOLEAN)"
         )
-        self._redone: tuple[int, ...] = ()
-        self._mended: list[str] = []
+        self._todo_states: tuple[int, ...] = ()
+        self._repaired: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -123,16 +126,16 @@ class Planner:
         self._folder.close()
 
     def add_listing(self, rows: pa.Table) -> None:
-        """Take more rows of `schemas.LISTING`; duplicates are fine."""
+        """Add rows of `schemas.LISTING`; duplicates are allowed."""
         self._writer.write_table(rows.select(LISTING.names).cast(LISTING), max_chunksize=_SPOOL_ROWS)
         self._rows += len(rows)
 
     def add_ledger(self, rows: pa.Table, scopes: Sequence[str] = ()) -> None:
-        """Take more rows of the ledger: uri, status, etag, mtime, file_bytes.
+        """Add rows of the ledger: uri, status, etag, mtime, file_bytes.
 
-        scopes: beginnings of uris, everything below which was listed: what is not listed any more has vanished.
+        scopes: prefixes of uris that were listed completely: a uri that starts with one and is not listed has vanished.
         """
-        # One by one 20,000 tars would cost half a minute every 100,000 rows; by their names they cost one join.
+        # Tars are joined by name: 20,000 of them as single conditions would take half a minute per 100,000 rows.
         in_tars = [scope for scope in scopes if scope.find("#") == len(scope) - 1]
         others = [scope for scope in scopes if scope.find("#") != len(scope) - 1]
         below = " OR ".join(["starts_with(uri, ?)"] * len(others))
@@ -145,21 +148,22 @@ class Planner:
             [[str(status) for status in RETRIED], *others],
         )
 
-    def plan(self, *, redo_changed: bool, erased: Erased | None = None, whole: Sequence[str] = ()) -> Todo:
-        """Work out what of the listing the ledger does not have; called once, when both are complete.
+    def compute(
+        self, *, redo_changed: bool, erased: Erased | None = None, whole: Sequence[str] = ()
+    ) -> TodoCounts:
+        """Find the images to do: new ones, those that failed, and with `redo_changed` those whose object has changed.
 
-        whole: containers all of whose members are listed; the ledger may have a row that stood for lost ones.
-        Those whose fetch or processing failed are done again, and with `redo_changed` those whose object has changed.
-        What is on the list of `erased` is not done.
+        erased: images to leave out. whole: containers with all their members listed. If one was damaged before, the
+        ledger has a row for the container itself; `uris_to_drop` names it.
         """
         self._close_spool()
-        self._redone = (_RETRIED, _CHANGED) if redo_changed else (_RETRIED,)
+        self._todo_states = (_NEW, _RETRIED, _CHANGED) if redo_changed else (_NEW, _RETRIED)
         with pa.OSFile(self._spool_path) as file:
             self._database.register("listing", pa.ipc.open_stream(file))
-            self._database.execute(_PLAN)
+            self._database.execute(_JOIN)
             self._database.unregister("listing")
         Path(self._spool_path).unlink()
-        [(repeated,)] = self._database.execute("SELECT count(*) > count(DISTINCT key) FROM plan").fetchall()
+        [(repeated,)] = self._database.execute("SELECT count(*) > count(DISTINCT key) FROM todo").fetchall()
         if repeated:
             self._database.execute(_MERGE)
         if erased is not None and len(erased.hashes):
@@ -167,15 +171,15 @@ class Planner:
             self._database.execute(_LEAVE_OUT_ERASED, {"salt": erased.salt})
         self._database.register("whole", pa.table({"uri": pa.array(whole, pa.string())}))
         lost = "SELECT md5_number(uri) AS key, uri FROM whole SEMI JOIN known ON md5_number(uri) = key"
-        self._mended = [uri for _, uri in self._database.execute(lost).fetchall()]
+        self._repaired = [uri for _, uri in self._database.execute(lost).fetchall()]
         [(vanished,)] = self._database.execute(
-            f"SELECT count(*) FROM known ANTI JOIN plan USING (key) ANTI JOIN ({lost}) mended USING (key) WHERE below"
+            f"SELECT count(*) FROM known ANTI JOIN todo USING (key) ANTI JOIN ({lost}) repaired USING (key) WHERE below"
         ).fetchall()
         self._database.execute("DROP TABLE known")
-        states = dict(self._database.execute("SELECT state, count(*) FROM plan GROUP BY state").fetchall())
-        images = sum(states.get(state, 0) for state in (_NEW, *self._redone))
+        states = dict(self._database.execute("SELECT state, count(*) FROM todo GROUP BY state").fetchall())
+        images = sum(states.get(state, 0) for state in self._todo_states)
         listed = sum(states.values())
-        return Todo(
+        return TodoCounts(
             images=images,
             listed=listed,
             duplicates=self._rows - listed,
@@ -187,13 +191,13 @@ class Planner:
         )
 
     def rows(self, batch_rows: int) -> Iterator[pa.Table]:
-        """The rows to do (`schemas.LISTING`), each uri once, `batch_rows` at a time, the last ones fewer.
+        """The rows to do (`schemas.LISTING`), each uri once, in tables of `batch_rows` rows; the last one has fewer.
 
-        The order is by name, and by place within a container: neighbours share a folder, a prefix, a tar.
+        They are sorted by name, and by offset within a container, so that neighbours share a folder, a prefix or a tar.
         """
         reader = self._database.sql(
-            f"""SELECT {', '.join(f'"{name}"' for name in LISTING.names)} FROM plan
-                WHERE state IN {(_NEW, *self._redone)} ORDER BY coalesce(container, uri), "offset", uri"""
+            f"""SELECT {', '.join(f'"{name}"' for name in LISTING.names)} FROM todo
+                WHERE state IN {self._todo_states} ORDER BY coalesce(container, uri), "offset", uri"""
         ).to_arrow_reader(batch_rows)
         waiting = LISTING.empty_table()
         for batch in reader:
@@ -204,14 +208,15 @@ class Planner:
         if len(waiting):
             yield waiting
 
-    def redone(self) -> pa.Array:
-        """The uris whose rows in the ledger must go (string): of images to do, and of containers that are whole now."""
-        states = self._redone * 2     # DuckDB reads "(1,)" as no list
-        table = self._database.sql(f"SELECT uri FROM plan WHERE state IN {states} ORDER BY uri").to_arrow_table()
-        return pa.concat_arrays([table["uri"].cast(pa.string()).combine_chunks(), pa.array(self._mended, pa.string())])
+    def uris_to_drop(self) -> pa.Array:
+        """The uris (string) whose old rows must leave the ledger: images to do again, and repaired containers."""
+        again = self._database.sql(
+            "SELECT uri FROM todo WHERE list_contains(?, state) ORDER BY uri", params=[list(self._todo_states[1:])]
+        ).to_arrow_table()["uri"]
+        return pa.concat_arrays([again.cast(pa.string()).combine_chunks(), pa.array(self._repaired, pa.string())])
 
     def outcome(self, ledger: Iterator[pa.Table]) -> Outcome:
-        """What became of the listed images: `ledger` gives rows of uri, status and error."""
+        """The result for the listed images and for the output. `ledger`: tables of uri, status and error."""
         self._database.execute(
             "CREATE OR REPLACE TABLE ended (key UHUGEINT, status VARCHAR, error VARCHAR, uri VARCHAR)"
         )
@@ -222,7 +227,7 @@ class Planner:
                    CASE WHEN error IS NOT NULL THEN uri END FROM rows"""
             )
         [(repeated,)] = self._database.execute("SELECT count(*) - count(DISTINCT key) FROM ended").fetchall()
-        listed = "ended SEMI JOIN plan USING (key)"
+        listed = "ended SEMI JOIN todo USING (key)"
         kinds = self._database.execute(
             f"""SELECT status, error, count(*) AS images, min(uri) FROM {listed} WHERE error IS NOT NULL
                 GROUP BY status, error ORDER BY images DESC, status, error"""

@@ -24,7 +24,7 @@ from pipeline.geometry import AlignmentTemplate
 from pipeline.output import claim as output
 from pipeline.output import erased, ledger, sink
 from pipeline.output.lease import Lease, LeaseLost
-from pipeline.output.todo import Planner
+from pipeline.output.todo import TodoJoin
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage
@@ -149,11 +149,11 @@ def test_everything_can_go(root):
 
 def to_do(storage):
     listing = pa.Table.from_pylist([{"uri": uri} for uri in ALL], schema=LISTING)
-    with Planner() as planner:
-        planner.add_listing(listing)
-        planner.add_ledger(ledger.read_ledger(storage))
-        planner.plan(redo_changed=True, erased=erased.read_erased(storage))
-        return {uri for rows in planner.rows(100) for uri in rows["uri"].to_pylist()}
+    with TodoJoin() as join:
+        join.add_listing(listing)
+        join.add_ledger(ledger.read_ledger(storage))
+        join.compute(redo_changed=True, erased=erased.read_erased(storage))
+        return {uri for rows in join.rows(100) for uri in rows["uri"].to_pylist()}
 
 
 def test_a_later_run_does_not_bring_them_back_unless_they_are_forgotten(tmp_path, capsys):

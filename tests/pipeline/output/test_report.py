@@ -7,7 +7,7 @@ import pytest
 from pipeline.batch import Status
 from pipeline.output import report
 from pipeline.output.report import RunTotals
-from pipeline.output.todo import ErrorKind, Outcome, Todo
+from pipeline.output.todo import ErrorKind, Outcome, TodoCounts
 
 NOTHING_DONE = RunTotals(0, 0, {status.value: 0 for status in Status}, 0.5, None)
 TWO_DONE = RunTotals(2, 3, NOTHING_DONE.by_status | {"ok": 1, "unreadable": 1}, 4.0, 0.7)
@@ -46,7 +46,7 @@ def test_errors_by_kind():
 
 
 def todo(**counts):
-    return Todo(**{"images": 3, "listed": 10, "duplicates": 0, "done": 7, "changed": 0, "retried": 0, **counts})
+    return TodoCounts(**{"images": 3, "listed": 10, "duplicates": 0, "done": 7, "changed": 0, "retried": 0, **counts})
 
 
 def test_todo_line_names_only_what_there_is():

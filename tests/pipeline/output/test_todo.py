@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.output.erased import Erased
-from pipeline.output.todo import ErrorKind, Planner, Todo
+from pipeline.output.todo import ErrorKind, TodoCounts, TodoJoin
 from pipeline.schemas import LISTING
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
@@ -27,17 +27,17 @@ def ledger(*rows: tuple) -> pa.Table:
     return pa.Table.from_pylist([dict(zip(LEDGER.names, row, strict=False)) for row in rows], schema=LEDGER)
 
 
-def plan_todo(wanted, known, batch_rows=1000, scopes=(), **options) -> tuple[Todo, pa.Table, list[str]]:
+def plan_todo(wanted, known, batch_rows=1000, scopes=(), **options) -> tuple[TodoCounts, pa.Table, list[str]]:
     """The counts, the rows to do, and the uris among them that the ledger has."""
-    with Planner() as planner:
-        planner.add_listing(wanted)
-        planner.add_ledger(known, scopes)
-        todo = planner.plan(**{"redo_changed": False, **options})
-        batches = list(planner.rows(batch_rows))
+    with TodoJoin() as join:
+        join.add_listing(wanted)
+        join.add_ledger(known, scopes)
+        todo = join.compute(**{"redo_changed": False, **options})
+        batches = list(join.rows(batch_rows))
         assert [len(batch) for batch in batches[:-1]] == [batch_rows] * (len(batches) - 1)
         rows = pa.concat_tables([LISTING.empty_table(), *batches])
         assert len(rows) == todo.images and todo.listed == todo.done + todo.erased + todo.images
-        return todo, rows, planner.redone().to_pylist()
+        return todo, rows, join.uris_to_drop().to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_the_outcome_counts_by_status_and_names_the_kinds_of_errors():
     rows += [(f"many{i:02}", "too_large", f"{i:02}") for i in range(11)]
     ended = [pa.table(dict(zip(("uri", "status", "error"), map(list, zip(*part, strict=True)), strict=True)))
              for part in (rows[:3], rows[3:])]
-    with Planner() as planner:
-        planner.add_listing(listing(*(uri for uri, *_ in rows if uri not in ("elsewhere", "bad"))))
-        planner.plan(redo_changed=False)
-        found = planner.outcome(iter(ended))
-        again = planner.outcome(iter([*ended, ended[0]]))
-        nothing = planner.outcome(iter([]))
+    with TodoJoin() as join:
+        join.add_listing(listing(*(uri for uri, *_ in rows if uri not in ("elsewhere", "bad"))))
+        join.compute(redo_changed=False)
+        found = join.outcome(iter(ended))
+        again = join.outcome(iter([*ended, ended[0]]))
+        nothing = join.outcome(iter([]))
     zero = {"unsupported": 0, "fetch_failed": 0}
     assert found.listed == {"ok": 1, "no_face": 1, "unreadable": 2, "failed": 1, "too_large": 11, **zero}
     assert found.output == {"ok": 2, "no_face": 1, "unreadable": 2, "failed": 2, "too_large": 11, **zero}
