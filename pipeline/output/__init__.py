@@ -1,1 +1,1 @@
-"""What was done: the claim on an output, its lease, ledger, parts and reports."""
+"""The output of a run: its claim, lease, ledger, parts, to-do and report."""

@@ -1,4 +1,4 @@
-"""An output as a whole: whose rows it takes (`output.json`), and what is said of it at the end (`run.json`)."""
+"""An output as a whole: `output.json` says which settings and models it accepts, `run.json` that a run has finished."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from pipeline.text import printable
 
 OUTPUT_JSON, RUN_JSON = "output.json", "run.json"
 AUDIT_PATH = "_audit.jsonl"
-_RUN_ASIDE = "_run.json"     # where run.json waits while an erasure is under way
+_RUN_ASIDE = "_run.json"     # run.json is moved here during an erasure
 
 
-def lease(storage: Storage, run_id: str, command: str, say: Callable[[str], None]) -> Lease:
-    """Take the output's lease; `say` is told when that has to wait.
+def take_lease(storage: Storage, run_id: str, command: str, say: Callable[[str], None]) -> Lease:
+    """Take the lease of an output; calls `say` before it waits for a silent holder.
 
-    Raises LeaseHeld naming the run that has it, and OutputError where nothing can be written at all.
+    Raises LeaseHeld, which names the run that holds it, and OutputError if the storage cannot be written.
     """
     try:
         return Lease.acquire(storage, run_id, command=command, say=say)
     except OSError as error:
-        raise OutputError(f"OUTPUT cannot be written: {error}") from None
+        raise OutputError(f"OUTPUT cannot be written: {error}; check its path and your write permission") from None
 
 
-def check_foreign(storage: Storage) -> None:
-    """Raises OutputError where faces/ or images/ hold tables that no run wrote: somebody's input, perhaps."""
+def refuse_foreign_tables(storage: Storage) -> None:
+    """Raises OutputError if faces/ or images/ hold Parquet files that no run wrote, such as somebody's input."""
     if foreign := ledger.foreign_tables(storage):
         more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
         raise OutputError(
-            f"{storage.root} holds {printable(foreign[0])}{more}, which no run wrote, where the tables go; "
-            "give another OUTPUT, or move that away"
+            f"{storage.root} holds {printable(foreign[0])}{more}, which no run wrote; readers of the tables would read "
+            "that too. Give another OUTPUT, or move it away"
         )
 
 
 def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
-    """Write the fingerprint of a new output, or check that of an old one; returns it.
+    """Write the fingerprint of a new output, or check that of an existing one; returns the fingerprint.
 
-    covered: what `settings.fingerprinted` gives. Raises OutputError when the output was made with something else.
+    covered: from `settings.fingerprinted`. Raises OutputError if the output was made with other settings or models.
     """
     ours = fingerprint(covered)
     content = json.dumps({"fingerprint": ours, **covered}, indent=1).encode()
@@ -50,8 +50,8 @@ def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
         if ledger.committed_parts(storage):
             storage.delete(OUTPUT_JSON)
             raise OutputError(
-                f"{storage.root} holds parts but no {OUTPUT_JSON}, so nobody knows how they were made; restore it, "
-                "or start anew with --overwrite"
+                f"{storage.root} holds parts but no {OUTPUT_JSON}, so their settings are unknown; restore that file, "
+                "or start again with --overwrite"
             )
         return ours
     try:
@@ -59,30 +59,30 @@ def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
         found = theirs.pop("fingerprint")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputError(
-            f"{storage.root}/{OUTPUT_JSON} is damaged; restore it, or start anew with --overwrite"
+            f"{storage.root}/{OUTPUT_JSON} is damaged; restore it, or start again with --overwrite"
         ) from None
     if found != ours:
         raise OutputError(
             f"{storage.root} was made with other settings or models: its fingerprint is {found[:12]}, this run's "
-            f"{ours[:12]}. Use the same, another OUTPUT, or --overwrite to start anew. They differ in\n  "
+            f"{ours[:12]}. Use the same ones, another OUTPUT, or --overwrite to start again. They differ in\n  "
             + "\n  ".join(differences(covered, theirs))
         )
     return ours
 
 
 def clear(storage: Storage) -> None:
-    """Delete what runs have written there; nothing else, and not the lease. What makes it exact goes first.
+    """Delete what runs have written, and nothing else: first run.json, then output.json, then the parts.
 
-    What was erased stays so: the list of it and the audit are kept.
+    The lease stays, and so do the list of erased images and the audit.
     """
-    unfinish(storage)
+    mark_unfinished(storage)
     storage.delete(OUTPUT_JSON)
     ledger.remove_parts(storage)
     storage.delete_tree(spool.FOLDER)
 
 
 def is_finished(storage: Storage) -> bool:
-    """Whether the last run came to its end."""
+    """Whether the last run has finished."""
     try:
         storage.read(RUN_JSON)
     except FileNotFoundError:
@@ -90,37 +90,42 @@ def is_finished(storage: Storage) -> bool:
     return True
 
 
-def unfinish(storage: Storage) -> None:
-    """Take run.json away for good: until it is written again, faces/ may hold halves of pairs."""
-    storage.delete(_RUN_ASIDE)     # first: alone it would be taken for the run.json of a killed erasure
+def mark_unfinished(storage: Storage) -> None:
+    """Delete run.json: from here until a run writes it again, faces/ may hold files that are not committed."""
+    storage.delete(_RUN_ASIDE)     # first: alone it would look like the run.json of a killed erasure
     storage.delete(RUN_JSON)
 
 
 def set_run_aside(storage: Storage) -> dict[str, Any] | None:
-    """Take run.json away while rows are erased; its content, or that which a killed erasure had set aside.
+    """Move run.json away while rows are erased. Returns its content, or that of a killed erasure's copy.
 
-    None if the last run has not come to its end.
+    None if the last run has not finished.
     """
     try:
         content = storage.read(RUN_JSON)
     except FileNotFoundError:
         try:
-            return json.loads(storage.read(_RUN_ASIDE))
+            return _parse_run(storage.read(_RUN_ASIDE))
         except FileNotFoundError:
             return None
     storage.write(_RUN_ASIDE, content)
     storage.delete(RUN_JSON)
-    return json.loads(content)
+    return _parse_run(content)
+
+
+def _parse_run(content: bytes) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads(content)
+    return run
 
 
 def put_run_back(storage: Storage, run: Mapping[str, Any]) -> None:
-    """Write run.json again, the last step of an erasure."""
+    """Write run.json again: the last step of an erasure."""
     storage.write(RUN_JSON, json.dumps(run, indent=1).encode())
     storage.delete(_RUN_ASIDE)
 
 
 def append_audit(storage: Storage, entry: Mapping[str, Any]) -> None:
-    """Add a line to `_audit.jsonl`. Called under the lease."""
+    """Add a line to `_audit.jsonl`. Needs the lease."""
     try:
         before = storage.read(AUDIT_PATH)
     except FileNotFoundError:
@@ -129,7 +134,7 @@ def append_audit(storage: Storage, entry: Mapping[str, Any]) -> None:
 
 
 def recover(storage: Storage) -> None:
-    """Finish or undo what a killed run was at. Called under the lease, before anything is read."""
+    """Clean up after a killed run: finish its rewrite, delete uncommitted files. Needs the lease; call before reads."""
     storage.clean_temporary()
     storage.delete_tree(spool.FOLDER)
     ledger.finish_rewrite(storage)

@@ -1,7 +1,7 @@
-"""The images that must not come back: `_erased.parquet` in the output, a list of hashes that the to-do leaves out.
+"""The list of erased images, `_erased.parquet` in the output: the to-do leaves them out.
 
-A name can say who is in the picture, so the list keeps none: each entry is the sha256 of a salt, random for every
-output, and the uri. Nobody can read a name off it; who has the output and guesses a name can still check the guess.
+A file name can say who is in the picture, so the list holds no names. Each entry is the sha256 of a salt, random per
+output, and the uri. The names cannot be read from it, but anyone who has the output can check a guess.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _SALT = b"facelake.salt"
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """The list. salt: hexadecimal. hashes: string array, sha256 of salt + uri, hexadecimal, each once."""
+    """The list. salt: hexadecimal. hashes: string array of distinct hashes, sha256 of salt + uri, hexadecimal."""
 
     salt: str
     hashes: pa.Array
 
     def hash(self, text: str) -> str:
-        """The hash that stands for a uri."""
+        """The hash of a uri."""
         return hashlib.sha256((self.salt + text).encode()).hexdigest()
 
     def adding(self, uris: pa.Array) -> Erased:
-        """The list with these uris, sorted: the order would tell who was erased when."""
+        """The list with these uris too; sorted, because the order would show who was erased when."""
         both = pa.concat_arrays([self.hashes, self._hashes(uris)]).unique()
         return replace(self, hashes=both.take(pc.sort_indices(both)))
 
     def without(self, uris: pa.Array) -> Erased:
-        """The list less these uris."""
+        """The list without these uris."""
         return replace(self, hashes=self.hashes.filter(pc.invert(pc.is_in(self.hashes, value_set=self._hashes(uris)))))
 
     def _hashes(self, uris: pa.Array) -> pa.Array:
@@ -47,7 +47,7 @@ class Erased:
 
 
 def read_erased(storage: Storage) -> Erased:
-    """The output's list; an empty one with a new salt if there is none. Raises OutputError if it is damaged."""
+    """The list of an output; if it has none, an empty one with a new salt. Raises OutputError if it is damaged."""
     try:
         content = storage.read(ERASED_PATH)
     except FileNotFoundError:
@@ -57,13 +57,13 @@ def read_erased(storage: Storage) -> Erased:
         return Erased(table.schema.metadata[_SALT].decode(), table["hash"].combine_chunks().cast(pa.string()))
     except (pa.ArrowException, KeyError, TypeError):
         raise OutputError(
-            f"{storage.root}/{ERASED_PATH}, the list of images that must not come back, is damaged; restore it. "
-            "Without it erased images are read again"
+            f"{storage.root}/{ERASED_PATH}, the list of erased images, is damaged; restore it from a backup. If you "
+            "delete it, the next run reads the erased images again"
         ) from None
 
 
 def write_erased(storage: Storage, erased: Erased) -> None:
-    """Put the list in place of the old one. Called under the lease."""
+    """Replace the list in the output. Needs the lease."""
     storage.write(ERASED_PATH, to_parquet(pa.table({"hash": erased.hashes}).replace_schema_metadata(
         {_SALT: erased.salt.encode()}
     )))

@@ -1,10 +1,10 @@
-"""The right to write an output: held by one run at a time, shown to all in `_lease.json`.
+"""The lease of an output, `_lease.json`: only the run that holds it may write there.
 
-Whoever holds it renews its heartbeat. Clocks of two machines may differ, so the heartbeat's time is believed only on
-the machine that wrote it; from elsewhere a holder counts as gone once its file has not changed for a whole
-`STALE_S` by the watcher's own stopwatch. Taking over is a compare-and-swap of the file that was seen, so of any
-number that try exactly one succeeds, and a holder that only slept finds out at its next heartbeat.
-The file stays after a release, marked so: removing it could hit the lease of the next run.
+The holder renews its heartbeat. On the same machine a holder is judged by its process and the time of its heartbeat.
+Clocks of two machines may differ, so on another machine it counts as dead when the file has not changed for `STALE_S`
+by the watcher's own clock. A takeover is a compare-and-swap of the file, so exactly one of several runs succeeds, and a
+holder that was only suspended notices at its next heartbeat.
+A released lease stays as a file, marked as released: deleting it could delete the lease of the next run.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from pipeline.storage import FileVersion, Storage
 LEASE_PATH = "_lease.json"
 HEARTBEAT_S = 10.0
 STALE_S = 60.0
-_JOIN_S = 5.0   # a heartbeat stuck in a dead store does not hold up the exit
+_JOIN_S = 5.0   # on exit we wait no longer for a heartbeat that hangs in a dead store
 
 
-class LeaseHeld(UserError):   # noqa: N818  (said as what it is: not our error)
-    """Another run writes this output, or did less than a minute ago."""
+class LeaseHeld(UserError):   # noqa: N818  (a state, not an error)
+    """Another run is writing this output, or did less than a minute ago."""
 
 
 class LeaseLost(Exception):   # noqa: N818
-    """Another run has taken this one's output over; nothing more may be written."""
+    """Another run has taken over the output; this run must not write any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the lease: the content of `_lease.json`."""
+    """The holder of the lease: the content of `_lease.json`."""
 
     run_id: str
     host: str
-    machine: str | None      # boot id and process-id namespace; None where the system has none
+    machine: str | None      # boot id and pid namespace; None if the system has none
     pid: int
-    pid_start: int | None    # clock ticks from boot to the process's start, tells a reused pid
+    pid_start: int | None    # start of the process in clock ticks after boot; detects a reused pid
     heartbeat: str           # ISO time, UTC
     command: str
     released: bool = False
 
     def to_json(self) -> bytes:
-        """The file's content."""
+        """The content of `_lease.json`."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @staticmethod
     def from_json(content: bytes) -> Holder | None:
-        """The holder; None if the content is not one."""
+        """The holder; None if the content is invalid."""
         try:
             holder = Holder(**json.loads(content))
             heartbeat = datetime.fromisoformat(holder.heartbeat)
@@ -75,27 +75,27 @@ class Holder:
 
 
 def this_process(run_id: str, command: str) -> Holder:
-    """This process as a holder, its heartbeat now."""
+    """This process as a holder with a heartbeat of now."""
     pid = os.getpid()
     return Holder(run_id, socket.gethostname(), _machine(), pid, process_start(pid), _now(), command)
 
 
 def process_start(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if it is not running (a zombie is not), or unknown."""
+    """The start of a process in clock ticks after boot; None if it is dead (a zombie counts as dead) or unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = stat[stat.rindex(b")") + 2 :].split()   # the name before may hold spaces and brackets
+    fields = stat[stat.rindex(b")") + 2 :].split()   # the process name before may hold spaces and brackets
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def process_lives(holder: Holder) -> bool:
-    """Whether the holder's process, of this machine, still runs."""
+    """Whether the process of a holder on this machine still runs."""
     if Path(f"/proc/{holder.pid}").exists():
         return process_start(holder.pid) == holder.pid_start
     try:
-        os.kill(holder.pid, 0)   # where /proc hides other users' processes (hidepid), this still tells
+        os.kill(holder.pid, 0)   # works even if /proc hides the processes of other users (hidepid)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -104,7 +104,7 @@ def process_lives(holder: Holder) -> bool:
 
 
 class Lease:
-    """The held lease of an output; a thread keeps it alive until `release`, or the end of the `with` block."""
+    """A held lease. A thread renews its heartbeat until `release`, or until the end of the `with` block."""
 
     def __init__(
         self,
@@ -137,10 +137,10 @@ class Lease:
         heartbeat_s: float = HEARTBEAT_S,
         stale_s: float = STALE_S,
     ) -> Lease:
-        """Take the lease, from a dead or silent holder if need be.
+        """Take the lease of an output, also from a dead holder.
 
-        A holder on this machine is judged at once; any other is watched for up to `stale_s`, which `say` announces.
-        `on_lost` is called from the heartbeat's thread if another run takes the lease away.
+        A holder on this machine is judged at once. Another is watched for up to `stale_s`; `say` announces that.
+        The heartbeat thread calls `on_lost` if another run takes the lease over.
         Raises LeaseHeld, and OSError if the storage cannot be written.
         """
         first_seen: bytes | None = None
@@ -154,7 +154,7 @@ class Lease:
             else:
                 holder = Holder.from_json(content)
                 if holder and not holder.released and holder.is_process_of(me):
-                    version = seen   # our own PUT, answered with an error and done all the same
+                    version = seen   # our own write: it succeeded although it was answered with an error
                 elif _may_take_over(holder, me, stale_s) or (
                     content == first_seen and time.monotonic() - watched_since >= stale_s
                 ):
@@ -164,7 +164,7 @@ class Lease:
                 else:
                     if first_seen is None:
                         first_seen, watched_since = content, time.monotonic()
-                        say(f"{_who(holder)} holds {storage.root}; watching for up to {stale_s:.0f} s whether it lives")
+                        say(f"{_who(holder)} holds {storage.root}; waiting up to {stale_s:.0f} s for a heartbeat")
                     time.sleep(heartbeat_s / 5)
                     continue
             if version is not None:
@@ -172,22 +172,22 @@ class Lease:
 
     @property
     def run_id(self) -> str:
-        """The run that holds it."""
+        """The run that holds the lease."""
         return self._holder.run_id
 
     @property
     def lost(self) -> bool:
-        """Whether another run has taken it over."""
+        """Whether another run has taken over the lease."""
         return self._lost.is_set()
 
     def release(self) -> None:
-        """Give it back; does nothing if it is lost or given back already."""
+        """Give the lease back; does nothing if it is lost or released already."""
         self._stop.set()
         self._thread.join(_JOIN_S)
         if self._thread.is_alive() or self.lost or self._holder.released:
             return
         self._holder = replace(self._holder, heartbeat=_now(), released=True)
-        with contextlib.suppress(OSError):   # a dead store: the lease runs out by itself
+        with contextlib.suppress(OSError):   # a dead store: the lease expires by itself
             self._storage.replace(LEASE_PATH, self._holder.to_json(), self._version)
 
     def __enter__(self) -> Self:
@@ -201,7 +201,7 @@ class Lease:
             try:
                 held = self._renew()
             except OSError:
-                continue   # the store may answer again at the next beat; nobody takes over before STALE_S
+                continue   # try again at the next heartbeat; nobody takes over before STALE_S
             if not held:
                 self._lost.set()
                 if self._on_lost:
@@ -209,11 +209,11 @@ class Lease:
                 return
 
     def _renew(self) -> bool:
-        """Write a new heartbeat; False if the lease is another's."""
+        """Write a new heartbeat; False if the lease is no longer ours."""
         content = replace(self._holder, heartbeat=_now()).to_json()
         version = self._storage.replace(LEASE_PATH, content, self._version)
         if version is None:
-            # A PUT that was repeated after a lost answer fails on its own first try: look whose the file is.
+            # A write that was retried after a lost answer conflicts with its own first try: check who the holder is.
             try:
                 found, version = self._storage.read_version(LEASE_PATH)
             except FileNotFoundError:
@@ -226,7 +226,7 @@ class Lease:
 
 
 def still_held(storage: Storage, run_id: str) -> bool:
-    """Whether the lease is this run's, by one read; for workers, who may outlive their driver."""
+    """Whether this run holds the lease, by one read; for workers, which may outlive their driver."""
     try:
         holder = Holder.from_json(storage.read(LEASE_PATH))
     except FileNotFoundError:
@@ -235,13 +235,13 @@ def still_held(storage: Storage, run_id: str) -> bool:
 
 
 def check_held(storage: Storage, run_id: str) -> None:
-    """Raises LeaseLost unless the lease is this run's, by one read, whether a heartbeat has noticed or not."""
+    """Raises LeaseLost unless this run holds the lease, by one read; does not wait for a heartbeat."""
     if not still_held(storage, run_id):
         raise LeaseLost(f"another run has taken over {storage.root}; run {run_id} stops here")
 
 
 def _may_take_over(holder: Holder | None, me: Holder, stale_s: float) -> bool:
-    """What can be told at once: a lease given back, or a holder of this machine that is dead or silent."""
+    """Whether the lease is free without waiting: released, or held by a dead or silent process of this machine."""
     if holder is None:
         return False
     if holder.released:
@@ -254,7 +254,7 @@ def _same_machine(holder: Holder, me: Holder) -> bool:
 
 
 def _machine() -> str | None:
-    """The boot and the process-id namespace: in another container the same pid is another process."""
+    """The boot id and the pid namespace: in another container the same pid is another process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -280,6 +280,6 @@ def _describe(storage: Storage, holder: Holder | None, stale_s: float) -> str:
     started_as = f", started as `{holder.command}`" if holder and holder.command else ""
     return (
         f"{_who(holder)} is writing {storage.root}{started_as}. Let it finish or stop it, then run this command again; "
-        f"it goes on where that one ended. A run that was killed loses its lease by itself, after {stale_s:.0f} s "
-        "without a heartbeat at the latest."
+        f"it continues from there. The lease of a killed run expires by itself, at most {stale_s:.0f} s after its last "
+        "heartbeat."
     )

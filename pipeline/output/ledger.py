@@ -1,7 +1,8 @@
-"""What an output holds: pairs of parts, the ledger that they make up, and the one way to take rows out again.
+"""The parts of an output, the ledger that they form, and the rewrite that removes rows.
 
-A part is two files of one name, `faces/<name>.parquet` and `images/<name>.parquet`, written in this order. Either
-half alone is not committed. All functions but those that read are called under the lease.
+A part is two files of one name, `faces/<name>.parquet` and `images/<name>.parquet`, written in this order. It is
+committed when both exist. The ledger is the table images/ of all committed parts. All functions that write need the
+lease.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.storage import Storage
 
 FACES, IMAGES, REWRITE = "faces", "images", "_rewrite"
 LEDGER_COLUMNS = ("uri", "status", "etag", "mtime", "file_bytes")
-_PART = re.compile(r"((?:part|retry)-.+-[0-9a-f]{16})\.parquet")    # what `part_name` gives: others' files stay
+_PART = re.compile(r"((?:part|retry)-.+-[0-9a-f]{16})\.parquet")    # what `part_name` gives; other files are not ours
 _INTENT = f"{REWRITE}/intent.json"
 _READ_THREADS = 16
 _SCANNED_PARTS = 64      # 128,000 rows at the usual size of a part
@@ -30,9 +31,9 @@ _DICTIONARY = ["uri", "status", "error", "format", "run_id", "detector", "keypoi
 
 
 def part_name(kind: str, run_id: str, uris: Iterable[str]) -> str:
-    """The name of the part that holds these images; `kind` is "part", or "retry" for images to be tried again.
+    """The name of the part with these images; `kind` is "part", or "retry" for images that the next run tries again.
 
-    It follows from the content, so that a write that Ray repeats overwrites itself.
+    It depends only on the content, so that a write that Ray repeats overwrites itself.
     """
     digest = hashlib.sha256("\n".join(sorted(uris)).encode()).hexdigest()
     return f"{kind}-{run_id}-{digest[:16]}"
@@ -41,9 +42,9 @@ def part_name(kind: str, run_id: str, uris: Iterable[str]) -> str:
 def write_pair(storage: Storage, name: str, faces: pa.Table, images: pa.Table, check: Callable[[], None]) -> None:
     """Commit one part: faces, then images.
 
-    check: raises LeaseLost when another run has taken the output over; called before each half, and behind the second.
-    A writer may outlive its driver, or be suspended anywhere and wake up in another run's time; then it takes back
-    what it wrote and is not committed.
+    check: raises LeaseLost if another run has taken over the output; called before each file and after the second.
+    This writer may outlive its driver, or be suspended and wake up when another run holds the lease. Then it deletes
+    what it wrote, and raises LeaseLost.
     """
     check()
     storage.write(_path(FACES, name), to_parquet(faces))
@@ -57,7 +58,7 @@ def write_pair(storage: Storage, name: str, faces: pa.Table, images: pa.Table, c
     try:
         check()
     except LeaseLost:
-        # The run that took over removed the faces if it came before the images, and counts them if it came behind.
+        # The other run either began before the images were written and deleted the faces, or it counts the part.
         try:
             storage.open(_path(FACES, name)).close()
         except FileNotFoundError:
@@ -70,16 +71,17 @@ def to_parquet(table: pa.Table) -> bytes:
     out = pa.BufferOutputStream()
     dictionary = [name for name in _DICTIONARY if name in table.column_names]
     pq.write_table(table, out, compression="zstd", use_dictionary=dictionary)
-    return out.getvalue().to_pybytes()
+    content: bytes = out.getvalue().to_pybytes()
+    return content
 
 
 def committed_parts(storage: Storage) -> list[str]:
-    """The names of the parts that have both halves, sorted."""
+    """The names of the committed parts, sorted."""
     return sorted(_names(storage, FACES) & _names(storage, IMAGES))
 
 
 def remove_halves(storage: Storage) -> int:
-    """Delete every half without its other one, left by a run that was killed; returns how many."""
+    """Delete every file whose other half is missing, left by a killed run; returns how many."""
     faces, images = _names(storage, FACES), _names(storage, IMAGES)
     halves = [_path(FACES, name) for name in faces - images] + [_path(IMAGES, name) for name in images - faces]
     storage.delete(*halves)
@@ -87,14 +89,14 @@ def remove_halves(storage: Storage) -> int:
 
 
 def remove_parts(storage: Storage) -> None:
-    """Delete every part, halves too, and what a rewrite has left."""
+    """Delete all parts, single halves, and the files of a rewrite."""
     for folder in (IMAGES, FACES):
         storage.delete(*(_path(folder, name) for name in _names(storage, folder)))
     storage.delete_tree(REWRITE)
 
 
 def foreign_tables(storage: Storage) -> list[str]:
-    """The Parquet files in faces/ and images/ that no run wrote; who reads the folders would read them too."""
+    """The Parquet files in faces/ and images/ that no run wrote; readers of the folders would read them too."""
     return [
         file.path for folder in (FACES, IMAGES) for file in storage.list(folder)
         if file.path.endswith(".parquet") and not _PART.fullmatch(file.path.rsplit("/", 1)[-1])
@@ -104,9 +106,9 @@ def foreign_tables(storage: Storage) -> list[str]:
 def read_ledger(
     storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS, *, only: pa.Array | pa.ChunkedArray | None = None
 ) -> pa.Table:
-    """The committed rows of images/, only these columns, and `part`, the name of the part that each is in.
+    """These columns of the ledger, and `part`, the name of each row's part.
 
-    only: uris whose rows are wanted; `columns` has `uri` then. What is held in memory is what is wanted.
+    only: the uris whose rows to read; then `columns` must have `uri`. Memory holds only these rows.
     """
     schema = pa.schema([*(schemas.IMAGES.field(name) for name in columns), ("part", pa.string())])
     return pa.concat_tables([schema.empty_table(), *scan_ledger(storage, columns, only=only)])
@@ -115,7 +117,7 @@ def read_ledger(
 def scan_ledger(
     storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS, *, only: pa.Array | pa.ChunkedArray | None = None
 ) -> Iterator[pa.Table]:
-    """The same as `read_ledger`, some parts at a time."""
+    """As `read_ledger`, in tables of some parts each."""
 
     def read(name: str) -> pa.Table:
         table = _read_columns(storage, _path(IMAGES, name), columns)
@@ -131,7 +133,7 @@ def scan_ledger(
 
 
 def count_rows(storage: Storage, uris: pa.Array) -> int:
-    """How many rows of these uris are in any file of faces/ and images/, halves and unfinished rewrites included."""
+    """The number of rows with these uris in all our files, single halves and unfinished rewrites included."""
 
     def count(path: str) -> int:
         found = pc.is_in(_read_columns(storage, path, ("uri",))["uri"], value_set=uris)
@@ -144,7 +146,7 @@ def count_rows(storage: Storage, uris: pa.Array) -> int:
 
 
 def _read_columns(storage: Storage, path: str, columns: Sequence[str]) -> pa.Table:
-    """These columns of a file; for small ones faster than `pq.read_table`."""
+    """These columns of a file; faster than `pq.read_table` for small files."""
     with storage.open(path) as file, pq.ParquetFile(file) as parquet:
         return parquet.read(columns=list(columns))
 
@@ -152,11 +154,11 @@ def _read_columns(storage: Storage, path: str, columns: Sequence[str]) -> pa.Tab
 def rewrite_parts(
     storage: Storage, run_id: str, drop: Mapping[str, pa.Array], before_commit: Callable[[], None] | None = None
 ) -> None:
-    """Take images and their faces out of the output: `drop` maps the names of parts to the uris to remove there.
+    """Remove images and their faces from the output. `drop` maps names of parts to the uris to remove from each.
 
-    What stays of each part is written to one side, then the intent is recorded, then the change is carried out. After
-    a crash at any moment `finish_rewrite` either has nothing to do or goes on from the intent.
-    before_commit: called just before the intent is recorded; raises to stop it.
+    Three steps: write the remaining rows under `_rewrite/`, write the intent, carry it out. After a crash at any moment
+    `finish_rewrite` drops the first step, or completes the third.
+    before_commit: called just before the intent is written; it may raise to stop the rewrite.
     """
     add = []
     for name, uris in drop.items():
@@ -175,7 +177,7 @@ def rewrite_parts(
 
 
 def finish_rewrite(storage: Storage) -> bool:
-    """Carry out a recorded rewrite, if there is one, and clear what an unrecorded one left; returns whether it did."""
+    """Complete a rewrite whose intent is written; delete the files of one without. Returns whether there was one."""
     try:
         intent = json.loads(storage.read(_INTENT))
     except FileNotFoundError:
@@ -198,16 +200,15 @@ def drop_uris(
     uris: pa.Array | pa.ChunkedArray,
     before_commit: Callable[[], None] | None = None,
 ) -> None:
-    """Take these uris and their faces out of the output, wherever they are. before_commit: see `rewrite_parts`."""
+    """Remove these uris and their faces from all parts. before_commit: see `rewrite_parts`."""
     if len(uris):
         rewrite_parts(storage, run_id, _by_part(read_ledger(storage, ("uri",), only=uris)), before_commit)
 
 
 def repair_duplicates(storage: Storage, run_id: str, before_commit: Callable[[], None] | None = None) -> int:
-    """Keep every uri once, in the first of the parts that have it; returns how many rows were taken out.
+    """Keep each uri only in the first of its parts; returns the number of removed rows.
 
-    Duplicates can only come from a write that Ray repeated with other rows beside it. before_commit: see
-    `rewrite_parts`.
+    Duplicates come only from a write that Ray repeated together with other rows. before_commit: see `rewrite_parts`.
     """
     ledger = read_ledger(storage, ("uri",))
     if len(ledger) == pc.count_distinct(ledger["uri"]).as_py():

@@ -1,4 +1,4 @@
-"""The last step: face batches become committed pairs of Parquet files, and a receipt for each."""
+"""The last step: write face batches as committed pairs of Parquet files, and give a receipt for each pair."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pipeline.output import lease, ledger
 from pipeline.schemas import IMAGES, faces_schema, records_to_table
 from pipeline.storage import Storage
 
-MAX_FACES_PER_PART = 50_000     # about 110 MB; photos of crowds get smaller parts than --rows-per-file asks
+MAX_FACES_PER_PART = 50_000     # about 110 MB; for photos of crowds this limit comes before --rows-per-file
+
 
 class WriteError(Exception):
-    """A part could not be written: the disk is full, the bucket does not answer."""
+    """A part could not be written, because the disk is full or the bucket does not answer."""
 
 
 RECEIPT = pa.schema(
@@ -30,7 +31,7 @@ RECEIPT = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """What the faces table says of the models: `name@first 12 hex digits` of each."""
+    """The models as the columns of faces/ name them: `name@first 12 hex digits`."""
 
     detector: str
     keypointer: str
@@ -39,9 +40,9 @@ class ModelNames:
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Writes each batch of rows as one pair of parts, or two: images to be tried again go into a pair of their own.
+    """Writes each table of face batches as a part, and images to try again as a part of their own.
 
-    Raises lease.LeaseLost when another run has taken the output over; nothing is committed then.
+    Raises lease.LeaseLost if another run has taken over the output; then nothing is committed.
     """
 
     storage: Storage
@@ -75,7 +76,7 @@ class Sink:
                 self.storage, name, faces.replace_schema_metadata(metadata), images.replace_schema_metadata(metadata),
                 partial(lease.check_held, self.storage, self.run_id),
             )
-        except OSError as error:      # Ray writes text of its own over an OSError's file name
+        except OSError as error:      # not raised on: Ray replaces the file name of an OSError with text of its own
             raise WriteError(str(error)) from error
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
         file_bytes = sum(record.file_bytes or 0 for record in batch.records)
@@ -83,7 +84,7 @@ class Sink:
 
 
 def _each_once(table: pa.Table) -> pa.Table:
-    """The first row of every uri: a process that dies and is replaced may hand some on a second time."""
+    """The first row of every uri: an actor that died and was replaced may send some rows twice."""
     if pc.count_distinct(table["uri"]).as_py() == len(table):
         return table
     rows = pa.table({"uri": table["uri"], "row": np.arange(len(table))})
@@ -106,7 +107,9 @@ def faces_table(batch: FaceBatch, models: ModelNames, dim: int, embedding_dtype:
     vectors = batch.embeddings.astype(embedding_dtype).reshape(n, dim)
     columns = {
         "uri": np.repeat(uris, batch.face_counts),
-        "face_index": np.concatenate([np.arange(count, dtype=np.int32) for count in batch.face_counts] or [[]]),
+        "face_index": np.concatenate(
+            [np.zeros(0, np.int32), *(np.arange(count, dtype=np.int32) for count in batch.face_counts)]
+        ),
         **{name: batch.boxes_xyxy[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))},
         "det_score": batch.scores,
         "left_eye_x": left_eye[:, 0],

@@ -1,4 +1,4 @@
-"""The rows to do, as Parquet under `_todo/` of the output while a run lasts: neither driver nor Ray holds them all."""
+"""The to-do rows as Parquet under `_todo/` of the output during a run: neither driver nor Ray must hold them all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FOLDER = "_todo"
 FILE_ROWS = 100_000     # about 10 MB
 
 BLOCK = pa.schema([("path", pa.string()), ("row_group", pa.int32()), ("images", pa.int32())])
-"""Where the rows of one block lie: a row group of a file."""
+"""Where the rows of one block are: a row group of a file."""
 
 
 def write_todo(storage: Storage, run_id: str, blocks: Iterable[pa.Table]) -> pa.Table:
-    """Write each table of `schemas.LISTING` as one block; returns where they are, a row of `BLOCK` for each."""
+    """Write each table of `schemas.LISTING` as one block; returns one row of `BLOCK` for each."""
     written: list[dict[str, object]] = []
     waiting: list[pa.Table] = []
 
@@ -45,12 +45,12 @@ def write_todo(storage: Storage, run_id: str, blocks: Iterable[pa.Table]) -> pa.
 
 @dataclass(frozen=True, slots=True)
 class ReadTodo:
-    """Reads blocks back, inside the actors."""
+    """Read to-do rows from the spool, inside the actors."""
 
     storage: Storage
 
     def __call__(self, blocks: pa.Table) -> list[TodoRow]:
-        """The rows of these blocks (`BLOCK`), in order."""
+        """The to-do rows of these blocks (`BLOCK`), in order."""
         rows: list[TodoRow] = []
         for block in blocks.to_pylist():
             with self.storage.open(block["path"]) as file, pq.ParquetFile(file) as parquet:

@@ -95,7 +95,7 @@ def test_run_json_is_set_aside_and_put_back(storage):
 def test_what_a_run_took_away_is_not_put_back(storage):
     storage.write("run.json", b"{}")
     output.set_run_aside(storage)                                 # killed here, then a run with work to do
-    output.unfinish(storage)
+    output.mark_unfinished(storage)
     assert output.set_run_aside(storage) is None
 
 
