@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.command import run_command, say
+from jobs.command import Broke, run_command, say
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
 from jobs.options import ArgumentError, command_parser, program, share
 from jobs.preview.page import is_page
@@ -143,7 +143,7 @@ def erase_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
     ledger.drop_uris(storage, run_id, uris, check_lease)
     left = ledger.count_rows(storage, uris)
     if left:
-        raise OSError(f"{left} rows are still there when {storage.root} is read again")
+        raise Broke(f"{left:,} rows are still there after the erasure; stop what else writes to {storage.root}")
     if run is not None:
         rows = ledger.read_ledger(storage, ("status",))
         output.put_run_back(storage, run | {"output": {"images": len(rows), **status_counts(rows)}})

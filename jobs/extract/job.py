@@ -104,7 +104,10 @@ def extract(
                 outcome = join.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
             missing = todo.listed - todo.erased - sum(outcome.listed.values())
             if missing > 0:
-                raise Broke(f"{missing:,} images were not committed, which no run should do; please report it")
+                raise Broke(
+                    f"{missing:,} images were not committed, although no write failed. Run the same command again; if "
+                    "that does not help, report this with the whole output of the command"
+                )
             totals = report.RunTotals(
                 progress.images, progress.faces, progress.by_status, progress.seconds, progress.rate_after_start()
             )

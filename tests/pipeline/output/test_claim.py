@@ -26,7 +26,7 @@ def write_part(storage, uri):
     return name
 
 
-def test_a_new_output_takes_the_fingerprint_and_keeps_it(storage):
+def test_a_new_output_stores_the_fingerprint_and_keeps_it(storage):
     assert output.claim(storage, COVERED) == output.claim(storage, COVERED) == fingerprint(COVERED)
     assert json.loads(storage.read("output.json"))["settings"]["min_score"] == RowSettings().min_score
 
@@ -39,9 +39,9 @@ def test_another_fingerprint_is_refused_with_both_shown(storage):
         assert part in str(refused.value)
 
 
-def test_parts_of_unknown_origin_are_refused(storage):
+def test_parts_without_output_json_are_refused(storage):
     write_part(storage, "a")
-    for _ in range(2):      # the refusal leaves nothing behind that would let the second one in
+    for _ in range(2):      # a refusal must not write an output.json that would let the next claim pass
         with pytest.raises(OutputError, match=r"no output\.json"):
             output.claim(storage, COVERED)
 
@@ -81,10 +81,10 @@ def test_finished(storage):
     assert output.is_finished(storage)
 
 
-def test_run_json_is_set_aside_and_put_back(storage):
+def test_run_json_is_moved_away_and_put_back(storage):
     assert output.set_run_aside(storage) is None                  # an unfinished output stays one
     storage.write("run.json", b'{"run_id": "r1"}')
-    for _ in range(2):                                            # the second time after a crash
+    for _ in range(2):                                            # twice, as after a crash
         assert output.set_run_aside(storage) == {"run_id": "r1"}
         assert not output.is_finished(storage)
     output.put_run_back(storage, {"run_id": "r1", "output": {}})
@@ -92,14 +92,14 @@ def test_run_json_is_set_aside_and_put_back(storage):
     assert json.loads(storage.read("run.json")) == {"run_id": "r1", "output": {}}
 
 
-def test_what_a_run_took_away_is_not_put_back(storage):
+def test_mark_unfinished_deletes_a_run_json_that_was_moved_away(storage):
     storage.write("run.json", b"{}")
-    output.set_run_aside(storage)                                 # killed here, then a run with work to do
+    output.set_run_aside(storage)                                 # an erasure is killed here, then a run begins
     output.mark_unfinished(storage)
     assert output.set_run_aside(storage) is None
 
 
-def test_the_audit_grows_by_lines(storage):
+def test_the_audit_gets_a_line_per_entry(storage):
     for number in range(3):
         output.append_audit(storage, {"number": number})
     lines = storage.read("_audit.jsonl").decode().splitlines()

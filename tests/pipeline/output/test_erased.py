@@ -17,7 +17,7 @@ def strings(*values):
     return pa.array(values, pa.string())
 
 
-def test_there_is_no_list_at_first(storage):
+def test_a_new_output_has_an_empty_list_with_a_new_salt(storage):
     first, second = read_erased(storage), read_erased(storage)
     assert len(first.hashes) == 0 and first.hashes.type == pa.string()
     assert first.salt != second.salt and len(first.salt) == 32
@@ -25,7 +25,7 @@ def test_there_is_no_list_at_first(storage):
 
 
 @pytest.mark.parametrize("uris", [(), ("a",), ("b", "ä\n'", "a")])
-def test_the_list_is_read_back_and_names_nobody(storage, uris):
+def test_the_list_is_read_back_and_holds_only_hashes(storage, uris):
     listed = Erased("5a17", strings()).adding(strings(*uris))
     write_erased(storage, listed)
     again = read_erased(storage)
@@ -33,7 +33,7 @@ def test_the_list_is_read_back_and_names_nobody(storage, uris):
     assert again.hashes.to_pylist() == sorted(hashlib.sha256(("5a17" + uri).encode()).hexdigest() for uri in uris)
 
 
-def test_names_are_kept_once_and_can_be_taken_off():
+def test_hashes_are_distinct_and_can_be_removed():
     listed = Erased("5a17", strings()).adding(strings("a", "b")).adding(strings("b", "c"))
     assert len(listed.hashes) == 3
     assert listed.without(strings("b", "unknown")) == Erased("5a17", strings()).adding(strings("c", "a"))
@@ -41,7 +41,7 @@ def test_names_are_kept_once_and_can_be_taken_off():
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not Parquet"])
-def test_a_damaged_list_is_refused_for_without_it_the_images_come_back(storage, content):
+def test_a_damaged_list_is_refused(storage, content):
     storage.write(ERASED_PATH, content)
     with pytest.raises(OutputError, match="damaged"):
         read_erased(storage)

@@ -32,7 +32,7 @@ def write(storage, kind, *uris, run_id="r1", status="ok"):
 
 
 def lost_at(call, watch=lambda: None):
-    """A check of the lease that fails at the n-th call."""
+    """A check of the lease that fails at its n-th call."""
     calls = []
 
     def check():
@@ -58,25 +58,25 @@ def test_an_empty_output(storage):
     assert ledger.repair_duplicates(storage, "r1") == 0 and not ledger.finish_rewrite(storage)
 
 
-def test_the_name_follows_from_the_content():
+def test_the_name_depends_only_on_the_content():
     assert ledger.part_name("part", "r", ["b", "a"]) == ledger.part_name("part", "r", ["a", "b"])
     assert ledger.part_name("part", "r", ["a"]) != ledger.part_name("part", "r", ["b"])
     assert ledger.part_name("retry", "r", ["a"]).startswith("retry-r-")
 
 
-def test_a_pair_is_read_back_with_its_part(storage):
+def test_the_ledger_names_the_part_of_each_row(storage):
     name = write(storage, "part", "a", "b")
     table = ledger.read_ledger(storage, ("uri", "status"))
     assert table.to_pylist() == [{"uri": u, "status": "ok", "part": name} for u in "ab"]
 
 
-def test_another_runs_lease_stops_a_part_before_its_first_half(storage):
+def test_without_the_lease_nothing_is_written(storage):
     with pytest.raises(LeaseLost):
         ledger.write_pair(storage, PART, faces("a"), images("a"), lost_at(1))
     assert storage.list("faces") == storage.list("images") == []
 
 
-def test_faces_come_first_and_go_again_when_the_lease_is_lost(storage):
+def test_faces_are_written_first_and_deleted_if_the_lease_is_lost(storage):
     seen = []
     with pytest.raises(LeaseLost):
         ledger.write_pair(storage, PART, faces("a"), images("a"), lost_at(2, lambda: seen.append(
@@ -84,8 +84,8 @@ def test_faces_come_first_and_go_again_when_the_lease_is_lost(storage):
     assert seen == [(0, 0), (1, 0)] and storage.list("faces") == storage.list("images") == []
 
 
-def test_a_part_stays_half_when_the_lease_cannot_be_read(storage):
-    """The same run may be at this part in another process; halves are removed in the end."""
+def test_faces_stay_if_the_lease_cannot_be_read(storage):
+    """Another process of the same run may be writing this part; `remove_halves` deletes them at the end."""
     def check():
         if storage.list("faces"):
             raise OSError("the store is away")
@@ -95,7 +95,7 @@ def test_a_part_stays_half_when_the_lease_cannot_be_read(storage):
     assert len(storage.list("faces")) == 1 and storage.list("images") == []
 
 
-def test_files_of_others_are_no_parts_and_stay(storage):
+def test_files_that_are_not_ours_are_no_parts_and_stay(storage):
     name = write(storage, "part", "a")
     for path in ("images/mine.parquet", "images/part-00000-c000.parquet", "images/photo.jpg", "faces/_SUCCESS"):
         storage.write(path, b"somebody's")
@@ -107,21 +107,21 @@ def test_files_of_others_are_no_parts_and_stay(storage):
 
 
 @pytest.mark.parametrize("removed", [True, False], ids=["not counted", "counted"])
-def test_a_writer_that_wakes_up_in_another_runs_time_takes_back_what_that_run_has_not_counted(storage, removed):
-    """It slept just before the second half, and the other run, if it came in that time, removed the first."""
-    class Sleepy(StorageWrapper):
+def test_a_writer_that_lost_the_lease_deletes_a_part_that_the_other_run_has_not_counted(storage, removed):
+    """It was suspended before it wrote images; if the other run began then, that run deleted the faces."""
+    class Suspended(StorageWrapper):
         def write(self, path, content):
             if removed and path.startswith("images/"):
                 assert ledger.remove_halves(storage) == 1
             storage.write(path, content)
 
     with pytest.raises(LeaseLost):
-        ledger.write_pair(Sleepy(storage), PART, faces("a"), images("a"), lost_at(3))
+        ledger.write_pair(Suspended(storage), PART, faces("a"), images("a"), lost_at(3))
     assert ledger.committed_parts(storage) == ([] if removed else [PART])
     assert len(storage.list("images")) == (0 if removed else 1)
 
 
-def test_halves_are_not_committed_and_are_removed(storage):
+def test_single_halves_are_not_committed_and_are_deleted(storage):
     whole, half, other = write(storage, "part", "a"), write(storage, "part", "b"), write(storage, "part", "c")
     storage.delete(f"images/{half}.parquet")
     storage.delete(f"faces/{other}.parquet")
@@ -131,27 +131,27 @@ def test_halves_are_not_committed_and_are_removed(storage):
     assert uris_in(storage, "faces") == ["a", "a"] and uris_in(storage, "images") == ["a"]
 
 
-def test_dropping_keeps_the_other_rows(storage):
+def test_dropping_uris_keeps_the_other_rows(storage):
     write(storage, "part", "a", "b", "c")
     untouched = write(storage, "part", "d")
     write(storage, "retry", "e", "f", status="failed")
     ledger.drop_uris(storage, "r2", pa.array(["b", "e", "f", "unknown"]))
     assert uris_in(storage, "images") == ["a", "c", "d"] and uris_in(storage, "faces") == ["a", "a", "c", "c", "d", "d"]
     assert sorted(ledger.committed_parts(storage)) == sorted([untouched, ledger.part_name("part", "r2", ["a", "c"])])
-    # The rows keep the run that made them, the file its metadata.
+    # The rows keep their run_id, the file keeps its metadata.
     kept = pq.read_table(pa.BufferReader(storage.read(f"images/{ledger.part_name('part', 'r2', ['a', 'c'])}.parquet")))
     assert set(kept["run_id"].to_pylist()) == {"r1"} and kept.schema.metadata[b"facelake.fingerprint"] == b"f"
 
 
 @pytest.mark.parametrize(("only", "found"), [((), []), (("unknown",), []), (("c", "a", "unknown"), ["a", "c"])])
-def test_rows_of_some_uris_only(storage, only, found):
+def test_the_ledger_of_some_uris_only(storage, only, found):
     write(storage, "part", "a", "b")
     write(storage, "part", "c")
     table = ledger.read_ledger(storage, ("uri", "status"), only=pa.array(only, pa.string()))
     assert table.column_names == ["uri", "status", "part"] and sorted(table["uri"].to_pylist()) == found
 
 
-def test_rows_are_counted_wherever_they_are(storage):
+def test_rows_are_counted_in_all_files(storage):
     uris = pa.array(["a", "c"])
     assert ledger.count_rows(storage, uris) == 0
     name = write(storage, "part", "a", "b")                       # two faces each
@@ -160,11 +160,11 @@ def test_rows_are_counted_wherever_they_are(storage):
     storage.write("_rewrite/faces/part-x.parquet", ledger.to_parquet(faces("c")))
     storage.write("_rewrite/images/part-x.parquet", ledger.to_parquet(images("c")))
     assert ledger.count_rows(storage, uris) == 5
-    storage.delete(f"images/{name}.parquet")                      # the half that is left counts
+    storage.delete(f"images/{name}.parquet")                      # a single half counts too
     assert ledger.count_rows(storage, uris) == 4
 
 
-def test_a_rewrite_that_may_not_commit_leaves_all_as_it_was(storage):
+def test_a_rewrite_that_is_stopped_before_the_commit_changes_nothing(storage):
     def taken_over():
         assert storage.list("_rewrite/images") and uris_in(storage, "images") == ["a", "b"]
         raise RuntimeError("taken over")
@@ -186,13 +186,13 @@ def test_a_crash_at_any_step_of_a_rewrite_loses_nothing(storage, survives):
         ledger.drop_uris(DyingStorage(storage, survives), "r2", dropped)
     except Crash:
         crashed = True
-    # The next run: roll forward, clear halves, then the same again.
+    # The next run finishes the rewrite, deletes halves, and drops the same uris again.
     ledger.finish_rewrite(storage)
     ledger.remove_halves(storage)
     ledger.drop_uris(storage, "r3", dropped)
     assert uris_in(storage, "images") == ["a"] and uris_in(storage, "faces") == ["a", "a"]
     assert storage.list("_rewrite") == [] and storage.list("_rewrite/images") == []
-    assert crashed or survives > 9       # the table above really reaches the end
+    assert crashed or survives > 9       # a rewrite has more than 9 steps
 
 
 def test_duplicates_are_repaired(storage):

@@ -24,7 +24,7 @@ MODELS = ModelNames("yolov8n-face@000000000000", "resnet18-eyes@111111111111", "
 
 
 def batch_of(**images):
-    """Images by name: a number of faces, or a status without any."""
+    """Images by name: the number of faces, or a status without faces."""
     records, counts = [], []
     for name, content in images.items():
         faces = content if isinstance(content, int) else 0
@@ -50,7 +50,7 @@ def batch_of(**images):
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes a batch with a new sink under a lease; returns the folder and the receipts."""
+    """A function that writes a batch under a lease and returns the folder and the receipts."""
 
     def write(dtype, **images):
         storage = open_storage(str(tmp_path / "out"))
@@ -73,7 +73,7 @@ def test_pyarrow_reads_back_the_declared_schema(written, dtype, images):
     assert len(faces) == sum(n for n in images.values() if isinstance(n, int))
 
 
-def test_rows_say_what_was_found(written):
+def test_the_columns_of_both_tables(written):
     folder, _ = written("float32", b=2, a=0, c=Status.UNREADABLE)
     rows = pq.read_table(folder / "images").to_pylist()
     assert [(r["uri"], r["status"], r["n_faces"], r["error"], r["run_id"]) for r in rows] == [
@@ -92,7 +92,7 @@ def test_rows_say_what_was_found(written):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 class TestReaders:
-    """The tables as analysts open them; unit vectors in every one."""
+    """The readers that analysts use; each gets unit vectors."""
 
     @pytest.fixture
     def folder(self, written, dtype):
@@ -126,7 +126,7 @@ class TestReaders:
         assert pd.read_parquet(folder / "images")["status"].tolist() == ["ok", "no_face", "ok"]
 
 
-def test_receipts_count_and_images_to_retry_have_their_own_pair(written):
+def test_receipts_count_and_images_to_retry_get_a_part_of_their_own(written):
     folder, receipts = written("float32", a=2, b=0, c=Status.FETCH_FAILED, d=Status.TOO_LARGE, e=Status.FAILED)
     done, again = receipts
     assert done["part"].startswith(f"part-{RUN}-") and again["part"].startswith(f"retry-{RUN}-")
@@ -136,8 +136,8 @@ def test_receipts_count_and_images_to_retry_have_their_own_pair(written):
     assert len(list((folder / "images").iterdir())) == len(list((folder / "faces").iterdir())) == 2
 
 
-def test_an_image_that_comes_twice_in_one_batch_is_written_once(tmp_path):
-    """As a process that dies and is replaced may hand it on."""
+def test_an_image_that_is_twice_in_one_batch_is_written_once(tmp_path):
+    """An actor that died and was replaced may send it twice."""
     storage = open_storage(str(tmp_path))
     rows = faces_to_table(batch_of(a=2, b=1, c=0), "embed")
     with Lease.acquire(storage, RUN):
@@ -153,7 +153,7 @@ def test_a_repeated_write_overwrites_itself(written):
     assert len(list((folder / "images").iterdir())) == 1 and first[0]["part"] == second[0]["part"]
 
 
-def test_nothing_is_committed_once_the_lease_is_another_runs(tmp_path):
+def test_nothing_is_committed_without_the_lease(tmp_path):
     storage = open_storage(str(tmp_path))
     sink = Sink(storage, RUN, "f" * 64, MODELS, DIM, "float32")
     with Lease.acquire(storage, "another-run"), pytest.raises(LeaseLost, match="taken over"):
@@ -161,8 +161,8 @@ def test_nothing_is_committed_once_the_lease_is_another_runs(tmp_path):
     assert ledger.committed_parts(storage) == []
 
 
-def test_many_batches_in_one_block(tmp_path):
-    """Ray joins blocks before the sink; faces must stay with their images."""
+def test_a_slice_of_several_batches_keeps_faces_with_their_images(tmp_path):
+    """Ray joins and slices blocks before the sink."""
     storage = open_storage(str(tmp_path))
     tables = [faces_to_table(batch_of(**images), "embed") for images in ({"a": 1}, {"b": 0}, {"c": 2})]
     with Lease.acquire(storage, RUN):
@@ -178,7 +178,7 @@ def test_photos_of_crowds_get_smaller_parts(written, monkeypatch):
     assert len(pq.read_table(folder / "images")) == 4
 
 
-def test_a_full_disk_is_told_by_its_file(tmp_path):
+def test_a_write_error_names_the_file(tmp_path):
     storage = open_storage(str(tmp_path))
     with Lease.acquire(storage, RUN):
         (tmp_path / "faces").write_text("a file where the folder should be")

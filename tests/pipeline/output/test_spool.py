@@ -11,7 +11,7 @@ from pipeline.storage import LocalStorage, open_storage
 
 
 def tables(*sizes: int) -> list[pa.Table]:
-    """Blocks of that many rows, with names that count on."""
+    """Blocks of these sizes; the names count up across the blocks."""
     names = iter(f"/{i:04}.jpg" for i in range(sum(sizes)))
     return [pa.Table.from_pylist([{"uri": next(names), "size": 7} for _ in range(n)], schema=LISTING) for n in sizes]
 
@@ -20,7 +20,7 @@ def tables(*sizes: int) -> list[pa.Table]:
     ("sizes", "groups"),       # of each file, at 5 rows a file
     [((), []), ((1,), [1]), ((2, 2, 1), [3]), ((2, 2, 2, 2), [3, 1]), ((5, 9, 1), [1, 1, 1])],
 )
-def test_blocks_come_back_as_they_were(tmp_path, monkeypatch, sizes, groups):
+def test_blocks_are_read_back(tmp_path, monkeypatch, sizes, groups):
     monkeypatch.setattr(spool, "FILE_ROWS", 5)
     storage = LocalStorage(str(tmp_path))
     blocks = write_todo(storage, "run", iter(tables(*sizes)))
@@ -34,7 +34,7 @@ def test_blocks_come_back_as_they_were(tmp_path, monkeypatch, sizes, groups):
     assert read(blocks) == [TodoRow(f"/{i:04}.jpg", size=7) for i in range(sum(sizes))]
 
 
-def test_in_a_bucket(bucket):
+def test_the_spool_can_be_in_a_bucket(bucket):
     storage = open_storage(f"{bucket.uri}/out")
     blocks = write_todo(storage, "run", tables(3, 2))
     assert bucket.keys() == ["out/_todo/run-000000.parquet"]

@@ -23,12 +23,12 @@ def listing(*rows: dict | str) -> pa.Table:
 
 
 def ledger(*rows: tuple) -> pa.Table:
-    """Rows of uri, status, and then etag, mtime and file_bytes as far as given."""
+    """Rows of uri and status, then etag, mtime and file_bytes if given."""
     return pa.Table.from_pylist([dict(zip(LEDGER.names, row, strict=False)) for row in rows], schema=LEDGER)
 
 
 def plan_todo(wanted, known, batch_rows=1000, scopes=(), **options) -> tuple[TodoCounts, pa.Table, list[str]]:
-    """The counts, the rows to do, and the uris among them that the ledger has."""
+    """The counts, the rows to do, and the uris to drop from the ledger."""
     with TodoJoin() as join:
         join.add_listing(wanted)
         join.add_ledger(known, scopes)
@@ -55,9 +55,9 @@ def plan_todo(wanted, known, batch_rows=1000, scopes=(), **options) -> tuple[Tod
                                       "failed"]), ("elsewhere", "failed")),
             ["failed", "fetch_failed", "new"], ["failed", "fetch_failed"], (8, 0, 5, 0, 2),
         ),
-        # a ledger that a crash left with a uri twice
+        # after a crash the ledger has a uri twice
         (listing("a", "b"), ledger(("a", "failed"), ("a", "ok"), ("b", "ok"), ("b", "ok")), [], [], (2, 0, 2, 0, 0)),
-        # names are compared byte by byte
+        # uris are compared byte by byte
         (listing("A", "a ", "ä", "a\n"), ledger(("a", "ok")), ["A", "a\n", "a ", "ä"], [], (4, 0, 0, 0, 0)),
     ],
 )  # fmt: skip
@@ -86,7 +86,7 @@ def test_what_is_left_to_do(wanted, known, rows, drop, counts, redo_changed):
         ((None, LATER, None), (None, NOON, 1), True),
     ],
 )
-def test_a_changed_object_is_counted_and_redone_only_if_asked(now, then, changed):
+def test_a_changed_object_is_counted_and_done_again_only_with_redo_changed(now, then, changed):
     wanted = listing({"uri": "a", "etag": now[0], "mtime": now[1], "size": now[2]})
     known = ledger(("a", "ok", *then))
     todo, rows, redone = plan_todo(wanted, known)
@@ -104,7 +104,7 @@ def test_a_failed_and_changed_object_is_retried_and_not_counted_as_changed():
     assert (len(rows), todo.changed, todo.retried) == (1, 0, 1)
 
 
-def test_all_columns_come_through_and_members_stand_in_the_order_of_their_container():
+def test_rows_to_do_keep_all_columns_and_members_are_sorted_by_offset():
     rows = [
         {"uri": "/m.jpg", "container": None, "offset": None, "size": 5, "etag": "e", "mtime": NOON},
         {"uri": "/t.tar#z.jpg", "container": "/t.tar", "offset": 512, "size": 1, "etag": None, "mtime": NOON},
@@ -114,14 +114,14 @@ def test_all_columns_come_through_and_members_stand_in_the_order_of_their_contai
     assert plan_todo(listing(*rows[::-1]), ledger())[1].to_pylist() == rows
 
 
-def test_what_becomes_of_rows_of_one_uri_does_not_depend_on_their_order():
+def test_the_row_of_a_duplicate_uri_does_not_depend_on_the_order():
     rows = [{"uri": "a", "size": 2}, {"uri": "a", "size": 1}, {"uri": "a", "etag": "e"}]
     found = [plan_todo(listing(*order), ledger())[1] for order in (rows, rows[::-1])]
     assert found[0] == found[1]
     assert found[0].select(["uri", "size", "etag"]).to_pylist() == [{"uri": "a", "size": 1, "etag": "e"}]
 
 
-def test_wide_and_chunked_tables_are_taken():
+def test_tables_may_have_further_columns_and_several_chunks():
     wanted = pa.concat_tables([listing("a"), listing("b"), listing()]).append_column("more", pa.array([1, 2]))
     known = ledger(("a", "ok")).append_column("n_faces", pa.array([3]))
     assert plan_todo(wanted, known)[1]["uri"].to_pylist() == ["b"]
@@ -133,11 +133,11 @@ def test_wide_and_chunked_tables_are_taken():
         ((), ["changed", "failed", "new", "ä'\n"], ["changed", "failed"], (1, 0, 1)),
         (("elsewhere",), ["changed", "failed", "new", "ä'\n"], ["changed", "failed"], (1, 0, 1)),
         (("new",), ["changed", "failed", "ä'\n"], ["changed", "failed"], (1, 1, 1)),
-        # an erasure that was killed may leave rows of what is on the list: they are not done again
+        # a killed erasure may leave rows of images on the list; they are not done again
         (("new", "failed", "changed", "done", "ä'\n"), [], [], (1, 4, 0)),
     ],
 )
-def test_what_was_erased_is_left_out(uris, rows, drop, counts):
+def test_erased_images_are_left_out(uris, rows, drop, counts):
     erased = Erased("5a17", pa.array([], pa.string())).adding(pa.array(uris, pa.string()))
     wanted = listing("new", "failed", {"uri": "changed", "etag": "f"}, "done", "ä'\n", "new")
     known = ledger(("failed", "failed"), ("changed", "ok", "e"), ("done", "ok"))
@@ -148,7 +148,7 @@ def test_what_was_erased_is_left_out(uris, rows, drop, counts):
 
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 3000, 5000, 9000])
-def test_rows_come_in_batches_of_the_size_asked_for(batch_rows):
+def test_rows_come_in_tables_of_batch_rows(batch_rows):
     names = [f"{i:05}" for i in range(5000)]
     assert plan_todo(listing(*names[::-1]), ledger(), batch_rows)[1]["uri"].to_pylist() == names
 
@@ -157,26 +157,26 @@ def test_rows_come_in_batches_of_the_size_asked_for(batch_rows):
     ("scopes", "vanished"),
     [((), 0), (("/a/",), 2), (("/a/", "/a/b/"), 2), (("/a/b/", "/c/"), 2), (("/nowhere/",), 0)],
 )
-def test_what_is_not_listed_any_more_below_a_folder_has_vanished(scopes, vanished):
+def test_images_that_a_listed_folder_no_longer_has_are_counted_as_vanished(scopes, vanished):
     known = ledger(("/a/1", "ok"), ("/a/gone", "failed"), ("/a/b/gone", "ok"), ("/c/gone", "ok"), ("/ab", "ok"))
     todo, rows, _ = plan_todo(listing("/a/1", "/a/2"), known, scopes=scopes)
     assert todo.vanished == vanished and rows["uri"].to_pylist() == ["/a/2"]
 
 
-def test_what_has_vanished_out_of_many_containers_is_counted():
+def test_vanished_members_of_many_containers_are_counted():
     scopes = (*(f"/t/{i}.tar#" for i in range(500)), "/odd#1.tar#")
     known = ledger(("/t/7.tar#gone", "ok"), ("/t/7.tar#1", "ok"), ("/t/900.tar#1", "ok"), ("/odd#1.tar#gone", "ok"))
     assert plan_todo(listing("/t/7.tar#1"), known, scopes=scopes)[0].vanished == 2
 
 
 @pytest.mark.parametrize(("whole", "redone", "vanished"), [((), [], 2), (("/a/s.tar", "/a/t.tar"), ["/a/s.tar"], 1)])
-def test_what_stood_for_lost_members_goes_when_the_container_is_whole(whole, redone, vanished):
+def test_the_row_of_a_damaged_container_is_dropped_when_the_container_is_whole(whole, redone, vanished):
     known = ledger(("/a/s.tar", "fetch_failed"), ("/a/s.tar#1", "ok"), ("/a/s.tar#gone", "ok"))
     todo, rows, found = plan_todo(listing("/a/s.tar#1"), known, scopes=("/a/", "/a/s.tar#"), whole=whole)
     assert (found, todo.vanished, len(rows)) == (redone, vanished, 0)
 
 
-def test_the_outcome_counts_by_status_and_names_the_kinds_of_errors():
+def test_the_outcome_counts_by_status_and_by_kind_of_error():
     rows = [("a", "ok", None), ("b", "no_face", None), ("z", "unreadable", "cut"), ("c", "unreadable", "cut"),
             ("d", "failed", "cut"), ("elsewhere", "ok", None), ("bad", "failed", "elsewhere")]
     rows += [(f"many{i:02}", "too_large", f"{i:02}") for i in range(11)]
