@@ -144,7 +144,7 @@ def test_a_file_with_edits_gets_a_known_outcome(extension, edits, min_side_px):
 
 @fuzz(150)
 @given(extension=st.sampled_from([*corpus.small_files()]), edits=st.lists(EDITS, max_size=3))
-def test_tidying_a_file_twice_changes_nothing_more(extension, edits):
+def test_stripping_a_file_twice_changes_nothing_more(extension, edits):
     """A stripped file holds only the parts that make pixels. All of them are kept when it is read again."""
     content = edited(corpus.small_files()[extension][1], edits)
     for read in (headers.read_jpeg, headers.read_png, headers.read_tiff):
