@@ -153,11 +153,10 @@ class Lease:
                 version = storage.create(LEASE_PATH, me.to_json())
             else:
                 holder = Holder.from_json(content)
+                silent = content == first_seen and time.monotonic() - watched_since >= stale_s
                 if holder and not holder.released and holder.is_process_of(me):
                     version = seen   # our own write: it succeeded although it was answered with an error
-                elif _may_take_over(holder, me, stale_s) or (
-                    content == first_seen and time.monotonic() - watched_since >= stale_s
-                ):
+                elif silent or _may_take_over(holder, me, stale_s):
                     version = storage.replace(LEASE_PATH, me.to_json(), seen)
                 elif (holder and _same_machine(holder, me)) or first_seen not in (None, content):
                     raise LeaseHeld(_describe(storage, holder, stale_s))

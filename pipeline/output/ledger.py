@@ -43,8 +43,8 @@ def write_pair(storage: Storage, name: str, faces: pa.Table, images: pa.Table, c
     """Commit one part: faces, then images.
 
     check: raises LeaseLost if another run has taken over the output; called before each file and after the second.
-    This writer may outlive its driver, or be suspended and wake up when another run holds the lease. Then it deletes
-    what it wrote, and raises LeaseLost.
+    This writer may outlive its driver, or be suspended and wake up when another run holds the lease. Then it raises
+    LeaseLost, and deletes what it wrote unless the other run has counted the part.
     """
     check()
     storage.write(_path(FACES, name), to_parquet(faces))

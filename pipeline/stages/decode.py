@@ -20,9 +20,6 @@ from pipeline.stages.pillow import prepare_pillow
 FetchRows = Callable[[Sequence[TodoRow]], Generator[Fetched | FetchFailure, None, None]]
 """Gives one answer per to-do row, in order. Closing the generator stops its requests."""
 
-BATCH_IMAGES = 64
-BATCH_BYTES = 256 << 20
-
 _MAX_SIDE_PX = 2**31 - 1          # the columns width and height are int32; a TIFF can claim more
 
 
@@ -73,8 +70,8 @@ class Decode:
         max_pixels: int,
         min_side_px: int | None,
         threads: int,
-        batch_images: int = BATCH_IMAGES,
-        batch_bytes: int = BATCH_BYTES,
+        batch_images: int,
+        batch_bytes: int,
     ) -> None:
         self._fetch = fetch
         self._max_pixels = max_pixels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,8 @@ _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8,
                     18: 8}
 _TIFF_NUMBERS = {3: "u2", 4: "u4", 13: "u4", 16: "u8"}
-_TILE_SIDES, _PIECE_OFFSETS, _PIECE_BYTES = (322, 323), (273, 324), (279, 325)
+_TILE_SIDES, _PIECE_OFFSETS, _PIECE_BYTES = (322, 323), (273, 324), (279, 325)    # a piece: a strip or a tile
+_TIFF_LAYOUT_TAGS = {*_TILE_SIDES, *_PIECE_OFFSETS, *_PIECE_BYTES}
 
 
 class BombError(ValueError):
@@ -217,37 +219,46 @@ class TiffParts:
 def read_tiff(content: bytes) -> TiffParts:
     """The parts of a TIFF, by its first directory. Raises BombError."""
     order = "<" if content.startswith(b"II") else ">"
+    directory = _tiff_directory(content, order)
+    if directory is None:
+        return TiffParts(0, cut_off=True)
+    tags, data_end = directory
+    numbers: dict[int, np.ndarray] = {}
+    for tag, kind, length, value in tags:
+        n_bytes = length * _TIFF_TYPE_BYTES.get(kind, 0)
+        outside = n_bytes > len(value)          # then the value is the offset of the numbers
+        at = int.from_bytes(value, "little" if order == "<" else "big")
+        if tag in _TIFF_LAYOUT_TAGS and kind in _TIFF_NUMBERS and tag not in numbers:
+            if length > MAX_PARTS:
+                raise BombError(f"more than {MAX_PARTS} strips or tiles")
+            held = content[at : at + n_bytes] if outside else value
+            if len(held) >= n_bytes:
+                numbers[tag] = np.frombuffer(held, order + _TIFF_NUMBERS[kind], length).astype(np.float64)
+        if outside:
+            data_end = max(data_end, at + n_bytes)
+    for first, size in zip(_PIECE_OFFSETS, _PIECE_BYTES, strict=True):
+        if len(numbers.get(first, ())) == len(numbers.get(size, ())) > 0:
+            data_end = max(data_end, int((numbers[first] + numbers[size]).max()))
+    sides = [int(numbers[tag][0]) for tag in _TILE_SIDES if len(numbers.get(tag, ()))]
+    return TiffParts(sides[0] * sides[1] if len(sides) == 2 else 0, data_end > len(content))
+
+
+def _tiff_directory(content: bytes, order: str) -> tuple[Iterator[tuple[int, int, int, bytes]], int] | None:
+    """The tags of the first directory, as (number, type, count, value), and the end of the tags; None if cut off."""
     offset, count, entry = ("Q", "Q", "HHQ8s") if b"+" in content[2:4] else ("L", "H", "HHL4s")
     tags = struct.Struct(order + entry)
     try:
         (start,) = struct.unpack_from(order + offset, content, 8 if offset == "Q" else 4)
         (n_tags,) = struct.unpack_from(order + count, content, start)
     except (struct.error, OverflowError):
-        return TiffParts(0, True)
+        return None
     start += struct.calcsize(count)
     end = start + n_tags * tags.size
     if end + struct.calcsize(offset) > len(content):       # the offset of the next directory follows the tags
-        return TiffParts(0, True)
+        return None
     if n_tags > MAX_PARTS:
         raise BombError(f"more than {MAX_PARTS} tags")
-    numbers: dict[int, np.ndarray] = {}
-    data_end = end
-    for tag, kind, length, value in tags.iter_unpack(memoryview(content)[start:end]):
-        n_bytes = length * _TIFF_TYPE_BYTES.get(kind, 0)
-        if tag in (*_TILE_SIDES, *_PIECE_OFFSETS, *_PIECE_BYTES) and kind in _TIFF_NUMBERS and tag not in numbers:
-            if length > MAX_PARTS:
-                raise BombError(f"more than {MAX_PARTS} strips or tiles")
-            at = int.from_bytes(value, "little" if order == "<" else "big")
-            held = value if n_bytes <= len(value) else content[at : at + n_bytes]
-            if len(held) >= n_bytes:
-                numbers[tag] = np.frombuffer(held, order + _TIFF_NUMBERS[kind], length).astype(np.float64)
-        if n_bytes > len(value):
-            data_end = max(data_end, int.from_bytes(value, "little" if order == "<" else "big") + n_bytes)
-    for first, size in zip(_PIECE_OFFSETS, _PIECE_BYTES, strict=True):
-        if len(numbers.get(first, ())) == len(numbers.get(size, ())) > 0:
-            data_end = max(data_end, int((numbers[first] + numbers[size]).max()))
-    sides = [int(numbers[tag][0]) for tag in _TILE_SIDES if len(numbers.get(tag, ()))]
-    return TiffParts(sides[0] * sides[1] if len(sides) == 2 else 0, data_end > len(content))
+    return tags.iter_unpack(memoryview(content)[start:end]), end
 
 
 def check_bmp(content: bytes) -> None:

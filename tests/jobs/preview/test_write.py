@@ -76,7 +76,10 @@ def process(folder, names, detector=None, eyes=fake_eyes):
         detector or FakeDetector(), input_px=640, second_pass_px=320, min_face_px=0, max_faces=None, rotate_retry=True,
         batch_size=1,
     )
-    decode = Decode(Fetch(), max_pixels=SETTINGS.max_pixels, min_side_px=SETTINGS.decode_min_side_px, threads=1)
+    decode = Decode(
+        Fetch(), max_pixels=SETTINGS.max_pixels, min_side_px=SETTINGS.decode_min_side_px, threads=1, batch_images=64,
+        batch_bytes=256 << 20,
+    )
     (decoded,) = decode([TodoRow(f"{folder}/{name}") for name in names])
     found = Keypoint(eyes)(detect(decoded))
     return found.chips, Align(TEMPLATE)(found)

@@ -107,7 +107,7 @@ def test_the_file_that_is_waited_for_is_named():
 
     sent = Sent()
     reporter = Reporter("decode", sent)
-    decode = Decode(fetch, max_pixels=10**6, min_side_px=None, threads=1, batch_images=8)
+    decode = Decode(fetch, max_pixels=10**6, min_side_px=None, threads=1, batch_images=8, batch_bytes=1 << 20)
     stage = report_stages({"decode": lambda threads: decode}, ["decode"], reporter)["decode"](1)
     batches = []
     thread = threading.Thread(target=lambda: batches.extend(stage(rows(3))))

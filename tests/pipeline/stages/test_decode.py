@@ -51,7 +51,8 @@ class FakeFetch:
 
 
 def decoder(contents, **options):
-    return Decode(FakeFetch(contents), **{"max_pixels": MAX_PIXELS, "min_side_px": None, "threads": 2, **options})
+    usual = {"max_pixels": MAX_PIXELS, "min_side_px": None, "threads": 2, "batch_images": 64, "batch_bytes": 256 << 20}
+    return Decode(FakeFetch(contents), **usual | options)
 
 
 def flat_jpeg(side_px):
@@ -167,7 +168,7 @@ class SlowDecode(Decode):
 
     def __init__(self, contents, batch_images):
         super().__init__(FakeFetch(contents), max_pixels=MAX_PIXELS, min_side_px=None, threads=1,
-                         batch_images=batch_images)
+                         batch_images=batch_images, batch_bytes=256 << 20)
         self.first = batch_images
         self.decoded = 0
         self.closing = threading.Event()
