@@ -1,4 +1,4 @@
-"""An output as a whole: `output.json` says which settings and models it accepts, `run.json` that a run has finished."""
+"""An output as a whole: `output.json`, its settings and models, and `run.json`, the sign that a run has finished."""
 
 from __future__ import annotations
 

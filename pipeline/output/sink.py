@@ -76,7 +76,7 @@ class Sink:
                 self.storage, name, faces.replace_schema_metadata(metadata), images.replace_schema_metadata(metadata),
                 partial(lease.check_held, self.storage, self.run_id),
             )
-        except OSError as error:      # not raised on: Ray replaces the file name of an OSError with text of its own
+        except OSError as error:      # Ray would replace the file name in the message of an OSError
             raise WriteError(str(error)) from error
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
         file_bytes = sum(record.file_bytes or 0 for record in batch.records)
