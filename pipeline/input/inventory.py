@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import posixpath
 import threading
 import zlib
 from bisect import bisect_right
@@ -29,7 +30,7 @@ from pipeline.input.rows import Span, Stretch, listing_table
 from pipeline.input.rules import KeyRule
 from pipeline.schemas import LISTING, TIMESTAMP
 from pipeline.storage import Storage, open_storage
-from pipeline.storage.uris import StoreOptions
+from pipeline.storage.uris import StoreOptions, local_path
 
 OLD_VERSION = "old versions"
 DELETE_MARKER = "delete markers"
@@ -78,9 +79,9 @@ def is_inventory(path: str) -> bool:
 
 def read_inventory(uri: str, options: StoreOptions) -> Inventory:
     """Read a manifest.json. Raises InputError if it is not one of S3 Inventory, or if its files are ORC."""
-    folder, _, name = uri.rpartition("/")
+    folder, name = posixpath.split(local_path(uri))
     try:
-        content = open_storage(folder or ".", options).read(name)
+        content = open_storage(folder, options).read(name)
     except OSError as error:
         raise InputError(f"cannot read {uri}: {error.strerror}; check the path and the credentials") from error
     try:

@@ -80,9 +80,7 @@ def read_state(storage: Storage) -> ManifestState | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError):
-        raise ManifestError(
-            f"{storage.root}/{MANIFEST_JSON} is damaged; list again with --overwrite"
-        ) from None
+        raise ManifestError(f"{storage.root}/{MANIFEST_JSON} is damaged; list again with --overwrite") from None
 
 
 def write_state(storage: Storage, state: ManifestState) -> None:

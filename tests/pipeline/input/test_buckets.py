@@ -34,7 +34,7 @@ def test_a_bucket_is_listed_in_order_from_any_key(bucket):
         assert all(len(page) <= 3 for page in pages)
 
 
-def test_what_is_told_of_an_object(bucket):
+def test_the_columns_of_an_object(bucket):
     bucket.put("a.jpg", b"1")
     [(key, size, etag, mtime)] = list_objects(bucket.uri, "", FROM_ENVIRONMENT)
     assert (key, size, etag) == ("a.jpg", 1, "c4ca4238a0b923820dcc509a6f75849b")   # md5 of "1"
@@ -111,14 +111,14 @@ def listed(*keys):
         (400, "Other", "s3", "check the credentials, the endpoint and the region"),
     ],
 )
-def test_errors_say_what_to_do(status, code, scheme, message):
+def test_errors_name_the_next_step(status, code, scheme, message):
     with answering((status, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode())) as (options, _):
         with pytest.raises(InputError, match=f"cannot list {scheme}://b: {message}") as error:
             list(list_objects(f"{scheme}://b", "p/", options))
         assert "\n" not in str(error.value)
 
 
-def test_missing_credentials_are_told(monkeypatch, tmp_path, s3_endpoint):
+def test_missing_credentials(monkeypatch, tmp_path, s3_endpoint):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -127,19 +127,19 @@ def test_missing_credentials_are_told(monkeypatch, tmp_path, s3_endpoint):
         list(list_objects("s3://b", "", StoreOptions(s3_endpoint, "without-credentials")))
 
 
-def test_errors_that_say_it_already_pass():
+def test_a_uri_error_passes_unchanged():
     with pytest.raises(UriError, match="as it was"), input_errors("s3://b"):
         raise UriError("as it was")
 
 
-def test_throttling_is_tried_again():
+def test_throttled_requests_are_retried():
     slow_down = (503, b"<Error><Code>SlowDown</Code></Error>")
     with answering(slow_down, slow_down, (200, listed("a"))) as (options, asked):
         assert list(list_objects("s3://b", "", options)) == [("a", 1, "x", T0)]
         assert len(asked) == 3
 
 
-def test_keys_that_xml_cannot_hold_are_asked_for_encoded():
+def test_keys_are_requested_percent_encoded():
     with answering((200, listed("new%0Aline", "pl%2Bus+space"))) as (options, asked):
         assert [key for key, *_ in list_objects("s3://b", "", options)] == ["new\nline", "pl+us space"]
         assert "encoding-type=url" in asked[0]

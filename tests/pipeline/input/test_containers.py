@@ -73,7 +73,7 @@ def test_is_container(name, columns, expected):
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "s3://b/A.TGZ", "x.tar.zst"])
-def test_a_compressed_tar_is_refused_with_the_fix(name):
+def test_refuse_compressed(name):
     refuse_compressed("a.tar")
     with pytest.raises(InputError, match=r"unpack it to a plain \.tar"):
         refuse_compressed(name)
@@ -83,13 +83,13 @@ LONG = "long/" * 60 + "é.jpg"
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_the_bytes_at_their_place(format):
+def test_members_are_the_bytes_at_offset_and_size(format):
     names = ["a.jpg", "sub/b c.png", "../../etc/passwd.jpg", "/root.jpg"] + [LONG] * (format != tarfile.USTAR_FORMAT)
     content = tar(*((name, name.encode() * 30) for name in names), ("empty.jpg", b""), format=format)
     assert found(content) == {**{name: name.encode() * 30 for name in names}, "empty.jpg": b""}
 
 
-def test_folders_are_not_told_and_links_have_no_place():
+def test_folders_are_omitted_and_links_have_no_offset():
     folder = tarfile.TarInfo("sub")
     folder.type = tarfile.DIRTYPE
     content = tar(folder, ("sub/a.jpg", b"1"), link("hard.jpg", tarfile.LNKTYPE), link("soft.jpg", tarfile.SYMTYPE),
@@ -123,14 +123,14 @@ WHOLE = tar(*((f"{i}.jpg", bytes([i]) * 600) for i in range(3)), format=tarfile.
         (lambda b: b[: 1536 + 148] + b"0000000\0" + b[1536 + 156 :], 1),   # a wrong checksum
     ],
 )
-def test_a_damaged_tar_gives_what_stands_before_and_raises(damage, before):
+def test_a_damaged_tar_gives_the_members_before_the_damage_and_raises(damage, before):
     members = tar_members(io.BytesIO(damage(WHOLE)))
     assert [next(members)[0] for _ in range(before)] == [f"{i}.jpg" for i in range(before)]
     with pytest.raises(ContainerError):
         list(members)
 
 
-def test_every_cut_of_a_tar_loses_members_only_with_an_error():
+def test_a_truncated_tar_loses_no_member_without_an_error():
     for end in range(0, len(WHOLE), 64):
         try:
             names = [name for name, *_ in tar_members(io.BytesIO(WHOLE[:end]))]
@@ -168,12 +168,12 @@ def test_absurd_sizes_are_harmless(kind, size):
         list(members)
 
 
-def test_headers_without_an_end_are_harmless():
+def test_endless_headers_are_harmless():
     with pytest.raises(ContainerError):
         list(tar_members(io.BytesIO(header(b"x", b"0", b"x") * 5000)))
 
 
-def test_a_header_that_claims_much_of_the_file_is_not_read(tmp_path):
+def test_an_oversized_header_is_not_read(tmp_path):
     with (tmp_path / "a.tar").open("wb") as file:
         file.write(header(b"x", b"%011o" % (1 << 33), b"x"))
         file.truncate((1 << 33) + 2048)                # 8 GB of nothing: a sparse file
@@ -198,7 +198,7 @@ def test_members_become_rows(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 200, WHOLE[:2000], None])
-def test_a_damaged_container_keeps_a_row_that_stands_for_the_rest(tmp_path, content):
+def test_a_damaged_container_gives_a_row_for_the_rest(tmp_path, content):
     path = tmp_path / "s.tar"
     if content is not None:
         path.write_bytes(content)
@@ -242,7 +242,7 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 @pytest.mark.parametrize("type", [pa.binary(), pa.large_binary(), STRUCT, pa.struct([("bytes", pa.large_binary())])],
                          ids=str)  # fmt: skip
 @pytest.mark.parametrize("rows", [range(20), [0, 1, 7, 8, 19], [19, 0], [5, 5], [6, 2]])
-def test_images_come_out_of_any_row(tmp_path, type, rows):
+def test_images_are_read_from_any_row(tmp_path, type, rows):
     values = [None if i == 7 else b"%d" % i for i in range(20)]
     nested = [{"bytes": value} if value else None for value in values] if pa.types.is_struct(type) else values
     path = write_images(tmp_path / "a.parquet", nested, type, row_group_size=6)
@@ -266,7 +266,7 @@ def test_a_row_group_is_read_once_for_rows_in_order(tmp_path, monkeypatch):
     assert started == [1, 6, 19]
 
 
-def test_several_files_and_what_cannot_be_read(tmp_path):
+def test_several_files_with_broken_ones_among_them(tmp_path):
     one = write_images(tmp_path / "1.parquet", [b"1"])
     two = write_images(tmp_path / "2.parquet", [b"2"])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1" * 10)
@@ -288,7 +288,7 @@ def test_several_files_and_what_cannot_be_read(tmp_path):
         (ParquetColumns("image.bytes"), "no column image.bytes"),
     ],
 )
-def test_a_wrong_column_is_told_with_the_fix(tmp_path, columns, message):
+def test_a_wrong_column_is_refused_with_the_option_to_check(tmp_path, columns, message):
     path = write_images(tmp_path / "a.parquet", [b"1"], name=["x"])
     with pytest.raises(InputError, match=message) as error:
         list_members(row(path), FROM_ENVIRONMENT, columns, all_files=False)
@@ -324,7 +324,7 @@ def test_a_parquet_file_in_a_bucket(bucket, tmp_path):
 
 
 @pytest.mark.parametrize("query", ["", "?signature=1%2F2"])
-def test_a_tar_on_a_web_server_that_allows_get_alone(web, query):
+def test_a_tar_on_a_web_server_that_allows_only_get(web, query):
     content = tar(("a.jpg", b"123"), ("b.jpg", b"4567"))
     web.files[f"/s/a.tar{query}"] = content
     with open_file(f"{web.url}/s/a.tar{query}", FROM_ENVIRONMENT) as file:

@@ -109,7 +109,7 @@ def test_rows_are_those_of_a_listing(bucket, file_format):
 
 
 @BOTH
-def test_old_versions_and_delete_markers_are_left_out(bucket, file_format):
+def test_old_versions_and_delete_markers_are_skipped(bucket, file_format):
     rows = [row("a.jpg"), row("a.jpg", latest=False), row("b.jpg", deleted=True),
             row("b.jpg", latest=False, deleted=True), row("c.jpg")]
     found, skipped = read(publish(bucket, file_format, [FILE[file_format](rows)]))
@@ -118,7 +118,7 @@ def test_old_versions_and_delete_markers_are_left_out(bucket, file_format):
 
 
 @BOTH
-def test_names_are_chosen_as_in_a_folder(bucket, file_format):
+def test_names_are_skipped_as_in_a_folder(bucket, file_format):
     rows = [row(key) for key in ["a.jpg", "notes.txt", ".git/a.jpg", "sub/noext", "own/part.jpg"]] + [row("sub/", 0)]
     uri = publish(bucket, file_format, [FILE[file_format](rows)])
     found, skipped = read(uri, rules=Rules("s3://photos/own"))
@@ -129,7 +129,7 @@ def test_names_are_chosen_as_in_a_folder(bucket, file_format):
 
 
 @BOTH
-def test_columns_that_were_not_chosen_are_empty(bucket, file_format):
+def test_missing_columns_are_null(bucket, file_format):
     if file_format == "CSV":
         uri = publish(bucket, "CSV", [gzip.compress(b'"photos","a%2Bb.jpg"\n')], fileSchema="Bucket, Key")
     else:
@@ -150,7 +150,7 @@ def test_csv_that_is_not_compressed(bucket):
 
 
 @BOTH
-def test_it_goes_on_from_any_place(bucket, file_format, monkeypatch):
+def test_a_listing_resumes_at_any_position(bucket, file_format, monkeypatch):
     """Three files of 10 rows in batches of 4 rows or 2: all rows after a place, and all before it, make up all."""
     monkeypatch.setattr(module, "_BATCH_ROWS", 4)
     monkeypatch.setattr(module, "_CSV_BLOCK_BYTES", 150)
@@ -214,7 +214,7 @@ def test_a_file_of_another_size_is_refused(bucket):
         (b"\xff", "is not the manifest.json"),
     ],
 )
-def test_what_is_no_inventory_is_told(bucket, content, message):
+def test_another_file_is_refused(bucket, content, message):
     bucket.put("x/manifest.json", content)
     with pytest.raises(InputError, match=message):
         read_inventory(f"{bucket.uri}/x/manifest.json", FROM_ENVIRONMENT)
@@ -229,12 +229,12 @@ def test_what_is_no_inventory_is_told(bucket, content, message):
         ({"files": None}, "is not the manifest.json"),
     ],
 )
-def test_an_inventory_that_cannot_be_read_is_told(bucket, changes, message):
+def test_an_unusable_inventory_is_refused(bucket, changes, message):
     with pytest.raises(InputError, match=message):
         read_inventory(publish(bucket, "CSV", [], **changes), FROM_ENVIRONMENT)
 
 
-def test_a_missing_manifest_is_told(bucket):
+def test_a_missing_manifest(bucket):
     with pytest.raises(InputError, match=r"cannot read s3://.*/manifest.json: no such object"):
         read_inventory(f"{bucket.uri}/manifest.json", FROM_ENVIRONMENT)
 

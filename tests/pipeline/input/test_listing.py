@@ -83,7 +83,7 @@ def touch(top, *names):
         ("x" * 5000, "no such file or folder"),
     ],
 )
-def test_nothing_to_read_is_told(tmp_path, monkeypatch, inputs, message):
+def test_an_input_with_nothing_to_read_is_refused(tmp_path, monkeypatch, inputs, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message) as error:
         listing(inputs)
@@ -95,13 +95,13 @@ def test_a_file_uri_of_another_host_is_refused():
         listing("file://host/a")
 
 
-def test_an_empty_manifest_is_told(tmp_path):
+def test_an_empty_manifest_is_refused(tmp_path):
     (tmp_path / "m.txt").write_bytes(b"\n")
     with pytest.raises(InputError, match=r"no images found in the manifest .*m\.txt"):
         listing(tmp_path / "m.txt")
 
 
-def test_a_folder_of_other_files_says_how_to_take_them(tmp_path):
+def test_a_folder_without_images_is_refused_with_the_option_that_lists_all(tmp_path):
     touch(tmp_path, "a.doc", ".b")
     with pytest.raises(InputError, match=r"1 hidden, 1 with another extension\): --all-files"):
         listing(tmp_path)
@@ -134,7 +134,7 @@ def test_size_and_time_of_local_files(tmp_path):
 
 
 @pytest.mark.parametrize("mtime_ns", [-(10**20), 10**20])   # before the year 1, after the year 5000
-def test_a_time_that_python_cannot_read_is_left_out(mtime_ns):
+def test_a_time_that_python_cannot_read_is_null(mtime_ns):
     tables = []
     rows = module._Rows(tables.append, Rules())
     rows.add_local("/a.jpg", SimpleNamespace(st_size=3, st_mtime_ns=mtime_ns))
@@ -143,7 +143,7 @@ def test_a_time_that_python_cannot_read_is_left_out(mtime_ns):
     assert (row["size"], row["mtime"]) == (3, None)
 
 
-def test_names_are_raw_but_for_bytes_that_are_not_utf_8(tmp_path):
+def test_names_are_raw_unless_they_are_not_utf_8(tmp_path):
     names = ["a b.jpg", "50%.jpg", "new\nline.jpg", "q\"uo'te.jpg", "é😀#1?.jpg", "tab\t.jpg", "back\\slash.jpg"]
     touch(tmp_path, *names)
     with open(os.fsencode(tmp_path) + b"/caf\xe9 %.jpg", "wb"):   # noqa: PTH123
@@ -152,7 +152,7 @@ def test_names_are_raw_but_for_bytes_that_are_not_utf_8(tmp_path):
     assert uris(found) == sorted([*(f"{tmp_path}/{name}" for name in names), f"file://{tmp_path}/caf%E9%20%25.jpg"])
 
 
-def test_a_relative_input_is_named_absolutely(tmp_path, monkeypatch):
+def test_uris_of_a_relative_input_are_absolute(tmp_path, monkeypatch):
     touch(tmp_path, "in/a.jpg")
     monkeypatch.chdir(tmp_path)
     uris_of_in = [f"file://{tmp_path}/in", f"file://localhost{tmp_path}/in", f"file://{tmp_path}/%69n/*.jpg"]
@@ -160,7 +160,7 @@ def test_a_relative_input_is_named_absolutely(tmp_path, monkeypatch):
         assert uris(listing(inputs)) == [f"{tmp_path}/in/a.jpg"]
 
 
-def test_links_are_followed_by_their_own_names_and_end(tmp_path):
+def test_links_are_followed_under_their_own_names_and_loops_end(tmp_path):
     touch(tmp_path, "in/a.jpg", "elsewhere/sub/b.jpg")
     top = tmp_path / "in"
     (top / "file-link.jpg").symlink_to("a.jpg")
@@ -185,7 +185,7 @@ def test_an_input_that_is_a_link_keeps_its_name(tmp_path):
     assert uris(listing(tmp_path / "link")) == [f"{tmp_path}/link/a.jpg"]
 
 
-def test_what_is_neither_file_nor_folder_is_skipped(tmp_path):
+def test_a_fifo_is_skipped(tmp_path):
     touch(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     assert listing(tmp_path).skipped == {NOT_A_FILE: 1}
@@ -213,7 +213,7 @@ def test_input_and_output_are_not_the_same(tmp_path):
             listing(tmp_path / "in", tmp_path / output)
 
 
-def test_folders_that_cannot_be_read_are_warned_of(tmp_path, monkeypatch):
+def test_unreadable_folders_give_a_warning(tmp_path, monkeypatch):
     touch(tmp_path, "a.jpg", "locked/b.jpg")
     real = os.scandir
 
@@ -293,7 +293,7 @@ def test_a_bucket_with_odd_keys_is_listed_raw(bucket):
         assert uris(found) == sorted(f"{bucket.uri}/{key}" for key in ODD_KEYS)
 
 
-def test_what_the_listing_of_a_bucket_tells(bucket):
+def test_the_columns_of_a_listed_object(bucket):
     bucket.put("p/a.jpg", b"1")
     [row] = listing(f"{bucket.uri}/p").rows.to_pylist()
     assert row["size"] == 1 and row["etag"] == "c4ca4238a0b923820dcc509a6f75849b"   # md5 of "1"
@@ -313,7 +313,7 @@ def test_a_prefix_is_a_folder_and_filtered_by_name(bucket):
     assert len(uris(everything)) == 6 and everything.skipped == {MARKER: 2}
 
 
-def test_an_object_of_that_very_name_is_one_object(bucket):
+def test_an_existing_key_is_one_object(bucket):
     for key in ["p", "p/a.jpg", "notes.doc", "star*[1].jpg", "star1.jpg"]:
         bucket.put(key, b"1")
     for key in ["p", "notes.doc", "star*[1].jpg"]:
@@ -374,26 +374,26 @@ def test_more_keys_than_a_page(bucket, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["none", "p/none", "none*"])
-def test_nothing_under_a_prefix_is_told(bucket, key):
+def test_an_empty_prefix_is_refused(bucket, key):
     bucket.put("p/a.jpg", b"1")
     with pytest.raises(InputError, match=f"no images found in the .*{bucket.uri}/"):
         listing(f"{bucket.uri}/{key}")
 
 
-def test_a_beginning_of_names_is_not_a_prefix_but_a_glob(bucket):
+def test_the_beginning_of_a_name_needs_a_glob(bucket):
     bucket.put("2026-01.jpg", b"1")
     with pytest.raises(InputError, match=r"read as a folder; s3://.*/2026-\* takes"):
         listing(f"{bucket.uri}/2026-")
     assert relative(listing(f"{bucket.uri}/2026-*"), bucket.uri) == ["2026-01.jpg"]
 
 
-def test_a_missing_bucket_is_told(s3_endpoint):
+def test_a_missing_bucket(s3_endpoint):
     with pytest.raises(InputError, match="cannot list s3://no-such-bucket: there is no such bucket"):
         listing("s3://no-such-bucket/p")
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_private_bucket_is_told(scheme, s3_endpoint):
+def test_a_private_bucket(scheme, s3_endpoint):
     class Deny(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
@@ -436,7 +436,7 @@ def test_an_http_object():
     assert found.rows == pa.table(row, schema=LISTING)
 
 
-def test_the_table_of_a_listing_is_written_as_it_is(tmp_path):
+def test_a_listing_written_as_parquet_is_a_manifest(tmp_path):
     touch(tmp_path, "a.jpg")
     pq.write_table(listing(tmp_path).rows, tmp_path / "todo.parquet")
     assert listing(tmp_path / "todo.parquet").rows == listing(tmp_path / "a.jpg").rows
@@ -454,7 +454,7 @@ def shard(*names) -> bytes:
 
 
 @pytest.mark.parametrize("inputs", ["in", "in/*", "in/*.tar", "in/s.tar", "uris.txt"])
-def test_tars_are_looked_into_wherever_they_are_found(tmp_path, inputs):
+def test_every_kind_of_input_lists_the_members_of_tars(tmp_path, inputs):
     touch(tmp_path, "in/a.jpg")
     (tmp_path / "in/s.tar").write_bytes(shard("1.jpg", "1.json", "2.jpg"))
     (tmp_path / "uris.txt").write_text("in/a.jpg\nin/s.tar\n")
@@ -480,7 +480,7 @@ def test_a_tar_on_a_web_server(web):
     assert uris(found) == [f"{web.url}/s.tar?signature=1#1.jpg"] and found.kind is InputKind.CONTAINER
 
 
-def test_a_damaged_tar_warns_and_keeps_a_row(tmp_path):
+def test_a_damaged_tar_gives_a_warning_and_a_row(tmp_path):
     (tmp_path / "s.tar").write_bytes(shard("1.jpg")[:200])
     found = listing(tmp_path)
     assert uris(found) == [f"{tmp_path}/s.tar"] and found.rows["container"].to_pylist() == [f"{tmp_path}/s.tar"]
@@ -494,7 +494,7 @@ def test_a_compressed_tar_is_refused(tmp_path):
         listing(tmp_path / "s.tar.gz")
 
 
-def test_parquet_files_hold_images_only_when_told_so(tmp_path):
+def test_parquet_files_hold_images_only_with_the_option(tmp_path):
     pq.write_table(pa.table({"uri": ["/a.jpg", "/b.jpg"], "image": [b"1", b"2"]}), tmp_path / "a.parquet")
     touch(tmp_path, "x.jpg")
     assert uris(listing(tmp_path / "a.parquet")) == ["/a.jpg", "/b.jpg"]

@@ -47,7 +47,7 @@ def test_an_empty_parquet(tmp_path):
     assert uris(tmp_path / "m.parquet") == []
 
 
-def test_entries_get_the_names_of_a_listing(tmp_path):
+def test_entries_get_the_uris_of_a_listing(tmp_path):
     (tmp_path / "m.txt").write_text(
         "a.jpg\n./sub/../b.jpg\n../up.jpg\n/x//y/./z.jpg\nfile:///p/a%20b.jpg\nfile://localhost/p/c.jpg\n"
         "s3://b/k%20/../x.jpg\ngs://b/k\nhttps://h/k?sig=1\n"
@@ -59,7 +59,7 @@ def test_entries_get_the_names_of_a_listing(tmp_path):
 
 
 @pytest.mark.parametrize("containers", [None, "/t.tar", "s3://b/t.tar"])
-def test_names_that_a_listing_would_give_are_not_taken_one_by_one(tmp_path, monkeypatch, containers):
+def test_uris_in_normal_form_are_not_converted_one_by_one(tmp_path, monkeypatch, containers):
     monkeypatch.setattr(manifest, "_normal_uri", None)
     names = ["/a.jpg", "/..a/b .jpg", "s3://b/k//../x.jpg", "https://h/k?sig=1"]
     table = pa.table({"uri": names, "container": pa.array([containers] * len(names), pa.string())})
@@ -67,7 +67,7 @@ def test_names_that_a_listing_would_give_are_not_taken_one_by_one(tmp_path, monk
     assert uris(tmp_path / "m.parquet") == names
 
 
-def test_a_line_of_text_is_a_name_as_it_is(tmp_path):
+def test_a_line_of_text_is_taken_literally(tmp_path):
     (tmp_path / "m.txt").write_bytes(b"\xef\xbb\xbf/a, \"b\" 'c'.jpg\r\n\r\n/ lead and trail \n/caf\xe9.jpg\n/last")
     assert uris(tmp_path / "m.txt") == [
         "/a, \"b\" 'c'.jpg", "/ lead and trail ", "file:///caf%E9.jpg", "/last",
@@ -102,7 +102,7 @@ def test_a_csv_without_a_header(tmp_path):
     assert uris(tmp_path / "m.csv") == ["/a.jpg", "/b,c.jpg"]
 
 
-def test_columns_of_a_parquet_whatever_their_types(tmp_path):
+def test_columns_of_a_parquet_file_are_cast(tmp_path):
     table = pa.table({
         "uri": pa.array(["t.tar#a.jpg", "b.jpg", None, ""]).dictionary_encode(),
         "container": pa.array(["t.tar", None, None, None], pa.large_string()),
@@ -144,14 +144,14 @@ def test_a_manifest_in_a_bucket(bucket):
         ("m.txt", b"file://host/k\n", "row 1 .*file:///folder/name"),
     ],
 )
-def test_what_is_not_a_manifest_is_told(tmp_path, name, content, message):
+def test_an_unusable_manifest_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path / name)
     assert "secret" not in str(error.value)
 
 
-def test_a_missing_object_is_told(bucket):
+def test_a_missing_object(bucket):
     with pytest.raises(InputError, match="cannot read the manifest"):
         read(f"{bucket.uri}/none.csv")
 

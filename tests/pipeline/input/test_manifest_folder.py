@@ -85,7 +85,7 @@ def test_spans(spans, together, left_out):
 
 
 @given(st.sets(st.text(max_size=3)), st.data())
-def test_spans_and_their_gaps_make_up_everything(cuts, data):
+def test_spans_and_their_gaps_cover_everything(cuts, data):
     edges = ["", *sorted(cuts - {""}), None]
     spans = [(after, until) for after, until in pairwise(edges)]
     chosen = [span for span in spans if data.draw(st.booleans())]
@@ -126,7 +126,7 @@ def test_keys_of_any_kind_are_kept(folder):
     assert gaps(merged([(key, key + "\0") for key in uris(folder)])) == read_coverage(folder, ID).gaps
 
 
-def test_parts_are_written_when_enough_has_come_together(folder):
+def test_a_part_is_written_when_there_are_enough_rows(folder):
     writer = PartWriter(folder, ID, lambda: None, part_rows=3, part_age_s=1000)
     for i, parts in enumerate([0, 0, 1, 1, 1, 2]):
         writer.add(stretch(f"{i}", f"{i + 1}", f"{i}x"))
@@ -137,7 +137,7 @@ def test_parts_are_written_when_enough_has_come_together(folder):
     assert len(folder.list("")) == 3 and uris(folder) == [f"{i}x" for i in range(7)]
 
 
-def test_parts_are_written_when_time_has_passed(folder):
+def test_a_part_is_written_when_time_has_passed(folder):
     writer = PartWriter(folder, ID, lambda: None, part_rows=1000, part_age_s=0)
     writer.add(stretch("", "b", skipped={"hidden": 9}))
     assert read_coverage(folder, ID).gaps == [("b", None)]
@@ -171,7 +171,7 @@ def test_a_part_that_overlaps_another_is_listed_again(folder, second):
     assert coverage.gaps == gaps([kept])
 
 
-def test_neighbours_do_not_overlap(folder):
+def test_adjacent_spans_do_not_overlap(folder):
     write(folder, stretch("a", "b"), stretch("c", None))
     write(folder, stretch("b", "c"), stretch("", "a"))
     assert read_coverage(folder, ID).gaps == []
@@ -191,7 +191,7 @@ def test_a_part_without_our_metadata_is_named(folder):
         read_coverage(folder, ID)
 
 
-def test_parquet_of_anyone_else_is_refused(folder):
+def test_other_parquet_files_are_refused(folder):
     folder.write("mine.parquet", b"x")
     with pytest.raises(ManifestError, match=r"mine.parquet does not belong to this manifest: move it away"):
         read_coverage(folder, ID)
@@ -200,7 +200,7 @@ def test_parquet_of_anyone_else_is_refused(folder):
 # --- the state
 
 
-def test_a_listing_is_begun_and_gone_on_with(storage):
+def test_a_listing_is_begun_and_resumed(storage):
     begun = claim(storage, state(), overwrite=False)
     again = claim(storage, state(command="with other --threads"), overwrite=False)
     assert again == begun and again.finished is None
@@ -223,13 +223,13 @@ def test_another_listing_is_refused(folder, changes, message):
     assert claim(folder, state(**changes), overwrite=True).is_same_listing(state(**changes))
 
 
-def test_a_folder_of_other_parquet_is_not_written_into(folder):
+def test_a_folder_with_other_parquet_files_is_not_written(folder):
     folder.write("other.parquet", b"x")
     with pytest.raises(ManifestError, match=r"holds Parquet files but no _manifest.json"):
         claim(folder, state(), overwrite=False)
 
 
-def test_the_damaged_state_is_told(folder):
+def test_a_damaged_state_is_refused(folder):
     for content in (b"", b"[]", b"{", b'{"source": "x"}', b'{"unknown": 1}'):
         folder.write(MANIFEST_JSON, content)
         with pytest.raises(ManifestError, match="is damaged; list again with --overwrite"):
@@ -238,7 +238,7 @@ def test_the_damaged_state_is_told(folder):
             check_complete(folder)
 
 
-def test_readers_are_told_whether_it_is_complete(storage):
+def test_readers_refuse_an_unfinished_manifest(storage):
     assert check_complete(storage) is None
     begun = claim(storage, state(command="python -m jobs.manifest s3://b/p/ out.parquet"), overwrite=False)
     with pytest.raises(InputError, match=r"out.parquet is unfinished; finish it first with: python -m jobs.manifest"):
@@ -249,12 +249,12 @@ def test_readers_are_told_whether_it_is_complete(storage):
     assert (complete.rows, complete.seen, complete.skipped) == (1, 3, {"hidden": 2}) and complete.finished
 
 
-def test_no_state_where_a_file_is_in_the_way(tmp_path):
+def test_a_file_has_no_state(tmp_path):
     (tmp_path / "out.parquet").write_bytes(b"")
     assert read_state(open_storage(str(tmp_path / "out.parquet"))) is None
 
 
-def test_what_lies_beside_the_parts_is_no_data(folder):
+def test_other_tools_read_only_the_parts(folder):
     begun = claim(folder, state(), overwrite=False)
     write(folder, stretch("", None, "a"), listing_id=begun.id)
     assert uris(folder) == ["a"]

@@ -95,7 +95,7 @@ def test_glob_with_hidden_names(path):
         ("/p/x/**/y/*.jpg", "/p/z", False),
     ],
 )
-def test_glob_knows_which_folders_to_enter(pattern, folder, may):
+def test_may_match_below(pattern, folder, may):
     assert Glob(pattern, hidden=False).may_match_below(folder) is may
 
 

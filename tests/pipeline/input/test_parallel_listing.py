@@ -96,7 +96,7 @@ UNFIT = {*map(chr, range(0x20)), "\ufffe", "\uffff"}      # for XML
 @given(st.text(max_size=6), st.text(max_size=6) | st.none())
 @example("\ufffd", "\U00010000")
 @example("", "\U0001ffff")
-def test_what_is_between_is_and_can_be_sent(low, high):
+def test_the_result_is_between_and_valid_in_xml(low, high):
     middle = between(low, high)
     if middle is None:
         assert high is not None and (low >= high or (high[:-1] == low and high[-1] <= " "))
@@ -170,13 +170,13 @@ def test_threads_share_the_work():
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_what_is_small_is_listed_by_one_thread(count):
+def test_a_small_bucket_is_listed_by_one_thread(count):
     server = Server([f"{i}" for i in range(count)], page_keys=3, seconds=0.002)
     list_all(server, threads=16)
     assert server.asked == {"page": 1}
 
 
-def test_a_range_that_cannot_be_halved_is_left_alone_for_longer_each_time():
+def test_each_failed_halving_doubles_the_wait_for_the_next():
     server = Server([])
     ranges = _Ranges(server, "", [WHOLE])
     whole = ranges.take()
@@ -192,7 +192,7 @@ def test_a_range_that_went_past_the_middle_is_not_halved():
     assert ranges._halve(whole) is None and (whole.position, whole.until) == ("z", None)
 
 
-def test_a_half_has_all_above_the_middle():
+def test_the_upper_half_begins_after_the_middle():
     ranges = _Ranges(Server(["b", "y"]), "", [("a", "z")])
     whole = ranges.take()
     half = ranges._halve(whole)
@@ -200,7 +200,7 @@ def test_a_half_has_all_above_the_middle():
     assert ranges.advance(whole, ["b", "m", "n"]) == 2 and whole.position == "m"
 
 
-def test_the_end_that_was_found_is_remembered():
+def test_a_later_halving_needs_fewer_probes():
     server = Server([f"long/beginning/{i:03}" for i in range(50)])
     ranges = _Ranges(server, "long/", [WHOLE])
     whole = ranges.take()
@@ -225,7 +225,7 @@ def test_a_server_without_order_is_refused(pages):
         list(list_in_parallel(serve, "", [WHOLE], 2))
 
 
-def test_empty_pages_are_no_end():
+def test_an_empty_page_does_not_end_the_listing():
     def serve(after, page_size):
         yield from ([FoundObject(key, 1, None, T0)] if key else [] for key in ["", "a", "", "b", ""])
 
@@ -266,7 +266,7 @@ def test_the_first_error_ends_all_threads():
     assert all(alive.acquire(timeout=5) for _ in range(3))
 
 
-def test_threads_end_when_nobody_wants_the_rest():
+def test_threads_end_when_the_caller_stops():
     ended = threading.Event()
 
     def work(put):

@@ -29,7 +29,7 @@ def test_options_win_over_the_environment(monkeypatch):
     assert s3_endpoint(StoreOptions("http://option")) == "http://option"
 
 
-def test_clients_of_an_endpoint_option_and_one_per_process(bucket, s3_endpoint, monkeypatch):
+def test_there_is_one_client_per_endpoint(bucket, s3_endpoint, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")   # nobody listens there
     options = pickle.loads(pickle.dumps(StoreOptions(s3_endpoint)))
     bucket.put("k", b"1")
@@ -66,7 +66,7 @@ def test_missing_credentials_are_explained(monkeypatch, tmp_path, s3_endpoint):
         open_bucket("s3://bucket-without-credentials")
 
 
-def test_http_objects_are_reached_with_their_query():
+def test_http_objects_are_read_with_their_query():
     class Echo(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = self.path.encode()

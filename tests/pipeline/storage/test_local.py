@@ -28,7 +28,7 @@ def test_a_write_leaves_one_plain_file(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk_is_told_with_the_file_and_keeps_the_old_one(tmp_path, monkeypatch, number):
+def test_a_full_disk_is_an_error_with_the_files_name_and_keeps_the_old_content(tmp_path, monkeypatch, number):
     storage = LocalStorage(str(tmp_path))
     storage.write("a", b"old")
 
@@ -51,7 +51,7 @@ def test_an_unwritable_place_is_a_clear_error(tmp_path):
         LocalStorage(str(tmp_path / "file")).create("a", b"1")
 
 
-def test_clean_temporary_takes_only_what_a_killed_write_left(tmp_path):
+def test_clean_temporary_deletes_only_half_written_files(tmp_path):
     (tmp_path / "faces").mkdir()
     keep = ["faces/a.parquet", "faces/.hidden", "x.tmp", ".a.0123456789abcdef.other-tmp", ".a.xyz.facelake-tmp"]
     left = ["faces/.a.parquet.0123456789abcdef.facelake-tmp", "._lease.json.fedcba9876543210.facelake-tmp"]
@@ -64,7 +64,7 @@ def test_clean_temporary_takes_only_what_a_killed_write_left(tmp_path):
     assert found == {*keep, ".lock"}
 
 
-def test_a_killed_write_leaves_a_name_that_is_cleaned(tmp_path):
+def test_the_file_of_a_killed_write_is_deleted(tmp_path):
     script = f"""
 import os, signal
 from pipeline.storage import LocalStorage

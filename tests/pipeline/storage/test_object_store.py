@@ -6,7 +6,7 @@ from pipeline.storage import ObjectStorage, open_storage
 from pipeline.storage.uris import StoreOptions
 
 
-def test_the_empty_marker_of_a_folder_is_no_file(bucket):
+def test_directory_markers_are_not_listed(bucket):
     for key in ["out/", "out/faces/", "out/faces/a", "out/faces/sub/"]:
         bucket.put(key)
     storage = open_storage(f"{bucket.uri}/out")
@@ -14,7 +14,7 @@ def test_the_empty_marker_of_a_folder_is_no_file(bucket):
     assert storage.list("") == []
 
 
-def test_only_the_bytes_asked_for_are_fetched(bucket, monkeypatch):
+def test_only_the_needed_bytes_are_fetched(bucket, monkeypatch):
     storage = open_storage(bucket.uri)
     storage.write("large", b"0" * (5 << 20))
     asked = []

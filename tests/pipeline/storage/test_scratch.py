@@ -12,12 +12,12 @@ import pytest
 from pipeline.storage.scratch import ScratchFolder
 
 HOLD = """if True:
-    import time
+    import signal
     from pipeline.storage.scratch import ScratchFolder
     folder = ScratchFolder()
     (folder.path / "names").write_text("ann.jpg")
     print(folder.path, flush=True)
-    time.sleep(60)
+    signal.pause()
 """
 
 
@@ -28,14 +28,14 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_folder_is_private_and_goes_with_what_is_in_it(temporary):
+def test_a_folder_is_private_and_closing_deletes_it(temporary):
     with closing(ScratchFolder()) as folder:
         (folder.path / "names").write_text("ann.jpg")
         assert folder.path.parent == temporary and folder.path.stat().st_mode & 0o777 == 0o700
     assert list(temporary.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_what_another_one_uses_is_not(temporary):
+def test_the_folder_of_a_killed_process_is_deleted_and_one_in_use_is_not(temporary):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD], env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.PIPE, text=True
     )

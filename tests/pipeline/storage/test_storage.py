@@ -40,7 +40,7 @@ def test_an_empty_output(storage):
     storage.clean_temporary()
 
 
-def test_what_was_written_is_listed_and_read(storage):
+def test_written_files_are_listed_and_read(storage):
     before = datetime.now(UTC).timestamp()
     storage.write("faces/b c%20.parquet", b"12345")
     storage.write("faces/a.parquet", b"")
@@ -67,7 +67,7 @@ def test_delete(storage):
     assert [file.path for file in storage.list("images")] == ["images/a"]
 
 
-def test_delete_tree_spares_a_folder_whose_name_only_begins_so(storage):
+def test_delete_tree_keeps_a_folder_with_a_longer_name(storage):
     storage.write("faces/a", b"1")
     storage.write("faces-old/a", b"1")
     storage.delete_tree("faces")
@@ -80,7 +80,7 @@ def test_create_only_if_absent(storage):
     assert storage.read("one") == b"first"
 
 
-def test_replace_only_the_version_seen(storage):
+def test_replace_needs_the_current_version(storage):
     created = storage.create("one", b"1")
     content, seen = storage.read_version("one")
     assert content == b"1"
@@ -93,7 +93,7 @@ def test_replace_only_the_version_seen(storage):
     assert storage.list("") == []
 
 
-def test_the_version_given_by_a_write_serves_for_the_next(storage):
+def test_a_write_returns_the_version_for_the_next(storage):
     version = storage.create("one", b"0")
     for content in [b"1", b"2", b"3"]:
         version = storage.replace("one", content, version)
@@ -166,7 +166,7 @@ def test_root(uri, root):
     assert open_storage(uri).root == root
 
 
-def test_a_relative_folder_stays_where_it_was_meant(tmp_path, monkeypatch):
+def test_a_relative_folder_does_not_follow_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     storage = open_storage("out")
     monkeypatch.chdir("/")
@@ -174,6 +174,6 @@ def test_a_relative_folder_stays_where_it_was_meant(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("uri", ["http://h/out", "ftp://h/out", "s3://", "s3://b//x", "s3://b/../x", "s3://b/x\ty", "file://other/out"])
-def test_what_cannot_be_written_to_is_refused(uri):
+def test_places_that_cannot_be_written_are_refused(uri):
     with pytest.raises(UriError, match=r"cannot write to|no bucket|file:///folder/name"):
         open_storage(uri)

@@ -91,7 +91,7 @@ def test_an_addressable_key_is_read_raw(bucket, key):
 
 
 @pytest.mark.parametrize("key", ["", "/lead.jpg", "dir/", "a//b.jpg", "a/../b.jpg", "./z.jpg", "tab\t.jpg", "a\nb"])
-def test_a_key_that_obstore_would_change_or_refuse_is_told(key):
+def test_a_key_that_obstore_changes_or_refuses_is_not_addressable(key):
     assert not is_addressable(key)
 
 
