@@ -19,7 +19,7 @@ from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.image import is_too_large
 from pipeline.stages.keypoint import Keypoint
-from pipeline.storage.uris import StoreOptions, is_local, local_path
+from pipeline.storage.uris import StoreOptions, local_path
 
 MAX_DETECTIONS = 3000    # of one image, before --max-faces; the fullest WIDER FACE photo has 1,968 faces
 
@@ -141,8 +141,7 @@ def local_weights(weights: str | None, model: str | None = None) -> Path:
     """
     if weights is None:
         return DEFAULT_WEIGHTS_DIR
-    weights = local_path(weights) if is_local(weights) else weights
-    return fetch_weights(weights, Path(tempfile.gettempdir()) / f"facelake-weights-{os.getuid()}", model)
+    return fetch_weights(local_path(weights), Path(tempfile.gettempdir()) / f"facelake-weights-{os.getuid()}", model)
 
 
 def alignment_template(embedder: WeightCard) -> AlignmentTemplate:

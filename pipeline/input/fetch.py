@@ -137,7 +137,7 @@ class Fetch:
         return Fetched(content)
 
     def _fetch_local(self, path: Path, part: tuple[int, int] | None) -> Fetched | FetchFailure:
-        if failure := _not_a_file(path.stat()):       # before opening: to open a device may start it
+        if failure := _not_a_file(path.stat()):       # before opening, which can start a device
             return failure
         # O_NONBLOCK: a FIFO may have replaced the file and must not block.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:   # noqa: PTH123
@@ -152,7 +152,7 @@ class Fetch:
                 return Fetched(beginning, None, _mtime(status), file_bytes=n_bytes)
             file.seek(start)
             content = file.read() if part is None else file.read(n_bytes)
-        return _whole(part, Fetched(content, None, _mtime(status)))
+        return _check_complete(part, Fetched(content, None, _mtime(status)))
 
     def _fetch_object(self, uri: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         bucket_uri, key = split_uri(uri)
@@ -172,7 +172,7 @@ class Fetch:
         version = plain_etag(result.meta["e_tag"]), result.meta["last_modified"]
         n_bytes = part[1] if part else result.meta["size"]
         if n_bytes < HEADER_FIRST_BYTES:
-            return _whole(part, Fetched(bytes(result.bytes()), *version))
+            return _check_complete(part, Fetched(bytes(result.bytes()), *version))
         return self._gather(part, n_bytes, map(bytes, result.stream(min_chunk_size=BEGINNING_BYTES)), version)
 
     def _fetch_by_boto3(self, bucket: str, key: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
@@ -196,7 +196,7 @@ class Fetch:
         beginning = next(pieces, b"")
         if n_bytes >= HEADER_FIRST_BYTES and self._is_refused(beginning):
             return Fetched(beginning, *version, file_bytes=n_bytes)
-        return _whole(part, Fetched(b"".join([beginning, *pieces]), *version))
+        return _check_complete(part, Fetched(b"".join([beginning, *pieces]), *version))
 
     def _is_refused(self, beginning: bytes) -> bool:
         return self._refuses is not None and self._refuses(beginning)
@@ -222,8 +222,8 @@ def _held_bytes(reading: Sequence[tuple[int | None, Future[Fetched | FetchFailur
     """The memory of the prefetched files, and of those still being read."""
     held = 0
     for size, future in reading:
-        answer = future.result() if future.done() else None
-        held += len(answer.content) if isinstance(answer, Fetched) else 0 if answer else _expected_bytes(size)
+        result = future.result() if future.done() else None
+        held += len(result.content) if isinstance(result, Fetched) else 0 if result else _expected_bytes(size)
     return held
 
 
@@ -233,8 +233,8 @@ def _not_a_file(status: os.stat_result) -> FetchFailure | None:
     return FetchFailure("is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
 
 
-def _whole(part: tuple[int, int] | None, fetched: Fetched) -> Fetched | FetchFailure:
-    """What was fetched, if the part is complete."""
+def _check_complete(part: tuple[int, int] | None, fetched: Fetched) -> Fetched | FetchFailure:
+    """What was fetched; a failure if a part is not complete."""
     if part is None or len(fetched.content) == part[1]:
         return fetched
     return FetchFailure(f"the container ends after {len(fetched.content)} of the {part[1]} bytes at {part[0]}")

@@ -189,7 +189,10 @@ def _batches(inventory: Inventory, storage: Storage, file: File) -> Iterator[pa.
             yield from batches(content, file.key, inventory.columns)
     except (OSError, EOFError, zlib.error, pa.ArrowException, ValueError) as error:   # EOFError: gzip, cut off
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"cannot read the inventory's file {storage.root}/{file.key}: {reason}") from error
+        raise InputError(
+            f"cannot read the inventory's file {storage.root}/{file.key}: {reason}; use another inventory, or list the "
+            "bucket itself"
+        ) from error
 
 
 def _parquet_batches(file: BinaryIO, _key: str, _columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:

@@ -39,7 +39,7 @@ MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
 _TEXT_LINES = 100_000
 _CSV_BLOCK_BYTES = 8 << 20
 
-# Names that already have the form of a listing. All others are converted one by one, which is slower.
+# URIs that already have the form of a listing. All others are converted one by one, which is slower.
 _PLAIN_REMOTE = rf"^(?:{'|'.join(REMOTE_SCHEMES)})://[^/@]+(?:/|$)"
 _PLAIN_LOCAL = r"^/[^/]"
 _NOT_NORMAL = r"//|/\.{1,2}(?:/|$)|/$"
@@ -62,8 +62,7 @@ def read_manifest(path: str, options: StoreOptions) -> Generator[tuple[pa.Table,
     one URI a line. Relative paths start at the manifest's folder. Entries get the same uri as in a listing.
     Raises InputError for a file that is no manifest, and for the first entry that can never be read.
     """
-    if is_local(path):
-        path = local_path(path)
+    path = local_path(path)
     with closing(_tables(path, options)) as tables:
         yield from _as_listing(path, posixpath.dirname(path), tables)
 

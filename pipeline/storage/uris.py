@@ -59,9 +59,9 @@ def is_local(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The path for `open`: a plain path as it is, or the one that a `file://` URI names.
+    """The path that a `file://` URI names; anything else unchanged.
 
-    `file:///folder/name` and `file://localhost/folder/name` are `/folder/name`; percent-encoded bytes are decoded.
+    `file:///folder/name` and `file://localhost/folder/name` are `/folder/name`. Percent-encoded bytes are decoded.
     Raises UriError for another host and for a relative path.
     """
     if uri_scheme(path) != "file":

@@ -58,7 +58,7 @@ def test_stretches_of_a_bucket(bucket, monkeypatch):
 
 
 def test_google_storage_is_listed_from_any_key(bucket, s3_endpoint):
-    """The listing of Google's XML interface is S3's, so that the same server answers."""
+    """Google's XML interface lists as S3 does, so the S3 server can stand in for it."""
     options = StoreOptions(s3_endpoint, anonymous=True)
     bucket.client.put_bucket_acl(Bucket=bucket.name, ACL="public-read")
     for key in ["p/a b.jpg", "p/b/c.jpg", "p/d.jpg", "pq/d.jpg"]:
@@ -72,7 +72,7 @@ def test_google_storage_is_listed_from_any_key(bucket, s3_endpoint):
 
 @contextlib.contextmanager
 def answering(*answers):
-    """A server that gives these answers (status and body) in turn, the last one for ever; yields options and URLs."""
+    """A server that returns these answers (status, body) in turn and repeats the last. Yields options and requests."""
     left, asked = list(answers), []
 
     class Answer(http.server.BaseHTTPRequestHandler):

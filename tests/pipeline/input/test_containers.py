@@ -1,4 +1,4 @@
-"""Tars and Parquet files of images, whole, odd, hostile and cut off."""
+"""Tars and Parquet files of images: complete, unusual, malicious and truncated ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def tar(*members, format=tarfile.PAX_FORMAT) -> bytes:
-    """A tar of (name, content) and of ready-made TarInfos."""
+    """A tar of members, each (name, content) or a TarInfo."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=format) as archive:
         for member in members:
@@ -53,7 +53,7 @@ def link(name, kind):
 
 
 def found(content: bytes) -> dict[str, bytes | None]:
-    """What each member's place holds."""
+    """The content of each member by its offset and size."""
     return {name: None if offset is None else content[offset : offset + size]
             for name, offset, size in tar_members(io.BytesIO(content))}
 
@@ -104,14 +104,14 @@ def test_a_name_that_is_not_utf_8():
 
 def test_an_empty_tar_and_one_without_its_end():
     assert found(tar()) == {}
-    assert found(tar(("a.jpg", b"1" * 512))[:1024]) == {"a.jpg": b"1" * 512}      # a writer that was not closed
+    assert found(tar(("a.jpg", b"1" * 512))[:1024]) == {"a.jpg": b"1" * 512}      # its writer was never closed
 
 
 WHOLE = tar(*((f"{i}.jpg", bytes([i]) * 600) for i in range(3)), format=tarfile.USTAR_FORMAT)   # 1,536 bytes each
 
 
 @pytest.mark.parametrize(
-    ("damage", "before"),      # and how many members come before it
+    ("damage", "before"),      # before: how many members come before the damage
     [
         (lambda b: b"not a tar at all" * 100, 0),
         (lambda b: b"", 0),
@@ -119,7 +119,7 @@ WHOLE = tar(*((f"{i}.jpg", bytes([i]) * 600) for i in range(3)), format=tarfile.
         (lambda b: b[:1000], 0),                                        # within the first member
         (lambda b: b[: 1536 + 600], 1),
         (lambda b: b[: 1536 + 100], 1),                                 # within the second header
-        (lambda b: b[:1536] + b"x" * 512 + b[2048:], 1),                # a header of nonsense
+        (lambda b: b[:1536] + b"x" * 512 + b[2048:], 1),                # a header that makes no sense
         (lambda b: b[: 1536 + 148] + b"0000000\0" + b[1536 + 156 :], 1),   # a wrong checksum
     ],
 )
@@ -140,7 +140,7 @@ def test_a_truncated_tar_loses_no_member_without_an_error():
 
 
 def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
-    """A tar header with the size field as it is given, its checksum right."""
+    """A tar header with this size field and a correct checksum."""
     block = bytearray(512)
     block[: len(name)] = name
     block[100:124] = b"0000644\0" b"0000000\0" b"0000000\0"
@@ -176,7 +176,7 @@ def test_endless_headers_are_harmless():
 def test_an_oversized_header_is_not_read(tmp_path):
     with (tmp_path / "a.tar").open("wb") as file:
         file.write(header(b"x", b"%011o" % (1 << 33), b"x"))
-        file.truncate((1 << 33) + 2048)                # 8 GB of nothing: a sparse file
+        file.truncate((1 << 33) + 2048)                # a sparse file of 8 GB
     with (tmp_path / "a.tar").open("rb") as file, pytest.raises(ContainerError, match="a header of"):
         list(tar_members(file))
 
@@ -223,7 +223,7 @@ NAMED = ["x", None, "x", "é/3", "1"]
     ("columns", "uris"),
     [
         (ParquetColumns("image"), ["0", "1", "2", "3", "4"]),
-        (ParquetColumns("image", "name"), ["x", "1", "x~2", "é/3", "1~4"]),       # each row is an image of its own
+        (ParquetColumns("image", "name"), ["x", "1", "x~2", "é/3", "1~4"]),       # every row is an image
         (ParquetColumns("image", "n"), ["10", "11", "12", "13", "14"]),
     ],
 )
@@ -276,7 +276,7 @@ def test_several_files_with_broken_ones_among_them(tmp_path):
                                 (str(tmp_path / "none"), 0, FileNotFoundError)]:
         with pytest.raises(error):
             images.read(path, number)
-        assert images.read(two, 0) == b"2"                   # an error leaves it usable
+        assert images.read(two, 0) == b"2"                   # still usable after an error
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_prefetch_is_limited_by_files_and_bytes(sizes, files, n_bytes):
     taken, prefetched = [], []
 
     def rows():
-        for i, size in enumerate(sizes):      # every row before this one is with the threads, or taken
+        for i, size in enumerate(sizes):      # the rows before this one are prefetched or taken
             prefetched.append((i - len(taken), sum(sizes[:i]) - sum(taken)))
             yield TodoRow(str(i), size=size)
 

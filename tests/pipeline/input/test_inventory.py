@@ -40,7 +40,7 @@ def row(key, size=3, latest=True, deleted=False, etag="abc"):
 
 
 def csv_file(rows):
-    """As S3 writes it: every field in quotes, keys encoded, no header."""
+    """A file as S3 writes it: quoted fields, encoded keys, no header."""
     def line(row):
         flags = [str(row[name]).lower() for name in ("is_latest", "is_delete_marker")]
         size = "" if row["size"] is None else row["size"]
@@ -58,7 +58,7 @@ def parquet_file(rows, columns=tuple(PARQUET_SCHEMA.names)):
 
 
 def publish(bucket, file_format, contents, **changes):
-    """Put an inventory of these contents into the bucket; returns the URI of its manifest."""
+    """Put an inventory with these files into the bucket. Returns the URI of its manifest."""
     ending = {"CSV": "csv.gz", "Parquet": "parquet"}.get(file_format, "orc")
     described = []
     for i, content in enumerate(contents):
@@ -75,7 +75,7 @@ def publish(bucket, file_format, contents, **changes):
 
 
 def read(uri, spans=(("", None),), rules=EVERYTHING):
-    """All rows, and what was skipped; checks that the stretches make up the spans."""
+    """All rows, and what was skipped. Checks that the stretches cover the spans."""
     skips = rules.key_rule("s3://photos", "")
     stretches = list(inventory_stretches(read_inventory(uri, FROM_ENVIRONMENT), FROM_ENVIRONMENT, skips, spans))
     assert merged(stretch.span for stretch in stretches) == merged(spans)
@@ -151,7 +151,7 @@ def test_csv_that_is_not_compressed(bucket):
 
 @BOTH
 def test_a_listing_resumes_at_any_position(bucket, file_format, monkeypatch):
-    """Three files of 10 rows in batches of 4 rows or 2: all rows after a place, and all before it, make up all."""
+    """Three files of 10 rows, in batches of 4 or 2: the rows before a position and those after it are all rows."""
     monkeypatch.setattr(module, "_BATCH_ROWS", 4)
     monkeypatch.setattr(module, "_CSV_BLOCK_BYTES", 150)
     names = [f"{i:02}.jpg" for i in range(30)]

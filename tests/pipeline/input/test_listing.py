@@ -165,7 +165,7 @@ def test_links_are_followed_under_their_own_names_and_loops_end(tmp_path):
     top = tmp_path / "in"
     (top / "file-link.jpg").symlink_to("a.jpg")
     (top / "folder-link").symlink_to("../elsewhere")
-    (top / "up").symlink_to("..")                      # holds `in`, which is above: the second round ends
+    (top / "up").symlink_to("..")                      # contains `in`, a folder above: the loop ends
     (tmp_path / "elsewhere/back").symlink_to("../in")
     (top / "broken.jpg").symlink_to("nothing")
     (top / "self.jpg").symlink_to("self.jpg")
@@ -217,7 +217,7 @@ def test_unreadable_folders_give_a_warning(tmp_path, monkeypatch):
     touch(tmp_path, "a.jpg", "locked/b.jpg")
     real = os.scandir
 
-    def scandir(path):   # tests may run as root, who may read anything
+    def scandir(path):   # a test that runs as root can read every folder
         if str(path).endswith("locked"):
             raise PermissionError(13, "Permission denied", path)
         return real(path)
@@ -330,7 +330,7 @@ def test_an_existing_key_is_one_object(bucket):
         ("p/*", ["p/b.jpg"], {}),
         ("p*/*.jpg", ["p/b.jpg", "p2/f.jpg"], {}),
         ("*.doc", ["c.doc"], {}),
-        ("[1]/*", ["[1]/g.jpg"], {}),   # a folder of that very name wins
+        ("[1]/*", ["[1]/g.jpg"], {}),   # an existing folder of this name comes first
     ],
 )
 def test_a_glob_in_a_bucket(bucket, pattern, matched, skipped):
@@ -414,7 +414,7 @@ def test_a_private_bucket(scheme, s3_endpoint):
 
 
 def test_google_storage_is_listed(bucket, s3_endpoint):
-    """The listing of Google's XML interface is S3's, so that the same server answers."""
+    """Google's XML interface lists as S3 does, so the S3 server can stand in for it."""
     options = StoreOptions(s3_endpoint, anonymous=True)
     bucket.client.put_bucket_acl(Bucket=bucket.name, ACL="public-read")
     for key in ["p/a b.jpg", "p/c.txt", "pq/d.jpg"]:

@@ -43,7 +43,7 @@ def stretch(after, until, *names, skipped=None):
 
 
 def write(storage, *stretches, listing_id=ID):
-    """One part of them."""
+    """Write the stretches as one part."""
     writer = PartWriter(storage, listing_id, lambda: None)
     for each in stretches:
         writer.add(each)

@@ -24,7 +24,7 @@ ODD_KEYS = [
 
 
 class Server:
-    """Keys in order, in pages, as S3 lists them; counts what it is asked."""
+    """Lists keys in order, in pages, as S3 does. Counts the requests."""
 
     def __init__(self, keys, page_keys=3, seconds=0.0):
         self.keys = sorted(keys)
@@ -48,7 +48,7 @@ class Server:
 
 
 def list_all(server, prefix="", spans=(WHOLE,), threads=4):
-    """The keys found; checks that the pieces make up the spans, and hold what lies in them."""
+    """The keys found. Checks that the pieces cover the spans and hold only keys of theirs."""
     pieces = list(list_in_parallel(server, prefix, spans, threads))
     assert merged(span for span, _ in pieces) == merged(spans)
     for (after, until), found in pieces:
@@ -68,20 +68,20 @@ def list_all(server, prefix="", spans=(WHOLE,), threads=4):
         ("", None, "O"),                           # (0x1f + 0x80) // 2
         ("0", None, "X"),
         ("a", "c", "b"),
-        ("a", "b", "aO"),                          # neighbours: as "a" goes on
-        ("a", "bx", "b"),                          # neighbours: the upper one without the rest
+        ("a", "b", "aO"),                          # adjacent: a string that starts with "a"
+        ("a", "bx", "b"),                          # adjacent: the upper one without its end
         ("az", "b", "a}"),
         ("photos/2024/x", "photos/2026/y", "photos/2025"),
-        ("a", "a\0", None),                        # nothing is between
+        ("a", "a\0", None),                        # there is nothing between
         ("a", "a\0\0", "a\0"),
-        ("a", "a\x02", None),                      # nor anything that XML can hold
+        ("a", "a\x02", None),                      # there is nothing between that XML can hold
         ("a\x01", "a\x03", "a\x01O"),
         ("\ufffd", "\U00010002", "\U00010000"),
         ("\ufffc", "\U00010000", "\ufffd"),
         ("~", None, "\x7f"),
         ("\x7f", None, "\U0008803f"),
         ("a\U0010ffff", "b", "a\U0010ffffO"),
-        ("\ud7fe", "\ue000", "\ud7ff"),            # between the two lie surrogates, which are no characters
+        ("\ud7fe", "\ue000", "\ud7ff"),            # surrogates are between, which are no characters
         ("\ud7ff", "\ue002", "\ue000"),
         ("\ud7ff", "\ue000", "\ud7ffO"),
     ],
@@ -90,7 +90,7 @@ def test_between(low, high, middle):
     assert between(low, high) == middle
 
 
-UNFIT = {*map(chr, range(0x20)), "\ufffe", "\uffff"}      # for XML
+NOT_IN_XML = {*map(chr, range(0x20)), "\ufffe", "\uffff"}
 
 
 @given(st.text(max_size=6), st.text(max_size=6) | st.none())
@@ -103,7 +103,7 @@ def test_the_result_is_between_and_valid_in_xml(low, high):
     else:
         assert low < middle and (high is None or middle < high)
         middle.encode()
-        assert not set(middle) & UNFIT - set(low) - set(high or "")
+        assert not set(middle) & NOT_IN_XML - set(low) - set(high or "")
 
 
 # --- in parallel
@@ -121,10 +121,10 @@ def test_the_result_is_between_and_valid_in_xml(low, high):
         ("", [f"{i:08x}" for i in range(0, 1 << 32, 1 << 24)]),                      # hashed names in one folder
         ("p/", [f"p/{i // 10}/{i}.jpg" for i in range(300)]),                        # small folders
         ("p/", [f"p/{'long/' * 30}{i:05}" for i in range(300)]),                     # names that begin alike
-        ("p/", ["p/a", *(f"p/b{i:04}" for i in range(300)), "p/c"]),                 # all in one of three
+        ("p/", ["p/a", *(f"p/b{i:04}" for i in range(300)), "p/c"]),                 # most in one part of the alphabet
         ("p/", [f"p/{chr(0x4E00 + i)}" for i in range(300)]),
         ("", ["a" * i for i in range(1, 200)]),
-        ("k" * 300, ["k" * 300 + str(i) for i in range(100)]),                       # longer than middles may be
+        ("k" * 300, ["k" * 300 + str(i) for i in range(100)]),                       # over _MAX_CHARACTERS
     ],
 )  # fmt: skip
 def test_every_key_is_listed_exactly_once(prefix, keys, threads):
@@ -165,7 +165,7 @@ def test_threads_share_the_work():
     keys = [f"p/2026/{i:05}.jpg" for i in range(3000)]
     server = Server(keys, page_keys=10, seconds=0.003)
     assert sorted(list_all(server, "p/", threads=16)) == keys
-    assert max(server.by_thread.values()) < 0.4 * server.asked["page"]     # alone the first would list them all
+    assert max(server.by_thread.values()) < 0.4 * server.asked["page"]     # one thread alone would list all
     assert 300 <= server.asked["page"] < 450 and server.asked["probe"] < 600
 
 
@@ -188,7 +188,7 @@ def test_each_failed_halving_doubles_the_wait_for_the_next():
 def test_a_range_that_went_past_the_middle_is_not_halved():
     ranges = _Ranges(Server(["b", "y", "z"]), "", [WHOLE])
     whole = ranges.take()
-    ranges._is_something_above = lambda key, until: ranges.advance(whole, ["z"]) > 0   # listed meanwhile
+    ranges._is_something_above = lambda key, until: ranges.advance(whole, ["z"]) > 0   # it is listed in the meantime
     assert ranges._halve(whole) is None and (whole.position, whole.until) == ("z", None)
 
 

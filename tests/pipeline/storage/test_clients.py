@@ -30,7 +30,7 @@ def test_options_win_over_the_environment(monkeypatch):
 
 
 def test_there_is_one_client_per_endpoint(bucket, s3_endpoint, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")   # nobody listens there
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")   # nothing listens there
     options = pickle.loads(pickle.dumps(StoreOptions(s3_endpoint)))
     bucket.put("k", b"1")
     assert bytes(obstore.get(open_bucket(bucket.uri, options), "k").bytes()) == b"1"

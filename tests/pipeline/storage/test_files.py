@@ -29,7 +29,7 @@ def test_open_file_reads_files_and_objects_alike(tmp_path, bucket, web, content)
     (tmp_path / "a b").write_bytes(content)
     bucket.put("a b", content)
     uris = [f"{tmp_path}/a b", f"file://{tmp_path}/a%20b", f"file://localhost{tmp_path}/a%20b", f"{bucket.uri}/a b"]
-    if content:       # a web server answers a range of nothing with an error
+    if content:       # a web server refuses a range of an empty file
         web.files["/a%20b?sig=1"] = content
         uris.append(f"{web.url}/a%20b?sig=1")
     for uri in uris:

@@ -33,7 +33,7 @@ def test_a_full_disk_is_an_error_with_the_files_name_and_keeps_the_old_content(t
     storage.write("a", b"old")
 
     def full(_):
-        raise OSError(number, os.strerror(number))   # as NFS and delayed allocation do: only here
+        raise OSError(number, os.strerror(number))   # NFS and delayed allocation report it only here
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=rf"{os.strerror(number)}: '{tmp_path}/a'") as error:
@@ -68,7 +68,7 @@ def test_the_file_of_a_killed_write_is_deleted(tmp_path):
     script = f"""
 import os, signal
 from pipeline.storage import LocalStorage
-os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)   # between the bytes and the rename
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)   # after the bytes, before the rename
 LocalStorage({str(tmp_path)!r}).write("a.parquet", b"half")
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL

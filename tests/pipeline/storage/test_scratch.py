@@ -23,7 +23,7 @@ HOLD = """if True:
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """The folder for temporary files, empty."""
+    """An empty folder as the place for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 

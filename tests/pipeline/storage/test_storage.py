@@ -17,7 +17,7 @@ from pipeline.storage.uris import UriError, parse_input_uri
 
 @pytest.fixture(params=["disk", "bucket", "google"])
 def storage(request, tmp_path):
-    """An empty output, on disk, in a bucket on S3, on Google's storage; neither folder nor prefix exists yet."""
+    """An empty storage on disk, in an S3 bucket, on Google's storage. Neither folder nor prefix exists yet."""
     if request.param == "disk":
         return open_storage(f"{tmp_path}/my out")
     if request.param == "bucket":

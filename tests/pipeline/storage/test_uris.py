@@ -123,6 +123,7 @@ def test_local_uri_encodes_only_names_that_are_not_utf_8(path, uri):
         ("", ""),
         ("relative/50%20 off?#.jpg", "relative/50%20 off?#.jpg"),
         ("/a/50%20 off?#.jpg", "/a/50%20 off?#.jpg"),
+        ("s3://b/a%20b", "s3://b/a%20b"),
         ("file:///a/b%20c.jpg", "/a/b c.jpg"),
         ("file://localhost/a/b%20c.jpg", "/a/b c.jpg"),
         ("FILE:///a", "/a"),
