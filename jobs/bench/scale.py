@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schemas
 from pipeline.input.manifest_folder import PART_ROWS
+from pipeline.input.rows import listing_table
 from pipeline.output import ledger
 from pipeline.run.graph import MAX_BLOCKS
 from pipeline.storage import open_storage
@@ -85,8 +86,7 @@ def bench_plan(listed: int, done: int) -> None:
         with pq.ParquetWriter(top / "manifest.parquet", schemas.LISTING) as manifest:
             for start in range(0, listed, PART_ROWS):
                 uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + PART_ROWS, listed))]
-                rows = {name: pa.nulls(len(uris), schemas.LISTING.field(name).type) for name in schemas.LISTING.names}
-                manifest.write_table(pa.table(rows | {"uri": pa.array(uris)}, schema=schemas.LISTING))
+                manifest.write_table(listing_table({"uri": uris}))
                 known_uris = uris[: max(done - start, 0)]
                 for first in range(0, len(known_uris), ROWS_PER_PART):
                     names = known_uris[first : first + ROWS_PER_PART]
