@@ -156,26 +156,12 @@ class TodoJoin:
         erased: images to leave out. whole: containers with all their members listed. If one was damaged before, the
         ledger has a row for the container itself; `uris_to_drop` names it.
         """
-        self._close_spool()
         self._todo_states = (_NEW, _RETRIED, _CHANGED) if redo_changed else (_NEW, _RETRIED)
-        with pa.OSFile(self._spool_path) as file:
-            self._database.register("listing", pa.ipc.open_stream(file))
-            self._database.execute(_JOIN)
-            self._database.unregister("listing")
-        Path(self._spool_path).unlink()
-        [(repeated,)] = self._database.execute("SELECT count(*) > count(DISTINCT key) FROM todo").fetchall()
-        if repeated:
-            self._database.execute(_MERGE)
+        self._join_listing()
         if erased is not None and len(erased.hashes):
             self._database.register("erased", pa.table({"hash": erased.hashes}))
             self._database.execute(_LEAVE_OUT_ERASED, {"salt": erased.salt})
-        self._database.register("whole", pa.table({"uri": pa.array(whole, pa.string())}))
-        lost = "SELECT md5_number(uri) AS key, uri FROM whole SEMI JOIN known ON md5_number(uri) = key"
-        self._repaired = [uri for _, uri in self._database.execute(lost).fetchall()]
-        [(vanished,)] = self._database.execute(
-            f"SELECT count(*) FROM known ANTI JOIN todo USING (key) ANTI JOIN ({lost}) repaired USING (key) WHERE below"
-        ).fetchall()
-        self._database.execute("DROP TABLE known")
+        vanished = self._close_ledger(whole)
         states = dict(self._database.execute("SELECT state, count(*) FROM todo GROUP BY state").fetchall())
         images = sum(states.get(state, 0) for state in self._todo_states)
         listed = sum(states.values())
@@ -189,6 +175,29 @@ class TodoJoin:
             erased=states.get(_ERASED, 0),
             vanished=vanished,
         )
+
+    def _join_listing(self) -> None:
+        """Create the table todo, one row per listed uri, and delete the listing's file."""
+        self._close_spool()
+        with pa.OSFile(self._spool_path) as file:
+            self._database.register("listing", pa.ipc.open_stream(file))
+            self._database.execute(_JOIN)
+            self._database.unregister("listing")
+        Path(self._spool_path).unlink()
+        [(repeated,)] = self._database.execute("SELECT count(*) > count(DISTINCT key) FROM todo").fetchall()
+        if repeated:
+            self._database.execute(_MERGE)
+
+    def _close_ledger(self, whole: Sequence[str]) -> int:
+        """Note the repaired containers, then drop the ledger; returns how many of its images have vanished."""
+        self._database.register("whole", pa.table({"uri": pa.array(whole, pa.string())}))
+        lost = "SELECT md5_number(uri) AS key, uri FROM whole SEMI JOIN known ON md5_number(uri) = key"
+        self._repaired = [uri for _, uri in self._database.execute(lost).fetchall()]
+        [(vanished,)] = self._database.execute(
+            f"SELECT count(*) FROM known ANTI JOIN todo USING (key) ANTI JOIN ({lost}) repaired USING (key) WHERE below"
+        ).fetchall()
+        self._database.execute("DROP TABLE known")
+        return int(vanished)
 
     def rows(self, batch_rows: int) -> Iterator[pa.Table]:
         """The rows to do (`schemas.LISTING`), each uri once, in tables of `batch_rows` rows; the last one has fewer.

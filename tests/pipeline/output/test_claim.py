@@ -26,6 +26,23 @@ def write_part(storage, uri):
     return name
 
 
+def test_an_output_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(OutputError, match=r"OUTPUT cannot be written: .*check its path"):
+        output.take_lease(open_storage(str(tmp_path / "out")), "r", "command", print)
+
+
+def test_parquet_files_that_no_run_wrote_are_refused(storage):
+    output.refuse_foreign_tables(storage)
+    write_part(storage, "a")
+    storage.write("faces/notes.txt", b"")
+    output.refuse_foreign_tables(storage)
+    for path in ("images/mine.parquet", "images/more.parquet"):
+        storage.write(path, b"")
+    with pytest.raises(OutputError, match=r"holds images/mine\.parquet and 1 more, which no run wrote.* move it away"):
+        output.refuse_foreign_tables(storage)
+
+
 def test_a_new_output_stores_the_fingerprint_and_keeps_it(storage):
     assert output.claim(storage, COVERED) == output.claim(storage, COVERED) == fingerprint(COVERED)
     assert json.loads(storage.read("output.json"))["settings"]["min_score"] == RowSettings().min_score
