@@ -1,15 +1,16 @@
-"""SIGINT and SIGTERM as one exception, so that Ctrl-C, `ray job stop` and a spot node's warning end a run alike."""
+"""SIGINT and SIGTERM as one exception: Ctrl-C, `ray job stop` and the warning of a spot node end a run alike."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-Handler = Callable[[int, FrameType | None], object] | int | None
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,13 +24,14 @@ class Interrupted(BaseException):
 
 
 class Stalled(BaseException):
-    """Nothing has moved for too long. Not an Exception: Ray, in whose code it is raised, would keep one."""
+    """The run made no progress for too long. Not an Exception, because it is raised inside Ray, which catches those."""
 
 
-def _catch_signals() -> None:
-    """Make SIGINT and SIGTERM raise Interrupted, once; a second one while ending is ignored.
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it the first SIGINT or SIGTERM raises Interrupted, and later ones are ignored; the old handlers come back.
 
-    A process forked from this one, as torch's loaders are, ends without a word.
+    A process forked within it, such as a loader of torch, exits without output instead.
     """
     owner = os.getpid()
 
@@ -40,50 +42,45 @@ def _catch_signals() -> None:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)
 
+    before = {number: signal.getsignal(number) for number in ENDING}
     for number in ENDING:
         signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM wait for its end, because the core of Ray hangs or crashes if it is interrupted.
+
+    Handlers that others set for them meanwhile are dropped: Ray sets one that exits with code 15.
+    """
+    received: list[int] = []
+    before: dict[int, Handler] = {number: signal.getsignal(number) for number in ENDING}
+    set_handler = signal.signal
+
+    def set_others(signalnum: int, handler: Handler) -> Handler:
+        return before[signalnum] if signalnum in before else set_handler(signalnum, handler)
+
+    for number in before:
+        set_handler(number, lambda number, frame: received.append(number))
+    signal.signal = set_others
+    try:
+        yield
+    finally:
+        signal.signal = set_handler
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            signal.alarm(0)       # after a SIGTERM the C++ of Ray would abort the process in three seconds
+            signal.raise_signal(received[0])
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End the process; a Ctrl-C in its last second, while Ray's own end runs, changes nothing."""
+    """Exit. SIGINT and SIGTERM are ignored from here on, while Ray shuts down."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(exit_code)
-
-
-class interruptible:  # noqa: N801
-    """Within it SIGINT and SIGTERM raise Interrupted; afterwards the handlers are what they were."""
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.getsignal(number) for number in ENDING}
-        _catch_signals()
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-class held_back:  # noqa: N801
-    """Within it SIGINT and SIGTERM wait for its end: Ray's core, interrupted while it starts, would hang or crash.
-
-    Nobody else's handlers count meanwhile: Ray sets one that exits with code 15.
-    """
-
-    def __enter__(self) -> None:
-        self._received: list[int] = []
-        self._before = {number: signal.getsignal(number) for number in ENDING}
-        self._set = signal.signal
-        for number in self._before:
-            signal.signal(number, lambda number, frame: self._received.append(number))
-        signal.signal = self._set_others
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal = self._set
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._received:
-            signal.alarm(0)       # the C++ of Ray, once it has seen a SIGTERM, aborts three seconds later
-            signal.raise_signal(self._received[0])
-
-    def _set_others(self, number: int, handler: Handler) -> Handler:
-        return self._before[number] if number in self._before else self._set(number, handler)
