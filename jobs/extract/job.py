@@ -30,8 +30,8 @@ from pipeline.output.spool import ReadTodo, write_todo
 from pipeline.output.todo import TodoJoin
 from pipeline.run import cluster, graph, plan
 from pipeline.run.plan import Plan
-from pipeline.run.pool import StageBuilders
 from pipeline.run.progress import Progress
+from pipeline.run.runner import StageBuilders
 from pipeline.run.watchdog import Watchdog
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage

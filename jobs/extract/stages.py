@@ -11,7 +11,7 @@ from pathlib import Path
 from models.store import DEFAULT_WEIGHTS_DIR, StoredModel, WeightCard, WeightsError, fetch_weights, read_model
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.fetch import Fetch
-from pipeline.run.pool import StageBuilders
+from pipeline.run.runner import StageBuilders
 from pipeline.settings import RowSettings
 from pipeline.stages.align import Align
 from pipeline.stages.decode import Decode

@@ -1,73 +1,76 @@
-"""A notice board that all processes of a Ray cluster see, and that outlives them: Ray's own key-value store."""
+"""Notes of one run that every process of the cluster can read, and that outlive the process that wrote them."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-_NAMESPACE = "facelake"
+_NAMESPACE = {"namespace": "facelake"}
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """The notices of one run, cleared at its end: a few hundred bytes a process, in the memory of Ray's head.
+    """The notes of one run: a few hundred bytes a process, in the key-value store of Ray's head, until `clear`.
 
-    A head that is away for a while is no fault of whoever pins a notice: what cannot be pinned is not.
+    A note that Ray's head does not take is dropped, and nothing is raised: the run goes on without it.
     """
 
     run_id: str
 
-    def report(self, content: bytes) -> None:
-        """Pin what the process that runs here does, in place of its last report; an actor that Ray restarts is the
-        same one. Takes half a millisecond."""
+    def report(self, status: bytes) -> None:
+        """Write the status of this process over its last one; takes half a millisecond.
+
+        An actor that Ray restarts counts as the same process.
+        """
         import ray
 
         context = ray.get_runtime_context()
-        self._put(f"report/{context.get_actor_id() or context.get_worker_id()}", content)
+        with _store() as store:
+            store._internal_kv_put(
+                f"{self.run_id}/status/{context.get_actor_id() or context.get_worker_id()}", status, **_NAMESPACE
+            )
 
     def reports(self) -> list[bytes]:
-        """What all processes do."""
+        """The status of every process. Raises Ray's errors."""
         from ray.experimental import internal_kv
 
-        keys = sorted(internal_kv._internal_kv_list(f"{self.run_id}/report/", namespace=_NAMESPACE))
-        found = [internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
+        keys = sorted(internal_kv._internal_kv_list(f"{self.run_id}/status/", **_NAMESPACE))
+        found = [internal_kv._internal_kv_get(key, **_NAMESPACE) for key in keys]
         return [content for content in found if content is not None]
 
     def count(self, what: str) -> int:
-        """Count one more of this; returns how many there were before."""
-        import ray
-        from ray.experimental import internal_kv
-
-        key, before = self._note(what), 0
-        with contextlib.suppress(ray.exceptions.RayError):
-            before = int(internal_kv._internal_kv_get(f"{self.run_id}/{key}", namespace=_NAMESPACE) or 0)
-        self._put(key, str(before + 1).encode())
+        """Add one to the count of this; returns the count before."""
+        key, before = self._count_key(what), 0
+        with _store() as store:
+            before = int(store._internal_kv_get(key, **_NAMESPACE) or 0)
+        with _store() as store:
+            store._internal_kv_put(key, str(before + 1).encode(), **_NAMESPACE)
         return before
 
-    def forget(self, what: str) -> None:
-        """Count this from 0 again."""
-        import ray
-        from ray.experimental import internal_kv
-
-        with contextlib.suppress(ray.exceptions.RayError):
-            internal_kv._internal_kv_del(f"{self.run_id}/{self._note(what)}", namespace=_NAMESPACE)
+    def reset(self, what: str) -> None:
+        """Set the count of this to 0."""
+        with _store() as store:
+            store._internal_kv_del(self._count_key(what), **_NAMESPACE)
 
     def clear(self) -> None:
-        """Take everything down."""
-        import ray
-        from ray.experimental import internal_kv
+        """Delete all notes of the run."""
+        with _store() as store:
+            store._internal_kv_del(f"{self.run_id}/", del_by_prefix=True, **_NAMESPACE)
 
-        with contextlib.suppress(ray.exceptions.RayError):
-            internal_kv._internal_kv_del(f"{self.run_id}/", del_by_prefix=True, namespace=_NAMESPACE)
+    def _count_key(self, what: str) -> str:
+        digest = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()      # a uri may be long
+        return f"{self.run_id}/count/{digest}"
 
-    def _put(self, key: str, content: bytes) -> None:
-        import ray
-        from ray.experimental import internal_kv
 
-        with contextlib.suppress(ray.exceptions.RayError):
-            internal_kv._internal_kv_put(f"{self.run_id}/{key}", content, namespace=_NAMESPACE)
+@contextmanager
+def _store() -> Iterator[Any]:
+    """Ray's key-value store; within the `with` block Ray's errors are dropped."""
+    import ray
+    from ray.experimental import internal_kv
 
-    @staticmethod
-    def _note(what: str) -> str:
-        return f"note/{hashlib.sha256(what.encode(errors='surrogateescape')).hexdigest()}"   # uris may be long
+    with contextlib.suppress(ray.exceptions.RayError):
+        yield internal_kv

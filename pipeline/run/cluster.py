@@ -1,4 +1,4 @@
-"""Start Ray on this machine, or join a cluster that runs, quietly either way."""
+"""Starts Ray on this machine or joins a running cluster, without Ray's own output."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pipeline.storage.uris import is_remote
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# glibc keeps an arena for every thread that ever decoded; memory then grows with the number of images.
+# By default glibc keeps an arena for every thread that ever decoded, and memory grows with the number of images.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "2"}
 
-# What an HTTP/2 client sends first (RFC 9113, 3.4): the preface and an empty SETTINGS; the server answers with its own.
+# The first bytes of an HTTP/2 client (RFC 9113, 3.4): the preface and an empty SETTINGS frame. The server answers them.
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 ANSWER_S = 10.0
 
-# Ray sends code as a zip without compression: two headers with its name for every file, and one at the end.
+# Ray sends code as a zip without compression. Every file has two headers with its name; one more header ends the zip.
 ZIP_ENTRY_BYTES, EMPTY_ZIP_BYTES = 30 + 46, 22
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The Ray that the job runs on: its nodes, and the CPUs and GPUs that are free there."""
+    """The Ray that the job runs on: its free CPUs and GPUs, and its number of nodes."""
 
     cpus: float
     gpus: float
@@ -41,18 +41,19 @@ class Connection:
 
 
 class ClusterError(UserError):
-    """Ray cannot be started or joined, or the job cannot run on it as it was asked for."""
+    """Ray cannot be started or joined, or the job cannot run on it with these arguments."""
 
 
 @contextmanager
 def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iterator[Connection]:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start Ray on this machine; leave it after.
+    """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), or start Ray on this machine; disconnect at the end.
 
-    num_cpus: of a Ray started here; None takes what the machine has. worker_output: show what workers print. Outside a
-    submitted job a joined cluster gets this repository's code. Raises ClusterError when the cluster cannot be reached.
+    num_cpus: of a Ray started here; None takes those of the machine. worker_output: show what workers print. Outside a
+    submitted job we send the code of this repository to the cluster. Raises ClusterError if it cannot be reached.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")   # Ray logs an error of its own making for every actor
-    # (its issue 57733); what goes wrong in earnest is raised. Without the next it announces a change to every user.
+    # Ray logs a false error for every actor (its issue 57733). Real errors are raised.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Without a value Ray warns every user that the default will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     from ray.data import DataContext
@@ -70,23 +71,50 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
                     _join(address, worker_output)
                 else:
                     _start(num_cpus, worker_output)
-            free = ray.available_resources() if address else ray.cluster_resources()
-            nodes = sum(node["Alive"] for node in ray.nodes())
+            total, free = all_and_free_resources()
+            usable = free if address else total
+            nodes = alive_nodes()
         for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)       # pages about what is raised here all the same
+            logging.getLogger(name).setLevel(logging.CRITICAL)       # long logs of errors that are raised too
         context = DataContext.get_current()
         context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
-        yield Connection(free.get("CPU", 0.0), free.get("GPU", 0.0), nodes)
+        yield Connection(usable.get("CPU", 0.0), usable.get("GPU", 0.0), nodes)
     finally:
         with held_back():
             ray.shutdown()
 
 
+def alive_nodes() -> int:
+    """The number of nodes that are alive."""
+    import ray
+
+    untyped: Any = ray
+    return sum(node["Alive"] for node in untyped.nodes())
+
+
+def all_and_free_resources() -> tuple[dict[str, float], dict[str, float]]:
+    """What the cluster has and what of it is free, by Ray's names."""
+    import ray
+
+    untyped: Any = ray
+    return untyped.cluster_resources(), untyped.available_resources()
+
+
+def describe_resources() -> str:
+    """A line for the user: what of the cluster is free, and how full its object store is."""
+    total, free = all_and_free_resources()
+    shares = [f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s" for name in ("CPU", "GPU")]
+    store_gb = total.get("object_store_memory", 0) / 1e9
+    used_gb = store_gb - free.get("object_store_memory", 0) / 1e9
+    store = f"{used_gb:.2f} of {store_gb:.2f} GB used"
+    return f"Ray: {' and '.join(shares)} free, nodes: {alive_nodes()}, object store: {store}"
+
+
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Keep back what this process writes to stderr, C++ included; shown after all if the block raises."""
+    """Hide what this process writes to stderr, C++ included; if the block raises, show it."""
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as kept:
@@ -109,10 +137,10 @@ def _join(address: str, worker_output: bool) -> None:
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not in_submitted_job():
         check_working_dir(REPOSITORY, submitted=False)
-        runtime_env["working_dir"] = str(REPOSITORY)     # .gitignore and .rayignore say what stays behind
+        runtime_env["working_dir"] = str(REPOSITORY)     # without what .gitignore and .rayignore name
     host, _, port = address.rpartition(":")
     try:
-        if host and port.isdecimal() and "://" not in address:      # Ray itself would try for ever
+        if host and port.isdecimal() and "://" not in address:      # Ray itself would retry for ever
             _greet(host, int(port))
         ray.init(
             address=address, runtime_env=runtime_env, log_to_driver=worker_output, logging_level=logging.ERROR
@@ -124,19 +152,19 @@ def _join(address: str, worker_output: bool) -> None:
 
 
 def _greet(host: str, port: int) -> None:
-    """Raises OSError where no HTTP/2 server, as Ray's head is one, answers within 10 s."""
+    """Raises OSError unless an HTTP/2 server, such as Ray's head, answers within `ANSWER_S`."""
     with socket.create_connection((host, port), ANSWER_S) as connection:
         if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
             connection.sendall(HTTP2_GREETING)
             if not connection.recv(1):
-                raise ConnectionError("it is no Ray")
+                raise ConnectionError("the server there is not Ray")
 
 
 def _start(num_cpus: int | None, worker_output: bool) -> None:
     import ray
 
     for name, value in WORKER_ENV.items():
-        os.environ.setdefault(name, value)               # inherited by Ray and so by its workers
+        os.environ.setdefault(name, value)               # Ray and its workers inherit it
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(
         address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
@@ -145,10 +173,10 @@ def _start(num_cpus: int | None, worker_output: bool) -> None:
 
 
 def check_working_dir(folder: Path, *, submitted: bool) -> str:
-    """A line on how large the code is that travels to a cluster, and what of it is largest.
+    """A line with the size of the code that we send to a cluster, and its largest parts.
 
-    submitted: by `ray job submit`, whose dashboard takes 100 MiB and says little about more; else by joining the
-    cluster, which takes 512 MiB. Raises ClusterError when it is too large.
+    submitted: `ray job submit` sends it, which takes 100 MiB and explains little beyond; else this process does, to a
+    cluster that takes 512 MiB. Raises ClusterError if it is too large.
     """
     from ray._private import ray_constants
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
@@ -162,17 +190,17 @@ def check_working_dir(folder: Path, *, submitted: bool) -> str:
         by_place[f"{first}/{below[0]}{'/' * (len(below) > 1)}" if below else first] += number
     largest = ", ".join(f"{place} {number / 2**20:.1f} MiB" for place, number in by_place.most_common(3))
     taken = f"of {limit / 2**20:.0f} MiB that {'ray job submit' if submitted else 'a cluster'} takes"
-    line = f"the code that travels, {folder}, has {size / 2**20:.1f} MiB {taken}; largest: {largest}"
+    line = f"the code to send, {folder}, has {size / 2**20:.1f} MiB {taken}; largest: {largest}"
     if size >= limit:
         raise ClusterError(
-            f"{line}. Name in .rayignore what the job does not need; weights of your own may lie in a bucket, "
+            f"{line}. Name in .rayignore what the job does not need; put weights of your own into a bucket and use "
             "--weights s3://…"
         )
     return line
 
 
 def working_dir_files(folder: Path) -> dict[str, int]:
-    """What Ray packs of a folder, by its own rules (.gitignore, .rayignore, its defaults): bytes in the zip by name."""
+    """The files of a folder that Ray sends, by its rules (.gitignore, .rayignore, defaults), and their zip bytes."""
     from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
@@ -195,18 +223,18 @@ def working_dir_files(folder: Path) -> dict[str, int]:
 
 
 def in_submitted_job() -> bool:
-    """Whether `ray job submit` started this process: its code is then on every node already."""
+    """Whether `ray job submit` started this process; then every node has the code."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def refuse_local_paths(connection: Connection, paths: dict[str, str], shared_filesystem: bool) -> None:
-    """On several nodes a local path means another file on each. Raises ClusterError naming it.
+    """Raises ClusterError for local paths on a cluster of several nodes, since each node has other files there.
 
-    paths: from the argument's name to its value.
+    paths: the value of each argument, by its name.
     """
     local = [f"{name} {value}" for name, value in paths.items() if not is_remote(value)]
     if local and connection.nodes > 1 and not shared_filesystem:
         raise ClusterError(
             f"the cluster has {connection.nodes} nodes, and these are local paths: {', '.join(local)}; use a bucket, "
-            "or say --shared-filesystem if all nodes see the same files there"
+            "or add --shared-filesystem if all nodes see the same files there"
         )

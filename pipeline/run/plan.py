@@ -1,36 +1,51 @@
-"""The plan: pools, and their share of the machine's CPUs and GPUs, worked out before anything starts."""
+"""The plan: how many actors each pool has, and the CPUs and GPUs of each actor. Sums only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.boundary import STAGES
 from pipeline.errors import UserError
 
 GPU_STAGES = frozenset({"detect", "keypoint", "embed"})
 WORK_SHARE = {"decode": 0.2, "detect": 0.55, "keypoint": 0.08, "align": 0.02, "embed": 0.15}
-"""Of one image's time on a CPU, how CPU actors are dealt out between pools: `jobs.bench stages`, with decode as on
+"""Share of CPU time per stage; splits the CPU actors between pools. Measured by `jobs.bench stages`; decode as on
 photos of a dozen megapixels."""
 
-THREADS_PER_CPU_ACTOR = 4     # a process with torch costs about 700 MB; more threads gain a small network little
+THREADS_PER_CPU_ACTOR = 4     # a process with torch takes about 700 MB, and more threads speed up small networks little
+STEPS = 1000                  # of one CPU or GPU: what an actor reserves is rounded down to a thousandth
 
 
 class PlanError(UserError):
-    """The job cannot run like this; the message shows the sums and what to change."""
+    """The job does not fit; the message shows the sums and what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What is free for this job: logical CPUs and GPUs."""
+    """The logical CPUs and GPUs that are free for this job."""
 
     cpus: float
     gpus: float
 
 
+class PoolLayout(NamedTuple):
+    """One pool as --pools has it. `actors` is None if the user leaves the number to us."""
+
+    stages: tuple[str, ...]
+    actors: int | None
+
+    @property
+    def name(self) -> str:
+        """Its stages, as in --pools."""
+        return "+".join(self.stages)
+
+
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """One pool: its stages, how many actors, and what each asks of Ray. `threads` is what an actor really uses."""
+    """One pool: its stages, its number of actors, and what each actor reserves in Ray. It really uses `threads`."""
 
     stages: tuple[str, ...]
     actors: int
@@ -50,7 +65,7 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Pools in order, and the writers at the end, which take no CPU of the budget."""
+    """The pools in order, and the number of sink workers, which reserve no CPU."""
 
     pools: tuple[PoolPlan, ...]
     sink_workers: int
@@ -60,22 +75,22 @@ class Plan:
 
     @property
     def sink(self) -> str:
-        """The writers in words."""
+        """The sink in words."""
         return f"sink: {self.sink_workers} × 0 CPU"
 
 
-def parse_pools(layout: str) -> list[tuple[tuple[str, ...], int | None]]:
+def parse_pools(layout: str) -> list[PoolLayout]:
     """Read "decode:8/detect+keypoint+align+embed": pools by "/", stages by "+", the number of actors after ":".
 
-    Raises PlanError unless the five stages stand there once each and in order.
+    Raises PlanError unless the five stages are there once each and in order.
     """
-    pools: list[tuple[tuple[str, ...], int | None]] = []
+    pools = []
     for part in layout.split("/"):
         names, _, count = part.partition(":")
         if count and not (count.isdecimal() and int(count) > 0):
             raise PlanError(f"--pools {layout}: the number of actors in {part!r} must be a whole number above 0")
-        pools.append((tuple(name.strip() for name in names.split("+")), int(count) if count else None))
-    if tuple(name for stages, _ in pools for name in stages) != STAGES:
+        pools.append(PoolLayout(tuple(name.strip() for name in names.split("+")), int(count) if count else None))
+    if tuple(stage for pool in pools for stage in pool.stages) != STAGES:
         raise PlanError(
             f"--pools {layout}: name the stages {', '.join(STAGES)} once each and in this order, joined by + inside a "
             f"pool and by / between pools, for example decode/detect+keypoint+align+embed"
@@ -84,66 +99,91 @@ def parse_pools(layout: str) -> list[tuple[tuple[str, ...], int | None]]:
 
 
 def make_plan(layout: str, cluster: Cluster, device: str, threads: int | None = None) -> Plan:
-    """Deal the cluster out to the pools of a layout. `device` is "cpu" or "cuda".
+    """The plan of a layout (`parse_pools`) on a cluster. `device` is "cpu" or "cuda".
 
-    threads: what each actor uses; by default its share of the CPUs there are now.
-
-    One CPU is left free when there are two or more; the pools take fractions of the rest, since logical CPUs are only
-    for admission. Pools whose number of actors is given take whole CPUs. Raises PlanError with the sums when it cannot
-    fit.
+    threads: of each actor; by default its share of the CPUs. One CPU stays free when there are two or more. An actor of
+    a pool whose number the user gives takes a whole CPU; the others share what is left. Raises PlanError with the sums
+    if the plan does not fit.
     """
     pools = parse_pools(layout)
-    on_gpu = [device == "cuda" and bool(GPU_STAGES & set(stages)) for stages, _ in pools]
-    if any(on_gpu) and cluster.gpus < 1:
+    on_gpu = [device == "cuda" and not GPU_STAGES.isdisjoint(pool.stages) for pool in pools]
+    _check_free(cluster, any(on_gpu))
+    actors = _count_actors(pools, on_gpu, cluster)
+    cpus = _cpus_per_actor(pools, actors, cluster)
+    gpus = _gpus_per_actor(pools, on_gpu, actors, cluster)
+    planned = tuple(
+        PoolPlan(pool.stages, count, cpu, gpu, threads or _threads(pool, count, gpu, cluster))
+        for pool, count, cpu, gpu in zip(pools, actors, cpus, gpus, strict=True)
+    )
+    return Plan(planned, sink_workers=max(1, min(8, sum(actors) // 4)))
+
+
+def _check_free(cluster: Cluster, needs_gpu: bool) -> None:
+    if needs_gpu and cluster.gpus < 1:
         raise PlanError(
             f"--device cuda needs a GPU, Ray has {cluster.gpus:g} free; use --device cpu, or --gpus N when the cluster "
             "starts its GPU nodes on demand"
         )
     if cluster.cpus < 0.01:
         raise PlanError(
-            f"no CPU is free: Ray has {cluster.cpus:g}; wait for other jobs to end, add a node, or say --num-cpus N "
+            f"no CPU is free: Ray has {cluster.cpus:g}; wait for other jobs to end, add a node, or use --num-cpus N "
             "when the cluster starts its nodes on demand"
         )
-    budget = cluster.cpus - 1 if cluster.cpus >= 2 else cluster.cpus * 0.9
+
+
+def _count_actors(pools: Sequence[PoolLayout], on_gpu: Sequence[bool], cluster: Cluster) -> list[int]:
+    """The actors of each pool: the number given, else one for each GPU, else by the pool's share of the work."""
     slots = max(len(pools), int(cluster.cpus) // THREADS_PER_CPU_ACTOR)
-    actors = []
-    for (stages, given), gpu in zip(pools, on_gpu, strict=True):
-        if given is not None:
-            actors.append(given)
-        elif gpu:
-            actors.append(int(cluster.gpus))
-        else:
-            share = sum(WORK_SHARE[stage] for stage in stages)
-            if any(on_gpu):    # the CPU stages of a GPU job are there to feed the GPUs
-                share = share / sum(WORK_SHARE[s] for (names, _), g in zip(pools, on_gpu, strict=True)
-                                    if not g for s in names)
-            actors.append(max(1, round(slots * share)))
-    given_cpus = sum(count for (_, given), count in zip(pools, actors, strict=True) if given is not None)
-    shared_by = sum(count for (_, given), count in zip(pools, actors, strict=True) if given is None)
-    left = budget - given_cpus
-    if given_cpus > cluster.cpus or (shared_by and left <= 0):
-        sums = " + ".join(f"{'+'.join(stages)} {count} × {'1' if given else 'a share'} CPU"
-                          for (stages, given), count in zip(pools, actors, strict=True))
-        raise PlanError(
-            f"this plan needs more CPUs than are free: {sums} against {cluster.cpus:g} CPUs"
-            f"{', of which one stays free' if shared_by and cluster.cpus >= 2 else ''}; lower the numbers in --pools"
+    works = [sum(WORK_SHARE[stage] for stage in pool.stages) for pool in pools]
+    # The CPU pools of a GPU job feed the GPUs, so they share all slots.
+    whole = sum(work for work, gpu in zip(works, on_gpu, strict=True) if not gpu) if any(on_gpu) else 1.0
+    return [
+        pool.actors or (int(cluster.gpus) if gpu else max(1, round(slots * work / whole)))
+        for pool, work, gpu in zip(pools, works, on_gpu, strict=True)
+    ]
+
+
+def _cpus_per_actor(pools: Sequence[PoolLayout], actors: Sequence[int], cluster: Cluster) -> list[float]:
+    """The logical CPUs of an actor of each pool."""
+    budget = cluster.cpus - 1 if cluster.cpus >= 2 else cluster.cpus * 0.9
+    given = sum(pool.actors or 0 for pool in pools)
+    sharing = sum(actors) - given
+    left = budget - given
+    if given > cluster.cpus or (sharing and left <= 0):
+        sums = " + ".join(
+            f"{pool.name} {count} × {'1' if pool.actors else 'a share'} CPU"
+            for pool, count in zip(pools, actors, strict=True)
         )
-    gpu_pools = sum(on_gpu)
-    planned = []
-    for (stages, given), gpu, count in zip(pools, on_gpu, actors, strict=True):
-        cpus = 1.0 if given is not None else min(1.0, math.floor(left / shared_by * 1000) / 1000)
-        gpus = 0.0
-        if gpu:
-            per_pool = cluster.gpus / gpu_pools
-            gpus = min(1.0, math.floor(per_pool / count * 1000) / 1000)
-            if gpus <= 0:
-                raise PlanError(f"{count} actors of {'+'.join(stages)} cannot share {cluster.gpus:g} GPUs")
-        own_threads = max(1, _threads(cluster, gpu and "decode" in stages, count))
-        planned.append(PoolPlan(stages, count, cpus, gpus, threads or own_threads))
-    return Plan(tuple(planned), sink_workers=max(1, min(8, sum(pool.actors for pool in planned) // 4)))
+        reserve = ", of which one stays free" if sharing and cluster.cpus >= 2 else ""
+        raise PlanError(
+            f"this plan needs more CPUs than are free: {sums} against {cluster.cpus:g} CPUs{reserve}; "
+            "lower the numbers in --pools"
+        )
+    return [1.0 if pool.actors else min(1.0, _rounded_down(left / sharing)) for pool in pools]
 
 
-def _threads(cluster: Cluster, decodes_for_gpu: bool, actors: int) -> int:
-    """How many threads an actor of a pool uses: one that decodes for its GPU takes its share of all CPUs."""
-    share = int(cluster.cpus) // actors
-    return share if decodes_for_gpu else min(THREADS_PER_CPU_ACTOR, share)
+def _gpus_per_actor(
+    pools: Sequence[PoolLayout], on_gpu: Sequence[bool], actors: Sequence[int], cluster: Cluster
+) -> list[float]:
+    """The GPUs of an actor of each pool; the pools on GPUs share them equally."""
+    gpus = []
+    for pool, gpu, count in zip(pools, on_gpu, actors, strict=True):
+        per_pool = cluster.gpus / sum(on_gpu) if gpu else 0.0
+        gpus.append(min(1.0, _rounded_down(per_pool / count)))
+        if gpu and not gpus[-1]:
+            raise PlanError(
+                f"{count} actors of {pool.name} cannot share {cluster.gpus:g} GPUs, of which each needs at least "
+                f"{1 / STEPS:g}; lower the number in --pools to at most {int(per_pool * STEPS)}"
+            )
+    return gpus
+
+
+def _threads(pool: PoolLayout, actors: int, gpus: float, cluster: Cluster) -> int:
+    """The threads of an actor: at most `THREADS_PER_CPU_ACTOR`, or its whole share if it decodes for its own GPU."""
+    share = max(1, int(cluster.cpus) // actors)
+    return share if gpus and "decode" in pool.stages else min(THREADS_PER_CPU_ACTOR, share)
+
+
+def _rounded_down(resource: float) -> float:
+    """To thousandths, so that the sum of all actors stays within what there is."""
+    return math.floor(resource * STEPS) / STEPS

@@ -1,93 +1,69 @@
-"""What runs inside one Ray actor: neighbouring stages, one after the other, on sub-batches."""
+"""One Ray actor of the graph: neighbouring stages, run one after the other on small batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import cv2
 import pyarrow as pa
 
-from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
+from pipeline.batch import ImageBatch
 from pipeline.boundary import STAGES, faces_to_table, fold, images_to_table, table_to_faces, table_to_images, unfold
 from pipeline.output.spool import ReadTodo
+from pipeline.run.board import Board
+from pipeline.run.runner import Batch, StageBuilders, StageRunner
 from pipeline.run.telemetry import PoolMeter
 
-StageBuilders = Mapping[str, Callable[[int], Any]]
-"""From a stage's name to what builds it inside the actor, given the number of threads it may use."""
-
-Batch = ImageBatch | FaceBatch
-
-MAX_FACES = 2048     # that go through a stage together, 77 MB of crops; one image may have more
+MAX_FACES = 2048     # in a batch, 77 MB of crops; one image may have more
 
 
 class Pool:
     """Neighbouring stages that share one actor; Arrow in, Arrow out.
 
-    Called with where a block of to-do rows lies (when `decode` is among the stages) or with a batch as the pool before
-    left it, folded into one row, it yields a table for every sub-batch: one row an image after the last stage, folded
-    before that. Models are loaded in the constructor. Decode works one sub-batch ahead by itself, so that the device
-    need not wait for the disk.
+    In: the place of a block of to-do rows (if `decode` is among the stages), or one folded batch of the pool before.
+    Out: a table for each batch, with one row an image after the last stage of all, else folded into one row.
+    The constructor loads the models. Decode prefetches one batch, so the device need not wait for the disk.
     """
 
-    def __init__(self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int) -> None:
-        self._before = STAGES[STAGES.index(stages[0]) - 1] if stages[0] != "decode" else None
-        self._after = stages[-1]
+    def __init__(
+        self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int, board: Board
+    ) -> None:
+        self._stages = stages
         self._read_todo = read_todo
-        built = {name: builders[name](threads) for name in stages}
-        cv2.setNumThreads(threads)      # after the models: importing ultralytics sets it to 0
-        self._decode = built.pop("decode", None)
-        self._stages = list(built.items())
         self._meter = PoolMeter(stages)
+        self._runner = StageRunner(stages, builders, threads, board, self._meter)
+        cv2.setNumThreads(threads)      # after the models, since importing ultralytics sets it to 0
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        if self._decode:
+        batches: Iterable[Batch]
+        if self._stages[0] == "decode":
             rows = self._read_todo(table)
-            images, batches = len(rows), self._meter.waited("decode", self._decode(rows))
+            images, batches, stages = len(rows), self._runner.decode(rows), self._stages[1:]
         else:
-            batch = self._batch(unfold(table))
-            images, batches = len(batch.records), [batch]
+            batch = self._from_table(unfold(table))
+            images, batches, stages = len(batch.records), [batch], self._stages
         with self._meter.block(images):
             for batch in batches:
-                for part in self._through_stages(batch):
-                    yield self._table(part)
+                for part in self._run(stages, batch):
+                    yield self._to_table(part)
                     self._meter.done(len(part.records))
 
-    def _through_stages(self, batch: Batch) -> Iterator[Batch]:
-        """Through all stages; photos of crowds in parts, one after the other, so that few crops are alive at once."""
-        waiting = [(0, batch)]
+    def _run(self, stages: Sequence[str], batch: Batch) -> Iterator[Batch]:
+        """The batch after these stages. Many faces are cut into parts, of which one ends before the next starts."""
+        waiting = [(stages, batch)]
         while waiting:
-            step, part = waiting.pop()
-            if step == len(self._stages):
-                yield part
+            stages, part = waiting.pop()
+            if stages:
+                parts = self._runner.run(stages[0], part).parts(MAX_FACES)
+                waiting += [(stages[1:], each) for each in reversed(parts)]
             else:
-                name, stage = self._stages[step]
-                with self._meter.stage(name):
-                    done = run_isolated(name, stage, part).parts(MAX_FACES)
-                waiting += [(step + 1, each) for each in reversed(done)]
+                yield part
 
-    def _batch(self, table: pa.Table) -> Batch:
-        return table_to_images(table) if self._before == "decode" else table_to_faces(table, self._before)
+    def _from_table(self, table: pa.Table) -> Batch:
+        before = STAGES[STAGES.index(self._stages[0]) - 1]
+        return table_to_images(table) if before == "decode" else table_to_faces(table, before)
 
-    def _table(self, batch: Batch) -> pa.Table:
-        table = images_to_table(batch) if self._after == "decode" else faces_to_table(batch, self._after)
-        return table if self._after == STAGES[-1] else fold(table)
-
-
-def run_isolated(name: str, stage: Callable[[Batch], FaceBatch], batch: Batch) -> FaceBatch:
-    """Run a stage; where it raises, image by image, so that only those at fault become `failed` rows."""
-    try:
-        return stage(batch)
-    except Exception as error:
-        if len(batch.records) == 1:
-            return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
-        return FaceBatch.concatenate([run_isolated(name, stage, single) for single in batch.singles()])
-
-
-def _failed(record: ImageRecord, stage: str, error: Exception) -> ImageRecord:
-    reason = f"{stage}: {type(error).__name__}: {error}".splitlines()[0]
-    return replace(
-        record, status=Status.FAILED, error=reason, detect_pass=None, rotation_deg=None, n_faces=None,
-        faces_truncated=None,
-    )
+    def _to_table(self, batch: Batch) -> pa.Table:
+        after = self._stages[-1]
+        table = images_to_table(batch) if isinstance(batch, ImageBatch) else faces_to_table(batch, after)
+        return table if after == STAGES[-1] else fold(table)

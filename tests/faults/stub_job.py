@@ -27,7 +27,7 @@ from pipeline.batch import FaceBatch, ImageBatch, Status
 from pipeline.output.lease import Lease
 from pipeline.output.sink import Sink
 from pipeline.run.interrupt import leave
-from pipeline.run.pool import StageBuilders
+from pipeline.run.runner import StageBuilders
 from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.keypoint import Keypoint

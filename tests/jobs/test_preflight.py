@@ -11,7 +11,7 @@ def test_this_repository_is_ready():
     """As a user runs it: a line on standard output, nothing of Ray's."""
     result = subprocess.run([sys.executable, "-m", "jobs.preflight"], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0
-    assert result.stdout.startswith(f"the code that travels, {REPOSITORY}, has ") and result.stdout.count("\n") == 1
+    assert result.stdout.startswith(f"the code to send, {REPOSITORY}, has ") and result.stdout.count("\n") == 1
     assert result.stderr == ""
 
 

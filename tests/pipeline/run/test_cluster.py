@@ -169,7 +169,7 @@ def hang_up(server: socket.socket) -> None:
         connection.recv(1000)
 
 
-@pytest.mark.parametrize(("answers", "reason"), [(False, "timed out"), (True, "it is no Ray")])
+@pytest.mark.parametrize(("answers", "reason"), [(False, "timed out"), (True, "is not Ray")])
 def test_a_head_that_is_mute_or_something_else_is_not_waited_for(monkeypatch, answers, reason):
     """Ray itself would wait for ever, and out of reach of Ctrl-C."""
     monkeypatch.setattr(cluster, "ANSWER_S", 0.5)

@@ -1,24 +1,12 @@
-from collections import Counter
-
 import pytest
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, TodoRow
-from pipeline.run.quarantine import decode_guarded, guard_decode
-
-
-class Notes(Counter):
-    """Counts in a dictionary."""
-
-    def count(self, what):
-        self[what] += 1
-        return self[what] - 1
-
-    def forget(self, what):
-        del self[what]
+from pipeline.run.quarantine import decode_quarantined
+from tests.support.stages import FakeBoard
 
 
 class Died(BaseException):
-    """The process is gone, and all that was in it."""
+    """Stands for the death of the process."""
 
 
 def decode(rows):
@@ -28,10 +16,10 @@ def decode(rows):
         yield ImageBatch(records, (NO_PIXELS,) * len(records))
 
 
-def attempt(notes, uris, deadly):
-    """What one process does of a block, until it dies at an image, somewhere in the pool."""
+def attempt(board, uris, deadly):
+    """The images of a block that one process does, until it dies at one of them somewhere in the pool."""
     done = []
-    for batch in guard_decode({"decode": lambda threads: decode}, notes)["decode"](1)([TodoRow(uri) for uri in uris]):
+    for batch in decode_quarantined(decode, board, [TodoRow(uri) for uri in uris]):
         if deadly & {record.uri for record in batch.records if record.error is None}:
             raise Died
         done.append([(record.uri, record.status) for record in batch.records])
@@ -44,10 +32,10 @@ def attempt(notes, uris, deadly):
      ("abcde", "ae", 6, "ae")],
 )
 def test_a_deadly_image_is_left_out_and_all_others_are_done(uris, deadly, deaths, left_out):
-    notes, died = Notes(), 0
+    board, died = FakeBoard(), 0
     while True:
         try:
-            done = attempt(notes, uris, set(deadly))
+            done = attempt(board, uris, set(deadly))
             break
         except Died:
             died += 1
@@ -56,18 +44,19 @@ def test_a_deadly_image_is_left_out_and_all_others_are_done(uris, deadly, deaths
         (uri, "failed" if uri in left_out else "ok") for uri in uris
     ]
     assert all(len(batch) == (1 if deaths else min(2, len(uris) - 2 * i)) for i, batch in enumerate(done))
-    assert set(notes) == {f"image {uri}" for uri in left_out}     # another death in the block does not start it anew
+    assert set(board.counts) == {f"image {uri}" for uri in left_out}    # a later death in the block leaves them out
 
 
-def test_one_death_changes_nothing_but_the_time():
-    """A node that is lost takes whatever was in its processes with it."""
-    notes = Notes()
+def test_after_one_death_the_block_is_decoded_as_before():
+    """A lost node takes all blocks of its processes with it."""
+    board = FakeBoard()
     with pytest.raises(Died):
-        attempt(notes, "abc", {"b"})
-    assert attempt(notes, "abc", set()) == [[("a", "ok"), ("b", "ok")], [("c", "ok")]] and not notes
+        attempt(board, "abc", {"b"})
+    assert attempt(board, "abc", set()) == [[("a", "ok"), ("b", "ok")], [("c", "ok")]]
+    assert not board.counts
 
 
-def test_the_reason_says_what_happened():
-    notes = Notes({"block a": 2, "image a": 2})
-    record = next(decode_guarded(decode, notes, [TodoRow("a", size=7, etag="e")])).records[0]
+def test_the_record_names_the_reason():
+    board = FakeBoard(**{"block a": 2, "image a": 2})
+    record = next(decode_quarantined(decode, board, [TodoRow("a", size=7, etag="e")])).records[0]
     assert "died 2 times at this image" in record.error and (record.file_bytes, record.etag) == (7, "e")

@@ -4,30 +4,26 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
+from pipeline.batch import ImageBatch
 from pipeline.boundary import STAGES
-from pipeline.geometry import IDENTITY, AlignmentTemplate
 from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
 from pipeline.run.graph import block_rows, run
 from pipeline.run.plan import Cluster, make_plan
-from pipeline.run.telemetry import PoolMeter
 from pipeline.schemas import LISTING
-from pipeline.stages.align import Align
-from pipeline.stages.embed import Embed
 from pipeline.storage import open_storage
 from tests.support.ray_head import scrape, totals
+from tests.support.stages import STUBS, StubDecode, faces_on, grey_image
 
 IMAGES, FILE_BYTES = 24, 1000
 
 
 def test_without_ray_nothing_happens():
-    """No import, no thread, no word; the batches pass all the same."""
+    """No import, no thread, no output."""
     code = """
 import sys, threading
 import pyarrow as pa
@@ -35,7 +31,6 @@ from pipeline.output.sink import RECEIPT
 from pipeline.run.telemetry import PoolMeter, RunMeter
 meter = PoolMeter(("decode", "detect"))
 with meter.block(2), meter.stage("detect"):
-    assert list(meter.waited("decode", iter("ab"))) == ["a", "b"]
     meter.done(2)
 with RunMeter(3) as run:
     run.add(pa.Table.from_pylist([{"part": "p", "images": 3, "faces": 1, "bytes": 9, "ok": 3}], schema=RECEIPT))
@@ -47,66 +42,29 @@ assert "ray" not in sys.modules and threading.active_count() == 1
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("batches", [[], ["a"], ["a", "b", "c"]])
-def test_batches_pass_through(batches):
-    assert list(PoolMeter(("decode",)).waited("decode", batches)) == batches
-
-
-def test_an_error_passes_through():
-    def broken():
-        yield "a"
-        raise OSError("gone")
-
-    waited = PoolMeter(("decode",)).waited("decode", broken())
-    assert next(waited) == "a"
-    with pytest.raises(OSError, match="gone"):
-        next(waited)
-
-
 def decode(rows):
-    """Two images a sub-batch; every sixth is unreadable."""
+    """Two images a batch; every sixth is unreadable."""
     for start in range(0, len(rows), 2):
-        yield ImageBatch(*zip(*(picture(row.uri) for row in rows[start : start + 2]), strict=True))
-
-
-def picture(name):
-    if int(name) % 6 == 5:
-        return ImageRecord(name, Status.UNREADABLE, "broken", file_bytes=FILE_BYTES), np.zeros((0, 0, 3), np.uint8)
-    return (ImageRecord(name, width=8, height=8, file_bytes=FILE_BYTES, sha256="0" * 64),
-            np.full((8, 8, 3), int(name), np.uint8))
+        images = (grey_image(row.uri, broken=int(row.uri) % 6 == 5) for row in rows[start : start + 2])
+        yield ImageBatch(*zip(*images, strict=True))
 
 
 def detect_when(go):
-    """A face on each readable image, once the file `go` is there; a tenth of a second for each sub-batch."""
+    """A face on each readable image, once the file `go` exists; a tenth of a second for each batch."""
     def detect(batch):
         while not go.exists():
             time.sleep(0.05)
         time.sleep(0.1)
-        counts = np.array([int(len(pixels) > 0) for pixels in batch.pixels], np.int64)
-        n = int(counts.sum())
-        chips = tuple(pixels for pixels in batch.pixels if len(pixels))
-        return FaceBatch(batch.records, counts, np.tile(np.array([0, 0, 8, 8], np.float32), (n, 1)),
-                         np.ones(n, np.float32), chips, np.tile(IDENTITY, (n, 1, 1)))
+        return faces_on(batch, [int(len(pixels) > 0) for pixels in batch.pixels])
     return detect
 
 
-def keypoint(batch):
-    points = np.concatenate([np.full((6, 2), [2, 3]), np.full((6, 2), [6, 3])]).astype(np.float32)
-    return batch.with_eyes(np.tile(points, (len(batch), 1, 1)))
-
-
 def builders(go):
-    return {
-        "decode": lambda threads: decode,
-        "detect": lambda threads: detect_when(go),
-        "keypoint": lambda threads: keypoint,
-        "align": lambda threads: Align(AlignmentTemplate()),
-        "embed": lambda threads: Embed(lambda crops: np.ones((len(crops), 2), np.float32)),
-    }
+    return {**STUBS, "decode": lambda threads: StubDecode(decode), "detect": lambda threads: detect_when(go)}
 
 
 def scraped():
-    """Our figures on the node of the tests' Ray: sums by ("name", name) and by (label, its value)."""
+    """Our metrics on the node of the tests' Ray: sums by ("name", name) and by (label, its value)."""
     import ray
 
     node = ray.nodes()[0]
@@ -116,7 +74,7 @@ def scraped():
 
 
 def until(condition, seconds=20):
-    """What is scraped once the condition holds; Ray reports every second in the tests' session."""
+    """The metrics once the condition holds; the tests' Ray reports every second."""
     deadline = time.monotonic() + seconds
     while not condition(found := scraped()):
         assert time.monotonic() < deadline, found
@@ -128,7 +86,7 @@ def test_prometheus_reads_what_a_run_does(ray_session, tmp_path):
     storage, go = open_storage(str(tmp_path / "out")), tmp_path / "go"
     todo = pa.Table.from_pylist([{"uri": str(i)} for i in range(IMAGES)], schema=LISTING)
     plan = make_plan("decode:1/detect+keypoint+align+embed:1", Cluster(2, 0), "cpu")  # two actors would hold 2 or 4
-    time.sleep(2.5)                     # until what other tests of the session counted has arrived
+    time.sleep(2.5)                     # for the counts of earlier tests in this Ray to arrive
     before, during = scraped(), {}
 
     def change(found, *key):
@@ -161,4 +119,4 @@ def test_prometheus_reads_what_a_run_does(ray_session, tmp_path):
     stages = [change(found, "stage", stage) for stage in STAGES]
     assert min(stages) > 0 and sum(stages) == pytest.approx(change(found, "name", "stage_seconds_total"))
     assert change(found, "stage", "detect") >= 0.1 * IMAGES / 4 > change(found, "stage", "keypoint")
-    until(lambda found: ("queue", "run") not in found)       # a run that has ended has no queue
+    until(lambda found: ("queue", "run") not in found)       # a run has no queue after its end

@@ -1,0 +1,133 @@
+"""What each process of a pool is doing now, for the watchdog to compare and to print."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+from pipeline.text import printable
+
+SEND_EVERY_S = 2.0
+NAMED_URIS = 3
+NAMED_PROCESSES = 5     # of a pool
+
+WAITING = "waiting"
+
+
+class FileReader(Protocol):
+    """Something that reads files: the decode stage."""
+
+    @property
+    def files_read(self) -> int:
+        """Files that have arrived so far."""
+
+    @property
+    def reading(self) -> str | None:
+        """The uri of the file that it waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """What one process does. `steps` counts finished work: files, calls of a stage, parts."""
+
+    pool: str
+    host: str
+    pid: int
+    doing: str = ""                  # "loading detect", "detect", "writing", `WAITING`
+    steps: int = 0
+    uris: tuple[str, ...] = ()       # of the images in hand, the first few
+    more: int = 0                    # further images in hand
+    reading: str | None = None       # the file that it waits for
+
+    @classmethod
+    def of_this_process(cls, pool: str) -> ProcessStatus:
+        """The status of the calling process, which has done nothing yet."""
+        return cls(pool, socket.gethostname(), os.getpid())
+
+    def begins(self, doing: str, uris: Sequence[str] = ()) -> ProcessStatus:
+        """The status once this work has begun on the images of these uris."""
+        return replace(self, doing=doing, uris=tuple(uris[:NAMED_URIS]), more=max(0, len(uris) - NAMED_URIS))
+
+    def ends(self) -> ProcessStatus:
+        """The status once the work is done."""
+        return replace(self, doing=WAITING, steps=self.steps + 1, uris=(), more=0)
+
+    def to_json(self) -> bytes:
+        """The status as the board keeps it."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> ProcessStatus:
+        """The status that `to_json` wrote."""
+        values = json.loads(content)
+        return cls(**{**values, "uris": tuple(values["uris"])})
+
+    @property
+    def ready(self) -> bool:
+        """Whether its models are loaded."""
+        return not self.doing.startswith("loading")
+
+    def __str__(self) -> str:
+        """`pid 7 on host: detect, with /p/a.jpg, /p/b.jpg and 3 more`."""
+        in_hand = f", with {', '.join(map(printable, self.uris))}" if self.uris else ""
+        more = f" and {self.more} more" if self.more else ""
+        reading = f", reading {printable(self.reading)}" if self.reading else ""
+        return f"pid {self.pid} on {self.host}: {self.doing}{in_hand}{more}{reading}"
+
+
+class StatusReporter:
+    """Keeps the status of this process. Once started, a thread sends it every few seconds if it has changed."""
+
+    def __init__(self, pool: str, send: Callable[[bytes], None]) -> None:
+        self._status = ProcessStatus.of_this_process(pool)
+        self._send = send
+        self._sent: ProcessStatus | None = None
+        self._files: FileReader | None = None
+
+    def start(self) -> None:
+        """Start the thread; it ends with the process."""
+        threading.Thread(target=self._keep_sending, name="status", daemon=True).start()
+
+    def follow(self, files: FileReader) -> None:
+        """Report also how many files this has read, and which one it waits for."""
+        self._files = files
+
+    @contextmanager
+    def doing(self, work: str, uris: Sequence[str] = ()) -> Iterator[None]:
+        """Report that this work goes on inside the `with` block, on the images of these uris."""
+        self._status = self._status.begins(work, uris)
+        try:
+            yield
+        finally:
+            self._status = self._status.ends()
+
+    def send(self) -> None:
+        """Send the status if it has changed."""
+        status = self._status
+        if self._files:
+            status = replace(status, steps=status.steps + self._files.files_read, reading=self._files.reading)
+        if status != self._sent:
+            self._send(status.to_json())
+            self._sent = status
+
+    def _keep_sending(self) -> None:
+        while True:
+            self.send()
+            time.sleep(SEND_EVERY_S)
+
+
+def describe_pool(pool: str, planned: str, statuses: Sequence[ProcessStatus]) -> list[str]:
+    """Lines for the user: what was planned for a pool, how many of its processes are ready, and what each one does."""
+    of_pool = [status for status in statuses if status.pool == pool]
+    lines = [f"  {planned}: {sum(status.ready for status in of_pool)} ready"]
+    lines += [f"    {status}" for status in of_pool[:NAMED_PROCESSES]]
+    if len(of_pool) > NAMED_PROCESSES:
+        lines.append(f"    and {len(of_pool) - NAMED_PROCESSES} more")
+    return lines

@@ -1,0 +1,75 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.output.lease import Lease
+from pipeline.output.sink import ModelNames, Sink
+from pipeline.output.spool import ReadTodo, write_todo
+from pipeline.run.graph import run
+from pipeline.run.plan import Cluster, make_plan
+from pipeline.schemas import LISTING
+from pipeline.storage import open_storage
+from tests.support.stages import STUBS
+
+ONE_POOL = "decode+detect+keypoint+align+embed"
+TWO_POOLS = "decode/detect+keypoint+align+embed"
+FIVE_POOLS = "decode/detect/keypoint/align/embed"
+
+
+def run_on(storage, plan, todo, sink):
+    blocks = write_todo(storage, "run", [todo.slice(start, 16) for start in range(0, len(todo), 16)])
+    return run(plan, blocks, ReadTodo(storage), STUBS, sink, rows_per_file=16)
+
+
+@pytest.fixture(scope="module")
+def rows_by_layout(ray_session, tmp_path_factory):
+    """Everything that 100 images give, in every layout."""
+    todo = pa.Table.from_pylist([{"uri": str(i)} for i in range(100)], schema=LISTING)
+    results = {}
+    for layout in (ONE_POOL, TWO_POOLS, FIVE_POOLS):
+        folder = tmp_path_factory.mktemp("out")
+        storage = open_storage(str(folder))
+        with Lease.acquire(storage, "run"):
+            sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
+            plan = make_plan(layout, Cluster(2, 0), "cpu")
+            receipts = pa.concat_tables(run_on(storage, plan, todo, sink))
+        tables = {name: pq.read_table(folder / name).sort_by([("uri", "ascending")]).to_pylist()
+                  for name in ("faces", "images")}
+        results[layout] = tables, receipts.to_pylist()
+    return results
+
+
+def test_every_image_once_in_every_layout(rows_by_layout):
+    for tables, receipts in rows_by_layout.values():
+        assert [row["uri"] for row in tables["images"]] == sorted(str(i) for i in range(100))
+        assert sum(receipt["images"] for receipt in receipts) == 100
+        assert sum(receipt["unreadable"] for receipt in receipts) == 14
+        assert len(tables["faces"]) == sum(i % 4 for i in range(100) if i % 7 != 6)
+        assert all(receipt["images"] <= 16 for receipt in receipts)
+
+
+def test_all_layouts_give_the_same_rows(rows_by_layout):
+    (first, _), *others = rows_by_layout.values()
+    for tables, _ in others:
+        assert tables == first
+
+
+def test_one_cpu_is_enough(tmp_path):
+    """In a process of its own, with a Ray of one CPU and five pools: it must not wait for ever."""
+    code = f"""
+from pipeline.run.cluster import connect
+from tests.pipeline.run.test_graph import *
+storage = open_storage({str(tmp_path)!r})
+todo = pa.Table.from_pylist([{{"uri": str(i)}} for i in range(20)], schema=LISTING)
+with connect(num_cpus=1) as ray, Lease.acquire(storage, "run"):
+    sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
+    plan = make_plan(FIVE_POOLS, Cluster(ray.cpus, ray.gpus), "cpu")
+    print(ray.cpus, sum(r["images"] for t in run_on(storage, plan, todo, sink) for r in t.to_pylist()))
+"""
+    root = Path(__file__).parents[3]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert result.stdout.split() == ["1.0", "20"], result.stderr[-2000:]

@@ -1,0 +1,164 @@
+import threading
+
+import numpy as np
+import pytest
+
+from pipeline.batch import NO_PIXELS, FaceBatch, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.run.runner import StageRunner
+from pipeline.run.telemetry import PoolMeter
+from pipeline.stages.decode import Decode
+from tests.support.stages import FakeBoard, StubDecode, faces_on, grey_image
+
+
+def build(board=None, **stages):
+    """A runner of these stages, already built."""
+    builders = {name: (lambda threads, stage=stage: stage) for name, stage in stages.items()}
+    return StageRunner(tuple(stages), builders, 1, board or FakeBoard(), PoolMeter(tuple(stages)))
+
+
+def rows(n):
+    return [TodoRow(f"/{i}") for i in range(n)]
+
+
+def two_a_batch(todo):
+    for start in range(0, len(todo), 2):
+        records = tuple(ImageRecord(row.uri) for row in todo[start : start + 2])
+        yield ImageBatch(records, (NO_PIXELS,) * len(records))
+
+
+def greys(*names):
+    return ImageBatch(*zip(*(grey_image(name, broken=False) for name in names), strict=True))
+
+
+def one_face_each(batch):
+    return faces_on(batch, [1] * len(batch))
+
+
+def test_builders_get_the_threads():
+    got = []
+    StageRunner(("align",), {"align": got.append, "embed": None}, 7, FakeBoard(), PoolMeter(("align",)))
+    assert got == [7]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_decoded_batches_pass_through(n):
+    batches = list(build(decode=StubDecode(two_a_batch)).decode(rows(n)))
+    assert [record.uri for batch in batches for record in batch.records] == [f"/{i}" for i in range(n)]
+    assert [len(batch) for batch in batches] == [min(2, n - start) for start in range(0, n, 2)]
+
+
+def test_an_error_of_decode_passes_through():
+    def broken(todo):
+        yield next(two_a_batch(todo))
+        raise OSError("gone")
+
+    batches = build(decode=StubDecode(broken)).decode(rows(4))
+    assert len(next(batches)) == 2
+    with pytest.raises(OSError, match="gone"):
+        next(batches)
+
+
+def test_faces_pass_through_unchanged():
+    batch = FaceBatch.without_faces((ImageRecord("/a"),))
+    assert build(embed=lambda batch: batch).run("embed", batch) is batch
+
+
+def test_one_bad_image_costs_only_itself():
+    def fails_on_two(batch):
+        if any(pixels[0, 0, 0] == 2 for pixels in batch.pixels):
+            raise RuntimeError("no good\nsecond line")
+        return one_face_each(batch)
+
+    faces = build(detect=fails_on_two).run("detect", greys("0", "1", "2", "3"))
+    assert [record.uri for record in faces.records] == ["0", "1", "2", "3"]
+    assert faces.face_counts.tolist() == [1, 1, 0, 1]
+    assert [record.status for record in faces.records] == [Status.OK, Status.OK, Status.FAILED, Status.OK]
+    assert faces.records[2].error == "detect: RuntimeError: no good"
+
+
+def test_a_failed_image_has_no_faces_left():
+    records = (ImageRecord("a", n_faces=1, detect_pass=1, faces_truncated=False), ImageRecord("b", n_faces=2))
+    batch = FaceBatch(records, np.array([1, 2]), np.zeros((3, 4), np.float32), np.zeros(3, np.float32))
+
+    def two_is_too_many(batch):
+        if len(batch) > 1:
+            raise ValueError("two")
+        return batch
+
+    faces = build(embed=two_is_too_many).run("embed", batch)
+    assert faces.face_counts.tolist() == [1, 0]
+    assert faces.records[1].n_faces is None and faces.records[1].status is Status.FAILED
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_stages_report_what_they_do(n):
+    """Decode in batches of two, then a stage that fails and runs again image by image."""
+    seen = []
+
+    def see():
+        seen.append((runner._reporter._status.doing, runner._reporter._status.uris))
+
+    def decode(todo):
+        for batch in two_a_batch(todo):
+            see()
+            yield batch
+
+    def detect(batch):
+        see()
+        raise ValueError("on demand")
+
+    runner = build(decode=StubDecode(decode), detect=detect)
+    assert runner._reporter._status.ready and runner._reporter._status.steps == 2
+    for batch in runner.decode(rows(n)):
+        runner.run("detect", batch)
+    expected = {
+        0: [],
+        1: [("decode", ("/0",)), ("detect", ("/0",))],
+        3: [("decode", ("/0", "/1", "/2")), ("detect", ("/0", "/1")), ("detect", ("/0",)), ("detect", ("/1",)),
+            ("decode", ("/2",)), ("detect", ("/2",))],
+    }[n]
+    assert seen == expected
+    last = 1 if n else 0       # decode is called once more, and answers that there is no further batch
+    assert runner._reporter._status.steps == 2 + len(expected) + last
+    assert runner._reporter._status.doing == "waiting"
+
+
+def test_a_stage_is_reported_while_it_loads(monkeypatch):
+    monkeypatch.setattr("pipeline.run.status.SEND_EVERY_S", 0.01)
+    board, reported = FakeBoard(), []
+
+    def load(threads):
+        reported.append(board.wait_for("loading detect"))
+
+    StageRunner(("detect",), {"detect": load}, 1, board, PoolMeter(("detect",)))
+    assert reported == [True] and board.wait_for("waiting")
+
+
+def test_the_file_that_decode_waits_for_is_reported():
+    asked, arrives = threading.Event(), threading.Event()
+
+    def fetch(todo):
+        yield FetchFailure("gone")
+        asked.set()
+        arrives.wait(20)
+        yield from [FetchFailure("gone")] * (len(todo) - 1)
+
+    board, batches = FakeBoard(), []
+    runner = build(board, decode=Decode(fetch, max_pixels=10**6, min_side_px=None, threads=1, batch_images=8, batch_bytes=1 << 20))
+    thread = threading.Thread(target=lambda: batches.extend(runner.decode(rows(3))))
+    thread.start()
+    assert asked.wait(20)
+    runner._reporter.send()
+    assert (board.statuses[-1].doing, board.statuses[-1].reading) == ("decode", "/1")
+    assert board.statuses[-1].uris == ("/0", "/1", "/2")
+    arrives.set()
+    thread.join()
+    runner._reporter.send()
+    assert board.statuses[-1].reading is None and board.statuses[-1].steps == 1 + 3 + 2
+    assert [len(batch) for batch in batches] == [3]
+
+
+def test_an_image_that_killed_its_process_is_left_out():
+    board = FakeBoard(**{"block /0": 2, "image /0": 2})
+    first, second = build(board, decode=StubDecode(two_a_batch)).decode(rows(2))
+    assert [record.status for batch in (first, second) for record in batch.records] == [Status.FAILED, Status.OK]
