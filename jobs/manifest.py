@@ -6,13 +6,11 @@ import argparse
 import secrets
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import pyarrow as pa
 
@@ -28,7 +26,7 @@ from pipeline.input.rows import Span, Stretch
 from pipeline.input.rules import Rules
 from pipeline.output.lease import Lease, check_held
 from pipeline.run.interrupt import Interrupted, leave
-from pipeline.run.progress import LOG_INTERVAL_S, TERMINAL_INTERVAL_S
+from pipeline.run.progress import Progress
 from pipeline.schemas import LISTING
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import BUCKET_SCHEMES, absolute, is_local, local_path, parse_input_uri, split_uri, uri_scheme
@@ -203,16 +201,16 @@ def take_lease(storage: Storage, run_id: str, command: str) -> Lease:
 
 def list_gaps(source: Source, gaps: list[Span], writer: PartWriter) -> None:
     """List what lies in the gaps and write it; on an interruption or a broken connection what is there so far."""
-    progress = ListingProgress()
+    progress = Progress("names", lambda counts: f"{counts['images']:,} images")
 
     def add(stretch: Stretch) -> None:
         writer.add(stretch)
-        progress.add(stretch)
+        progress.add(stretch.seen, {"images": len(stretch.rows)})
 
     try:
         source.list_spans(gaps, add)
     except InputError as error:
-        if not progress.seen:
+        if not progress.done:
             raise
         writer.flush()
         raise Broke(str(error)) from error
@@ -222,34 +220,6 @@ def list_gaps(source: Source, gaps: list[Span], writer: PartWriter) -> None:
     finally:
         progress.close()
     writer.flush()
-
-
-class ListingProgress:
-    """Counts and prints the line that says how far the listing is: nobody knows how long it is."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
-        self._started = self._printed = time.monotonic()
-        self.seen = self.images = 0
-
-    def add(self, stretch: Stretch) -> None:
-        """Count what a stretch holds and print the line if it is time."""
-        self.seen += stretch.seen
-        self.images += len(stretch.rows)
-        if time.monotonic() - self._printed >= (TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S):
-            self._print("" if self._terminal else "\n")
-
-    def close(self) -> None:
-        """Print the last line."""
-        self._print("\n")
-
-    def _print(self, end: str) -> None:
-        self._printed = time.monotonic()
-        rate = self.seen / max(self._printed - self._started, 1e-3)
-        start = "\r\x1b[K" if self._terminal else ""
-        self._stream.write(f"{start}{self.seen:,} names listed, {self.images:,} images, {rate:,.0f} names/s{end}")
-        self._stream.flush()
 
 
 if __name__ == "__main__":

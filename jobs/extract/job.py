@@ -19,6 +19,7 @@ from jobs.extract.options import input_uris, parquet_columns, parse_arguments, r
 from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
 from jobs.options import program
 from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
+from pipeline.batch import GOOD, Status
 from pipeline.input.listing import list_inputs
 from pipeline.input.rules import Rules
 from pipeline.output import claim as output
@@ -81,7 +82,7 @@ def extract(
                 join.add_ledger(rows, listing.scopes)
             todo = join.compute(redo_changed=arguments.redo_changed, erased=read_erased(storage), whole=listing.whole)
             say(report.todo_line(todo, listing.skipped_line()))
-            progress, planned = Progress(todo.images), None
+            progress, planned = Progress("images", describe_counts, todo.images), None
             to_drop = join.uris_to_drop()
             if len(to_drop) or todo.images:
                 output.mark_unfinished(storage)
@@ -109,7 +110,8 @@ def extract(
                     "that does not help, report this with the whole output of the command"
                 )
             totals = report.RunTotals(
-                progress.images, progress.faces, progress.by_status, progress.seconds, progress.rate_after_start()
+                progress.done, progress.counts["faces"], {status.value: progress.counts[status] for status in Status},
+                progress.seconds, progress.rate_after_start(),
             )
             if todo.images or not output.is_finished(storage):
                 content = report.run_json(
@@ -171,12 +173,18 @@ def run_on_ray(
             partial(Watchdog, arguments.stall_timeout, say, f"{AGAIN} {command}"),
         )
         for table in receipts:
-            for receipt in table.to_pylist():
-                progress.add(receipt)
+            for receipt in table.drop_columns("part").to_pylist():
+                progress.add(receipt["images"], receipt)
             if lease.lost:
                 raise LeaseLost(f"another run has taken over {sink.storage.root}")
         progress.close()
         return planned
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """The end of the progress line."""
+    failed = counts["images"] - sum(counts[status] for status in GOOD)
+    return f"{counts['faces']:,} faces  {failed:,} failed"
 
 
 def stage_config(

@@ -90,7 +90,7 @@ def test_a_prefix_becomes_the_rows_that_extract_lists(bucket, out, capsys, small
     said = capsys.readouterr().err
     assert f"61 images of 64 names in {len(parts(out))} parts of {out}" in said
     assert "left out: 1 directory markers, 1 hidden, 1 with another extension" in said
-    assert "names listed" in said and "names/s" in said
+    assert "64 names  " in said and "names/s  61 images" in said
 
 
 @pytest.mark.parametrize("host", ["", "localhost"])

@@ -2,12 +2,7 @@ import io
 
 import pytest
 
-from pipeline.batch import Status
 from pipeline.run.progress import Progress
-
-
-def receipt(images, faces=0, **counts):
-    return {"images": images, "faces": faces, **{status.value: 0 for status in Status}, **counts}
 
 
 class Terminal(io.StringIO):
@@ -15,34 +10,95 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_counts():
-    progress = Progress(10, io.StringIO())
-    progress.add(receipt(3, 7, ok=2, no_face=1))
-    progress.add(receipt(2, 0, failed=1, unreadable=1))
-    assert (progress.images, progress.faces, progress.failures) == (5, 7, 2)
-    assert progress.by_status["ok"] == 2 and progress.by_status["too_large"] == 0
-    assert progress.line().startswith("5 of 10 images (50%)  ")
-    assert "  7 faces  2 failed  " in progress.line() and progress.line().endswith(" left")
+class Clock:
+    """Stands still unless it is moved."""
+
+    seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def faces(counts):
+    return f"{counts['faces']:,} faces"
+
+
+def start(total=None, stream=None):
+    stream, clock = stream or io.StringIO(), Clock()
+    return Progress("images", faces, total, stream=stream, now=clock), stream, clock
+
+
+@pytest.mark.parametrize(
+    ("total", "line"),
+    [(10, "5 of 10 images (50%)  0.5 images/s  1,007 faces  0:10 left"), (None, "5 images  0.5 images/s  1,007 faces")],
+)
+def test_the_line_with_a_known_and_an_unknown_total(total, line):
+    progress, _, clock = start(total)
+    clock.seconds += 4
+    progress.add(3, {"faces": 1000, "ok": 2})
+    clock.seconds += 4
+    progress.add(2, {"faces": 7, "ok": 2})
+    assert (progress.done, progress.counts, progress.seconds) == (5, {"faces": 1007, "ok": 4}, 8)
+    assert progress.line() == line
 
 
 def test_nothing_to_do_is_a_line_too():
-    stream = io.StringIO()
-    Progress(0, stream).close()
-    assert stream.getvalue().startswith("0 of 0 images (100%)")
-
-
-@pytest.mark.parametrize(("stream", "start"), [(Terminal(), "\r"), (io.StringIO(), "1 of 1")])
-def test_a_terminal_line_is_written_over(stream, start):
-    progress = Progress(1, stream)
-    progress.add(receipt(1, ok=1))
+    progress, stream, _ = start(0)
     progress.close()
-    assert stream.getvalue().startswith(start) and stream.getvalue().endswith("\n")
+    assert stream.getvalue() == "0 of 0 images (100%)  0.0 images/s  0 faces  ? left\n"
+
+
+@pytest.mark.parametrize(
+    ("added", "line"),
+    [
+        ([], "? left"),
+        ([(10, 0)], "? left"),                              # ten seconds, and nothing done yet
+        ([(1, 10)], "0:09 left"),
+        ([(1000, 10), (100, 10)], "13:20 left"),            # the start of Ray does not count
+        ([(1, 50), (200, 10), (10, 10)], "0:30 left"),
+        ([(4000, 1)], "110:00:00 left"),
+    ],
+)
+def test_the_time_left_comes_from_the_last_two_minutes(added, line):
+    progress, _, clock = start(100)
+    for seconds, done in added:
+        clock.seconds += seconds
+        progress.add(done, {})
+    assert progress.line().split("  ")[-1] == line
+
+
+def test_the_rate_after_the_start():
+    progress, _, clock = start(100)
+    assert progress.rate_after_start() is None
+    clock.seconds += 60
+    progress.add(10, {})
+    assert progress.rate_after_start() is None
+    clock.seconds += 10
+    progress.add(30, {})
+    assert progress.rate_after_start() == 3.0
+
+
+@pytest.mark.parametrize(("stream", "start_of_line"), [(Terminal(), "\r"), (io.StringIO(), "1 of 1")])
+def test_a_terminal_line_is_rewritten_in_place(stream, start_of_line):
+    progress, _, _ = start(1, stream)
+    progress.add(1, {})
+    progress.close()
+    assert stream.getvalue().startswith(start_of_line) and stream.getvalue().endswith("\n")
     assert stream.getvalue().count("\n") == 1
 
 
-def test_without_a_terminal_lines_are_rare():
-    stream = io.StringIO()
-    progress = Progress(100, stream)
-    for _ in range(50):
-        progress.add(receipt(1, ok=1))
-    assert stream.getvalue() == ""          # less than the interval has passed
+@pytest.mark.parametrize(("stream", "lines"), [(Terminal(), 100), (io.StringIO(), 3)])
+def test_lines_come_twice_a_second_on_a_terminal_and_every_15_s_elsewhere(stream, lines):
+    progress, _, clock = start(100, stream)
+    for _ in range(200):
+        clock.seconds += 0.25
+        progress.add(1, {})
+    assert stream.getvalue().count("images/s") == lines
+
+
+def test_the_last_line_is_not_repeated_in_a_log():
+    progress, stream, clock = start(1)
+    clock.seconds += 15
+    progress.add(1, {})
+    progress.close()
+    assert stream.getvalue().count("\n") == 1
