@@ -59,11 +59,8 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
     from ray.data import DataContext
 
     address = os.environ.get("RAY_ADDRESS")
-    if address and address.startswith(("http://", "https://")):
-        raise ClusterError(
-            f"RAY_ADDRESS={address} is the address for `ray job submit`; unset it to run on this machine, or submit "
-            "the job: ray job submit --working-dir . -- python -m jobs.extract …"
-        )
+    if address:
+        _check_address(address)
     try:
         with held_back():
             with quiet_stderr():
@@ -131,24 +128,39 @@ def quiet_stderr() -> Iterator[None]:
             os.close(shown)
 
 
+def _check_address(address: str) -> None:
+    """Raises ClusterError unless a Ray answers at the address and takes our code."""
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"RAY_ADDRESS={address} is the address for `ray job submit`; unset it to run on this machine, or submit "
+            "the job: ray job submit --working-dir . -- python -m jobs.extract …"
+        )
+    if not in_submitted_job():
+        check_working_dir(REPOSITORY, submitted=False)
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "://" not in address:      # Ray itself would retry for ever
+        try:
+            _greet(host, int(port))
+        except OSError as error:
+            raise _no_answer(address, error) from None
+
+
 def _join(address: str, worker_output: bool) -> None:
     import ray
 
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not in_submitted_job():
-        check_working_dir(REPOSITORY, submitted=False)
         runtime_env["working_dir"] = str(REPOSITORY)     # without what .gitignore and .rayignore name
-    host, _, port = address.rpartition(":")
     try:
-        if host and port.isdecimal() and "://" not in address:      # Ray itself would retry for ever
-            _greet(host, int(port))
         ray.init(
             address=address, runtime_env=runtime_env, log_to_driver=worker_output, logging_level=logging.ERROR
         )
     except OSError as error:
-        raise ClusterError(
-            f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS"
-        ) from None
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: OSError) -> ClusterError:
+    return ClusterError(f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS")
 
 
 def _greet(host: str, port: int) -> None:

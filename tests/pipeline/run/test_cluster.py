@@ -45,6 +45,15 @@ def test_the_address_of_job_submit_is_not_rays(monkeypatch):
         pass
 
 
+def test_a_refusal_leaves_a_connected_ray_alone(ray_session, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ClusterError), connect():
+        pass
+    assert ray.is_initialized()
+
+
 def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))                # bound and not listening: nobody answers
