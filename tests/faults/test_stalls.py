@@ -16,7 +16,7 @@ END_S = 60       # the limit on a busy machine
 
 def test_a_stage_that_never_returns(on_disk, new_output, shared_ray, figures):
     place, started = new_output(on_disk), time.monotonic()
-    job = shared_ray.start_and_reach(lambda job: "nothing has moved for" in job.printed(), place, "--num-cpus", 2,
+    job = shared_ray.start_and_reach(lambda job: "no progress for" in job.printed(), place, "--num-cpus", 2,
                                      "--stall-timeout", TIMEOUT_S, faults=Faults(block="30.png"))
     stalled = time.monotonic()
     assert job.wait() == 1, job.printed()
@@ -26,7 +26,7 @@ def test_a_stage_that_never_returns(on_disk, new_output, shared_ray, figures):
     line = next(line for line in printed.splitlines() if ": detect, with " in line)
     assert "/30.png" in line or " more" in line
     assert "1 of 2 CPUs" in printed and "object store: " in printed
-    assert f"nothing has moved for {TIMEOUT_S} s (--stall-timeout)" in printed
+    assert f"no progress for {TIMEOUT_S} s (--stall-timeout)" in printed
     assert "the same command goes on" in printed and "Traceback" not in printed
     kept = committed(place.storage)
     assert kept

@@ -27,7 +27,7 @@ def interrupt() -> None:
         (3, 3, ""),
         (UserError("no such file"), 2, "job: no such file\n"),
         (interrupt, 143, "\njob: interrupted. Go on: job\n"),
-        (Stalled("nothing has moved"), 1, "\njob: the run broke: nothing has moved. Go on: job\n"),
+        (Stalled("no progress"), 1, "\njob: the run broke: no progress. Go on: job\n"),
         (Broke("3 are missing"), 1, "\njob: the run broke: 3 are missing. Go on: job\n"),
         (OSError(28, "No space left"), 1, "\njob: the run broke. OSError: [Errno 28] No space left\nGo on: job\n"),
         (WrappedError(WrappedError(KeyError("a\nb"))), 1, "\njob: the run broke. KeyError: 'a\\nb'\nGo on: job\n"),
