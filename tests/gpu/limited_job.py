@@ -12,7 +12,7 @@ import torch
 from jobs.extract import job as extract
 from jobs.extract.stages import StageConfig, stage_builders
 from pipeline.run.interrupt import leave
-from pipeline.run.pool import StageBuilders
+from pipeline.run.runner import StageBuilders
 
 GPU_BYTES = 3 << 29
 
