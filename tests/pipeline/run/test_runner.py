@@ -144,7 +144,8 @@ def test_the_file_that_decode_waits_for_is_reported():
         yield from [FetchFailure("gone")] * (len(todo) - 1)
 
     board, batches = FakeBoard(), []
-    runner = build(board, decode=Decode(fetch, max_pixels=10**6, min_side_px=None, threads=1, batch_images=8, batch_bytes=1 << 20))
+    decode = Decode(fetch, max_pixels=10**6, min_side_px=None, threads=1, batch_images=8, batch_bytes=1 << 20)
+    runner = build(board, decode=decode)
     thread = threading.Thread(target=lambda: batches.extend(runner.decode(rows(3))))
     thread.start()
     assert asked.wait(20)
