@@ -40,9 +40,9 @@ class ModelNames:
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Writes each table of face batches as a part, and images to try again as a part of their own.
+    """Commits each table of faces as a part, and images to try again as a part of their own.
 
-    Raises lease.LeaseLost if another run has taken over the output; then nothing is committed.
+    A part with too many faces is divided. Raises WriteError, and LeaseLost if another run has taken over the output.
     """
 
     storage: Storage
@@ -67,7 +67,7 @@ class Sink:
         metadata = {
             "facelake.fingerprint": self.fingerprint,
             "facelake.run_id": self.run_id,
-            "facelake.embedding": "unit vectors; likeness is the cosine, here the dot product",
+            "facelake.embedding": "unit vectors: their dot product is the cosine similarity",
         }
         faces = faces_table(batch, self.models, self.embedding_dim, self.embedding_dtype)
         images = images_table(batch, self.run_id)

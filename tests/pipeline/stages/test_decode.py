@@ -47,7 +47,7 @@ class FakeFetch:
 
     def wait_for_reads(self, count):
         with self._changed:
-            assert self._changed.wait_for(lambda: self.read >= count, timeout=30)
+            assert self._changed.wait_for(lambda: self.read >= count, timeout=60)
 
 
 def decoder(contents, **options):
@@ -176,7 +176,7 @@ class SlowDecode(Decode):
     def _decode_one(self, *arguments):
         self.decoded += 1
         if self.decoded > self.first:
-            assert self.closing.wait(30)
+            assert self.closing.wait(60)
             time.sleep(0.05)
         return super()._decode_one(*arguments)
 
@@ -199,7 +199,7 @@ def test_the_gate_lets_in_together_what_fits(needs):
 
     def work(n_bytes):
         with gate.hold(n_bytes):
-            together.wait(timeout=30)
+            together.wait(timeout=60)
             entered.append(n_bytes)
 
     in_threads(work, needs)
