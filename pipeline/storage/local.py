@@ -57,7 +57,7 @@ class LocalStorage:
     def write(self, path: str, content: bytes) -> None:
         target = self._at(path)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.facelake-tmp")
-        with _naming(target):
+        with _named_errors(target):
             _make_folder(target.parent)
             try:
                 with temporary.open("xb") as file:
@@ -120,7 +120,7 @@ class LocalStorage:
         """Hold the folder's lock against other processes and threads. The kernel releases it when the process ends."""
         lock = self._at(_LOCK)
         with contextlib.ExitStack() as opened:
-            with _naming(lock):
+            with _named_errors(lock):
                 _make_folder(lock.parent)
                 file = opened.enter_context(lock.open("ab"))
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -128,7 +128,7 @@ class LocalStorage:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     """Put the file's name into errors: those of a full disk have none, others have the temporary file's."""
     try:
         yield

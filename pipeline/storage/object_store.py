@@ -40,7 +40,7 @@ class ObjectStorage:
 
     def list(self, folder: str) -> list[StoredFile]:
         key = self._key(folder)
-        with self._naming(folder):
+        with self._named_errors(folder):
             objects = obstore.list_with_delimiter(self._bucket, key or None)["objects"]
         return [
             StoredFile(join(folder, meta["path"].rpartition("/")[2]), meta["size"], meta["last_modified"])
@@ -52,35 +52,35 @@ class ObjectStorage:
         return self.read_version(path)[0]
 
     def read_version(self, path: str) -> tuple[bytes, FileVersion]:
-        with self._naming(path):
+        with self._named_errors(path):
             found = obstore.get(self._bucket, self._key(path))
             return bytes(found.bytes()), _object_version(found.meta)
 
     def open(self, path: str) -> BinaryIO:
-        with self._naming(path):
+        with self._named_errors(path):
             size = obstore.head(self._bucket, self._key(path))["size"]
         return RangeReader.buffered(partial(self.read_range, path), size)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes from `start` to before `end`."""
-        with self._naming(path):
+        with self._named_errors(path):
             return bytes(obstore.get_range(self._bucket, self._key(path), start=start, end=end))
 
     def write(self, path: str, content: bytes) -> None:
-        with self._naming(path):
+        with self._named_errors(path):
             # One PUT: a broken multipart upload leaves parts that cost money and appear in no listing.
             obstore.put(self._bucket, self._key(path), content, use_multipart=False)
 
     def create(self, path: str, content: bytes) -> FileVersion | None:
         try:
-            with self._naming(path):
+            with self._named_errors(path):
                 return _object_version(obstore.put(self._bucket, self._key(path), content, mode="create"))
         except FileExistsError:
             return None
 
     def replace(self, path: str, content: bytes, version: FileVersion) -> FileVersion | None:
         try:
-            with self._naming(path):
+            with self._named_errors(path):
                 return _object_version(obstore.put(self._bucket, self._key(path), content, mode=version.token))
         except (FileExistsError, FileNotFoundError):
             return None
@@ -88,11 +88,11 @@ class ObjectStorage:
     def delete(self, *paths: str) -> None:
         for start in range(0, len(paths), _DELETED_AT_ONCE):
             keys = [self._key(path) for path in paths[start : start + _DELETED_AT_ONCE]]
-            with contextlib.suppress(FileNotFoundError), self._naming(paths[start]):
+            with contextlib.suppress(FileNotFoundError), self._named_errors(paths[start]):
                 obstore.delete(self._bucket, keys if len(keys) > 1 else keys[0])
 
     def delete_tree(self, folder: str) -> None:
-        with self._naming(folder):
+        with self._named_errors(folder):
             for metas in obstore.list(self._bucket, self._key(folder) or None):
                 obstore.delete(self._bucket, [meta["path"] for meta in metas])
 
@@ -107,7 +107,7 @@ class ObjectStorage:
         return join(self._prefix, path)
 
     @contextlib.contextmanager
-    def _naming(self, path: str) -> Iterator[None]:
+    def _named_errors(self, path: str) -> Iterator[None]:
         """Turn the client's errors into the matching OSErrors."""
         name = f"{self.root}/{path}"
         try:
