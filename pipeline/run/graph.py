@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +19,9 @@ from pipeline.run.pool import Pool
 from pipeline.run.runner import StageBuilders
 from pipeline.run.status import ProcessStatus, describe_pool
 from pipeline.run.telemetry import RunMeter
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 Watch = Callable[[Callable[[], object], Callable[[], list[str]]], AbstractContextManager[object]]
 """Given a snapshot of the run and what explains it, guards a `with` block: `watchdog.Watchdog` with its settings."""
@@ -39,31 +43,8 @@ def run(
 
     blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them.
     """
-    import ray.data
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
-
-    DataContext.get_current().execution_no_progress_timeout_s = -1      # the watchdog sees more
     board = Board(sink.run_id)
-    # In-memory blocks need no read task. `from_arrow` would start one of 1 CPU for each, to read its schema.
-    dataset = ray.data.from_blocks([blocks.slice(i, 1) for i in range(len(blocks))])
-    for pool in plan.pools:
-        dataset = dataset.map_batches(
-            Pool,
-            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, board),
-            compute=ActorPoolStrategy(size=pool.actors),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-            batch_size=1,       # one block, or one folded batch; Ray refuses GPUs without a number
-            batch_format="pyarrow",
-        )
-    receipts = dataset.map_batches(
-        write,
-        fn_kwargs={"sink": sink, "board": board},
-        compute=TaskPoolStrategy(size=plan.sink_workers),   # without a size Ray starts a process for every block
-        num_cpus=0,
-        batch_size=rows_per_file,
-        batch_format="pyarrow",
-    )
+    receipts = build(plan, blocks, read_todo, builders, sink, rows_per_file, board)
     committed = 0
 
     def snapshot() -> object:
@@ -77,6 +58,42 @@ def run(
                 yield table
     finally:
         board.clear()
+
+
+def build(
+    plan: Plan,
+    blocks: pa.Table,
+    read_todo: ReadTodo,
+    builders: StageBuilders,
+    sink: Sink,
+    rows_per_file: int,
+    board: Board,
+) -> Dataset:
+    """The graph: the pools one after the other, then the sink. Nothing runs until someone reads its receipts."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+    DataContext.get_current().execution_no_progress_timeout_s = -1      # the watchdog sees more
+    # In-memory blocks need no read task. `from_arrow` would start one of 1 CPU for each, to read its schema.
+    dataset = ray.data.from_blocks([blocks.slice(i, 1) for i in range(len(blocks))])
+    for pool in plan.pools:
+        dataset = dataset.map_batches(
+            Pool,
+            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, board),
+            compute=ActorPoolStrategy(size=pool.actors),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            batch_size=1,       # one block, or one folded batch; Ray refuses GPUs without a number
+            batch_format="pyarrow",
+        )
+    return dataset.map_batches(
+        write,
+        fn_kwargs={"sink": sink, "board": board},
+        compute=TaskPoolStrategy(size=plan.sink_workers),   # without a size Ray starts a process for every block
+        num_cpus=0,
+        batch_size=rows_per_file,
+        batch_format="pyarrow",
+    )
 
 
 def write(rows: pa.Table, sink: Sink, board: Board) -> pa.Table:

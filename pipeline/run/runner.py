@@ -27,7 +27,7 @@ class DecodeStage(FileReader, Protocol):
 
 
 class StageRunner:
-    """The stages of one actor, built and run under the eyes of the watchdog and of Prometheus."""
+    """Builds and runs the stages of one actor; reports them to the watchdog and to Prometheus."""
 
     def __init__(
         self, stages: Sequence[str], builders: StageBuilders, threads: int, board: Board, meter: PoolMeter

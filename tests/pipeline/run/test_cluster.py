@@ -39,7 +39,7 @@ def test_local_paths_on_several_nodes(nodes, shared, paths, refused):
         assert "--shared-filesystem" in str(error.value)
 
 
-def test_the_address_of_job_submit_is_not_rays(monkeypatch):
+def test_the_http_address_of_job_submit_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(ClusterError, match="ray job submit"), connect():
         pass
@@ -54,17 +54,17 @@ def test_a_refusal_leaves_a_connected_ray_alone(ray_session, monkeypatch):
     assert ray.is_initialized()
 
 
-def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch):
+def test_a_cluster_that_does_not_answer_is_refused_at_once(monkeypatch):
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))                # bound and not listening: nobody answers
+        unused.bind(("127.0.0.1", 0))                # bound but not listening, so nobody answers
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ClusterError, match=f"no Ray answers at RAY_ADDRESS={address}"), connect():
             pass
 
 
-def test_cluster_yaml_is_valid_for_rays_launcher():
-    """Against the schema that ray itself checks with before `ray up`."""
+def test_cluster_yaml_is_valid_for_the_launcher_of_ray():
+    """By the schema that Ray checks before `ray up`."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text()))
@@ -83,7 +83,7 @@ def test_cluster_yaml_with_an_unknown_key_is_refused():
 
 
 def fill(folder, files):
-    """Sparse files of the given sizes; a name that ends in / is an empty folder, text is written as it is."""
+    """Write files: text as it is, a number as a sparse file of that size, a name that ends in / as an empty folder."""
     for name, content in files.items():
         path = folder / name
         if name.endswith("/"):
@@ -99,7 +99,7 @@ def fill(folder, files):
 
 
 @pytest.mark.parametrize(
-    ("files", "ignore_gitignore", "travel"),
+    ("files", "ignore_gitignore", "packed"),
     [
         ({}, False, {"./"}),
         ({"a.py": 10}, False, {"a.py"}),
@@ -112,15 +112,15 @@ def fill(folder, files):
         ({".gitignore": "out/", "out/x": 9}, True, {".gitignore", "out/x"}),
     ],
 )
-def test_what_travels_is_what_ray_packs(tmp_path, monkeypatch, files, ignore_gitignore, travel):
-    """Names and, to the byte, the size of the zip that Ray's own function makes of the folder."""
+def test_the_files_we_count_are_those_that_ray_packs(tmp_path, monkeypatch, files, ignore_gitignore, packed):
+    """The names, and to the byte the size of the zip that Ray makes of the folder."""
     from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import create_package
 
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1" if ignore_gitignore else "0")
     (folder := tmp_path / "code").mkdir()
     found = working_dir_files(fill(folder, files))
-    assert set(found) == travel
+    assert set(found) == packed
     package = tmp_path / "package.zip"
     create_package(str(folder), package, include_gitignore=not ignore_gitignore,
                    excludes=get_runtime_env_default_excludes())
@@ -134,7 +134,7 @@ MIB = 2**20
     ("mib", "submitted", "refused"),
     [(0, True, False), (99, True, False), (100, True, True), (300, False, False), (512, False, True)],
 )
-def test_code_too_large_to_travel(tmp_path, mib, submitted, refused):
+def test_code_that_is_too_large_is_refused(tmp_path, mib, submitted, refused):
     fill(tmp_path, {"data/photos/a.jpg": mib * MIB // 2, "data/photos/b.jpg": mib * MIB // 2, "notes/n": MIB // 2})
     if not refused:
         assert f" has {mib + 0.5:.1f} MiB of " in check_working_dir(tmp_path, submitted=submitted)
@@ -147,7 +147,7 @@ def test_code_too_large_to_travel(tmp_path, mib, submitted, refused):
 
 
 def test_joining_with_too_much_code_is_refused_before_it_is_sent(tmp_path, monkeypatch):
-    """Nobody listens at the address: were it tried, that would be the error."""
+    """Nobody listens at the address, so an attempt to join would raise another error."""
     fill(tmp_path, {"checkpoints/last": 600 * MIB})
     monkeypatch.setattr("pipeline.run.cluster.REPOSITORY", tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -161,7 +161,7 @@ def test_this_repository_can_be_submitted():
     assert not {name for name in working_dir_files(REPOSITORY) if name.startswith((".git/", "tests/", "checkpoints/"))}
 
 
-def test_quiet_stderr_shows_what_was_said_only_when_it_breaks(capfd):
+def test_quiet_stderr_shows_output_only_if_the_block_raises(capfd):
     with quiet_stderr():
         os.write(2, b"chatter\n")
     assert capfd.readouterr().err == ""
@@ -172,15 +172,15 @@ def test_quiet_stderr_shows_what_was_said_only_when_it_breaks(capfd):
 
 
 def hang_up(server: socket.socket) -> None:
-    """Take one call, listen and close."""
+    """Accept one connection, read, and close it."""
     connection, _ = server.accept()
     with connection:
         connection.recv(1000)
 
 
 @pytest.mark.parametrize(("answers", "reason"), [(False, "timed out"), (True, "is not Ray")])
-def test_a_head_that_is_mute_or_something_else_is_not_waited_for(monkeypatch, answers, reason):
-    """Ray itself would wait for ever, and out of reach of Ctrl-C."""
+def test_a_server_that_is_silent_or_not_ray_is_refused(monkeypatch, answers, reason):
+    """Ray itself would wait for ever and ignore Ctrl-C."""
     monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         if answers:

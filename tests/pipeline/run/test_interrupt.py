@@ -16,18 +16,18 @@ def test_both_signals_raise_once(number, exit_code):
         try:
             os.kill(os.getpid(), number)
         finally:
-            os.kill(os.getpid(), signal.SIGINT)      # a second Ctrl-C while ending changes nothing
+            os.kill(os.getpid(), signal.SIGINT)      # a second Ctrl-C is ignored
     assert interrupt.value.exit_code == exit_code
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_what_is_held_back_comes_at_the_end_whatever_handlers_are_set_meanwhile(number, exit_code):
+def test_a_held_back_signal_comes_at_the_end_although_others_set_handlers(number, exit_code):
     done = []
     with pytest.raises(Interrupted) as interrupt, interruptible(), held_back():
         signal.signal(number, lambda *_: os._exit(15))
         signal.raise_signal(number)
-        signal.alarm(60)                             # as Ray's C++ does then, to abort
+        signal.alarm(60)                             # as the C++ of Ray does, to abort
         done.append("all of it")
     assert interrupt.value.exit_code == exit_code
     assert done and signal.alarm(0) == 0
@@ -42,7 +42,7 @@ def test_without_a_signal_nothing_is_held_back():
     assert signal.signal(signal.SIGUSR1, before[2]) == signal.SIG_IGN
 
 
-def test_a_signal_on_the_way_out_changes_nothing():
+def test_a_signal_during_the_exit_is_ignored():
     code = """if True:
         import atexit, signal
         from pipeline.run.interrupt import leave
@@ -53,7 +53,7 @@ def test_a_signal_on_the_way_out_changes_nothing():
     assert (process.returncode, process.stdout, process.stderr) == (3, "end\n", "")
 
 
-def test_a_forked_process_ends_without_a_word(capfd):
+def test_a_forked_process_exits_without_output(capfd):
     context = multiprocessing.get_context("fork")
     with interruptible():
         forked = context.Process(target=signal.raise_signal, args=(signal.SIGINT,))

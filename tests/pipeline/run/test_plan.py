@@ -34,7 +34,7 @@ def test_wrong_layouts_are_refused(layout):
 @pytest.mark.parametrize("cpus", [0.25, 1, 2, 3, 8, 64, 1000])
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 def test_default_plans_always_fit(layout, cpus, gpus):
-    """The sum of all pools stays below what is free, with a CPU left where there are two: nothing can wait for ever."""
+    """All pools together fit, and one CPU of two or more stays free, so nothing can wait for ever."""
     plan = make_plan(layout, Cluster(cpus, gpus), "cuda" if gpus else "cpu")
     asked = sum(pool.actors * pool.cpus for pool in plan.pools)
     assert 0 < asked <= (cpus - 1 if cpus >= 2 else cpus * 0.9) + 1e-9
@@ -56,7 +56,7 @@ def test_default_plans_always_fit(layout, cpus, gpus):
         (TWO_POOLS, Cluster(64, 8), "cuda", [16, 8], [4, 4]),  # decoders feed the GPUs
     ],
 )
-def test_how_actors_are_dealt_out(layout, cluster, device, actors, threads):
+def test_numbers_of_actors_and_threads(layout, cluster, device, actors, threads):
     plan = make_plan(layout, cluster, device)
     assert [pool.actors for pool in plan.pools] == actors
     assert [pool.threads for pool in plan.pools] == threads
@@ -80,7 +80,7 @@ def test_a_plan_that_cannot_fit_shows_the_sums(layout, cluster, device, message)
         make_plan(layout, cluster, device)
 
 
-def test_threads_can_be_given_for_nodes_that_are_not_there_yet():
+def test_threads_can_be_given_for_nodes_that_start_later():
     plan = make_plan(ONE_POOL, Cluster(4, 4), "cuda", threads=8)
     assert plan.pools[0].actors == 4 and plan.pools[0].threads == 8
 

@@ -31,7 +31,7 @@ def attempt(board, uris, deadly):
     [("", "", 0, ""), ("a", "", 0, ""), ("abcde", "", 0, ""), ("a", "a", 4, "a"), ("abcde", "c", 4, "c"),
      ("abcde", "ae", 6, "ae")],
 )
-def test_a_deadly_image_is_left_out_and_all_others_are_done(uris, deadly, deaths, left_out):
+def test_an_image_that_kills_its_process_is_left_out_and_all_others_are_done(uris, deadly, deaths, left_out):
     board, died = FakeBoard(), 0
     while True:
         try:
