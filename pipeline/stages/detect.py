@@ -139,9 +139,9 @@ class Detect:
         """Run the detector on these images and store what it finds; an empty result replaces no earlier one."""
         for start in range(0, len(indices), self._batch_size):
             chunk = indices[start : start + self._batch_size]
-            boxed = [letterbox(_turned(batch.pixels[i], rotation_deg), side_px) for i in chunk]
-            finds = self._detect_faces(np.stack([canvas for canvas, _ in boxed]))
-            for i, (_, canvas_to_turned), (boxes_canvas, scores) in zip(chunk, boxed, finds, strict=True):
+            letterboxed = [letterbox(_turned(batch.pixels[i], rotation_deg), side_px) for i in chunk]
+            detections = self._detect_faces(np.stack([canvas for canvas, _ in letterboxed]))
+            for i, (_, canvas_to_turned), (boxes_canvas, scores) in zip(chunk, letterboxed, detections, strict=True):
                 faces = self._select(
                     batch.records[i], batch.pixels[i], geometry.transform_boxes(canvas_to_turned, boxes_canvas),
                     scores, detect_pass, rotation_deg,

@@ -14,5 +14,5 @@ from pipeline.text import printable
         ("gnp.\u202ejpg \x9b2J caf\udce9", r"gnp.\u202ejpg \x9b2J caf\udce9"),
     ],
 )
-def test_no_name_moves_the_cursor(text, shown):
+def test_control_characters_are_escaped(text, shown):
     assert printable(text) == shown
