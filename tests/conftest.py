@@ -41,7 +41,8 @@ class Bucket:
         self.client.put_object(Bucket=self.name, Key=key, Body=content)
 
     def get(self, key: str) -> bytes:
-        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        content: bytes = self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        return content
 
     def keys(self) -> list[str]:
         return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])]

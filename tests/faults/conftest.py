@@ -41,7 +41,7 @@ FIGURES: list[tuple[str, dict[str, object]]] = []
 
 
 @pytest.fixture
-def figures(request) -> Callable[..., None]:
+def figures() -> Callable[..., None]:
     """Call it with a name and figures. They are printed at once, and again at the end of the session."""
 
     def record(name: str, **values: object) -> None:
@@ -55,7 +55,7 @@ def as_text(values: dict[str, object]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the figures of all tests."""
     if FIGURES:
         terminalreporter.section("faults")
@@ -166,7 +166,8 @@ def on_s3(s3_endpoint: str, ray_address: str, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(params=["on_disk", "on_s3"], ids=["disk", "S3"])
 def baseline(request: pytest.FixtureRequest) -> Baseline:
     """Images in a folder, then images in a bucket."""
-    return request.getfixturevalue(request.param)
+    baseline: Baseline = request.getfixturevalue(request.param)
+    return baseline
 
 
 def output_of(place: Place, folder: Path, name: str) -> str:

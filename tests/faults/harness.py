@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ STUB_ARGUMENTS = (
     "--detect-px", 160, "--second-pass-px", 0, "--batch-images", 4, "--detect-batch", 4, "--rows-per-file", 4,
 )
 IMAGES = 48
+REACH_S = 240
 
 
 def photos() -> Iterator[tuple[str, bytes]]:
@@ -78,7 +79,7 @@ class Place:
 class Job:
     """A job that was started, and its log."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     log: Path
 
     def printed(self) -> str:
@@ -135,7 +136,7 @@ class JobRunner:
 
     def start_and_reach(
         self, reached: Callable[[Job], bool], place: Place, *arguments: object, faults: Faults | None = None,
-        seconds: float = 240, **environment: str
+        **environment: str
     ) -> Job:
         """Start a job and wait until `reached` is true or the job has ended.
 
@@ -144,7 +145,7 @@ class JobRunner:
         """
         for _ in range(6):
             job = self.start(place, *arguments, faults=faults, **environment)
-            ended = not wait_until(lambda job=job: reached(job), job, seconds)
+            ended = not wait_until(partial(reached, job), job, REACH_S)
             if not (ended and "timed out during startup" in job.printed()):
                 return job
         raise AssertionError(f"Ray does not start: {job.printed()}")
@@ -194,7 +195,7 @@ def cluster(**head: object) -> Iterator[Cluster]:
         try:
             yield nodes
         finally:
-            nodes.shutdown()
+            nodes.shutdown()  # type: ignore[no-untyped-call]
     finally:
         os.environ.update({"PYTHONPATH": found} if found else {})
         if not found:
@@ -236,8 +237,8 @@ def assert_exact(place: Place, expected: Tables, tolerance: float = 0.0) -> None
     assert found.images.equals(expected.images), differing(found.images, expected.images)
     for name in expected.faces.column_names if tolerance else ():
         if pa.types.is_floating(expected.faces[name].type) or pa.types.is_fixed_size_list(expected.faces[name].type):
-            pair = [np.array(tables.faces[name].to_pylist(), np.float64) for tables in (found, expected)]
-            assert pair[0].shape == pair[1].shape and np.allclose(*pair, rtol=tolerance, atol=tolerance), name
+            ours, theirs = (np.array(tables.faces[name].to_pylist(), np.float64) for tables in (found, expected))
+            assert ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=tolerance, atol=tolerance), name
             found = Tables(found.images, found.faces.drop_columns([name]))
             expected = Tables(expected.images, expected.faces.drop_columns([name]))
     assert found.faces.equals(expected.faces), differing(found.faces, expected.faces)

@@ -64,6 +64,7 @@ class Faults:
 
     def count(self, name: str) -> int:
         """How often the event was recorded."""
+        assert self.marks is not None
         return len(list(Path(self.marks).glob(f"{name}-*")))
 
 
@@ -82,7 +83,8 @@ def locate_eyes(chips: Sequence[np.ndarray]) -> np.ndarray:
     """Level eyes, at the same place in every chip."""
     at = np.concatenate([np.full((6, 2), (0.4, 0.45)), np.full((6, 2), (0.6, 0.45))])
     sides = np.array([chip.shape[0] for chip in chips]).reshape(-1, 1, 1)
-    return (sides * at).astype(np.float32)
+    points: np.ndarray = sides * at
+    return points.astype(np.float32)
 
 
 def embed_crops(crops: np.ndarray) -> np.ndarray:
@@ -183,8 +185,10 @@ def main(argv: list[str]) -> int:
     """Run the main job with the stub models and the faults that STUB_FAULTS names."""
     faults = Faults(**json.loads(os.environ.get("STUB_FAULTS", "{}")))
     if faults.stale_s:
-        Lease.acquire.__func__.__kwdefaults__.update(stale_s=faults.stale_s, heartbeat_s=faults.stale_s / 6)
-    extract.Sink = partial(slow_sink, faults)
+        acquire: Any = Lease.acquire
+        acquire.__func__.__kwdefaults__.update(stale_s=faults.stale_s, heartbeat_s=faults.stale_s / 6)
+    job_module: Any = extract
+    job_module.Sink = partial(slow_sink, faults)
     return extract.main(argv, build_stages=partial(stub_builders, faults))
 
 

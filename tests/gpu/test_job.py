@@ -46,20 +46,20 @@ def on_cpu(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["decode+detect+keypoint+align+embed", "decode/detect/keypoint/align/embed"])
-def test_rows_agree_with_those_of_the_cpu(photos, on_cpu, tmp_path, layout):
+def test_rows_agree_with_those_of_the_cpu(photos: Path, on_cpu: Path, tmp_path: Path, layout: str) -> None:
     printed = extract(photos, tmp_path, "--device", "cuda", "--pools", layout)
     assert " GPU, " in printed
     assert_outputs_agree(tmp_path, on_cpu)
 
 
-def test_two_actors_share_a_gpu(photos, on_cpu, tmp_path):
+def test_two_actors_share_a_gpu(photos: Path, on_cpu: Path, tmp_path: Path) -> None:
     printed = extract(photos, tmp_path, "--device", "cuda", "--gpus", 1, "--pools",
                       "decode+detect+keypoint+align+embed:2", "--rows-per-file", 2)
     assert "2 × (1 CPU + 0.5 GPU, " in printed
     assert_outputs_agree(tmp_path, on_cpu)
 
 
-def test_batches_that_do_not_fit_the_gpu_change_no_row(photos, on_cpu, tmp_path):
+def test_batches_that_do_not_fit_the_gpu_change_no_row(photos: Path, on_cpu: Path, tmp_path: Path) -> None:
     """The actors get too little memory for the input of the detector alone."""
     batch = 256
     assert batch * 3 * RowSettings().detect_px ** 2 * 4 > GPU_BYTES

@@ -28,13 +28,14 @@ def little_memory() -> Iterator[None]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_the_batch_size_halves_until_the_batch_fits(little_memory):
+def test_the_batch_size_halves_until_the_batch_fits(little_memory: None) -> None:
     model = read_model(DEFAULT_WEIGHTS_DIR, "detector", "yolov8n")
     device = torch_device("cuda")
     network = load_network(detector_network(model.card), model.tensors()).eval().to(device)
 
     def detect(canvases: torch.Tensor) -> torch.Tensor:
-        return network(canvases.to(device).permute(0, 3, 1, 2).float() / 255)[0]
+        predictions: torch.Tensor = network(canvases.to(device).permute(0, 3, 1, 2).float() / 255)[0]
+        return predictions
 
     canvases = np.random.default_rng(0).integers(0, 256, (3, INPUT_PX, INPUT_PX, 3), np.uint8)
     batches = PaddedBatches(detect, TOO_LARGE)

@@ -33,10 +33,13 @@ def agreeing_share(faces: pa.Table, expected: pa.Table) -> float:
         for box, embedding in zip(boxes, embeddings, strict=True):
             if min(box[2:] - box[:2]) < MIN_FACE_PX:
                 continue
-            candidates, vectors = found.get(uri, (np.empty((0, 4)), None))
+            if uri not in found:
+                agreeing.append(False)
+                continue
+            candidates, vectors = found[uri]
             ious = box_iou(candidates, box)
-            best = int(ious.argmax()) if len(ious) else None
-            agreeing.append(best is not None and ious[best] >= MIN_IOU and vectors[best] @ embedding >= MIN_COSINE)
+            best = int(ious.argmax())
+            agreeing.append(bool(ious[best] >= MIN_IOU and vectors[best] @ embedding >= MIN_COSINE))
     assert agreeing, f"no face of {MIN_FACE_PX} px or more to compare"
     return float(np.mean(agreeing))
 
@@ -53,4 +56,5 @@ def box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     """IoU (n,) of boxes (n, 4) with one box, x1 y1 x2 y2."""
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     shared = sides.clip(0).prod(axis=1)
-    return shared / ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - shared)
+    ious: np.ndarray = shared / ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - shared)
+    return ious

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+import operator
 import os
 import random
 import struct
@@ -598,7 +599,7 @@ def bad_samples() -> Iterator[Sample]:
         rng = random.Random(extension)
         bits = {*rng.sample(range(8 * min(len(content), 200)), 12), *rng.sample(range(8 * len(content)), 20)}
         for bit in sorted(bits):
-            flipped = damaged(content, bit // 8, lambda byte, bit=bit: byte ^ (1 << bit % 8))
+            flipped = damaged(content, bit // 8, functools.partial(operator.xor, 1 << bit % 8))
             yield Sample(f"bit-{bit}-flipped.{extension}", flipped, any_damage(format))
     for extension in ("jpg", "progressive.jpg", "cmyk.jpg"):
         content = whole[extension][1]

@@ -17,10 +17,10 @@ import torch
 from models.embedder import build_embedder
 from models.eyes import build_keypointer
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
-from tests.support.photos import ZIDANE
+from tests.support.photos import ZIDANE, read_photo
 
 
-def card_fields(role: str, architecture: dict, **preprocessing: Any) -> dict:
+def card_fields(role: str, architecture: dict[str, Any], **preprocessing: Any) -> dict[str, Any]:
     return {
         "name": "tiny", "role": role, "architecture": architecture,
         "preprocessing": {"input_px": 112, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
@@ -49,7 +49,7 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 def zidane() -> np.ndarray:
     """A photo with two faces, BGR."""
-    return cv2.imread(str(ZIDANE))
+    return read_photo(ZIDANE)
 
 
 ZIDANE_BOXES = [[535.0, 225.0, 668.0, 450.0], [904.0, 80.0, 1060.0, 280.0]]     # drawn by hand

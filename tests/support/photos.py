@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
+_ULTRALYTICS = find_spec("ultralytics")      # it is not imported: that takes seconds
+assert _ULTRALYTICS and _ULTRALYTICS.origin
+ASSETS = Path(_ULTRALYTICS.origin).parent / "assets"
 ZIDANE = ASSETS / "zidane.jpg"      # two faces
 BUS = ASSETS / "bus.jpg"            # several
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """Pixels (h, w, 3) uint8, BGR."""
+    pixels = cv2.imread(str(path))
+    assert pixels is not None, path
+    return pixels
 
 
 def photos_in_sizes(longest_sides_px: Iterable[int]) -> dict[str, bytes]:
     """Names and contents: both photos in each size, an image without a face, and a broken file."""
     contents = {}
     for photo in (ZIDANE, BUS):
-        image = cv2.imread(str(photo))
+        image = read_photo(photo)
         for side_px in longest_sides_px:
             scale = side_px / max(image.shape)
             small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -55,17 +55,18 @@ def start_head(*arguments: str, port: int | None = None, **environment: str) -> 
             time.sleep(0.5)
         yield head
     finally:
-        below = psutil.Process(process.pid).children(recursive=True)
-        for each in [*below, process]:           # a clean stop takes half a minute
-            each.kill()
-        psutil.wait_procs(below, timeout=30)
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        for descendant in descendants:           # a clean stop takes half a minute
+            descendant.kill()
+        process.kill()
+        psutil.wait_procs(descendants, timeout=30)
         process.wait(30)
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def answers(dashboard: str) -> bool:
