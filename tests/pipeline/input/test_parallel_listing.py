@@ -263,7 +263,7 @@ def test_the_first_error_ends_all_threads():
 
     with pytest.raises(OSError, match="broken"):
         list(gather(named, 3))
-    assert all(alive.acquire(timeout=5) for _ in range(3))
+    assert all(alive.acquire(timeout=60) for _ in range(3))
 
 
 def test_threads_end_when_the_caller_stops():
@@ -279,4 +279,4 @@ def test_threads_end_when_the_caller_stops():
     results = gather(work, 1)
     assert next(results) == 1
     results.close()
-    assert ended.wait(5)
+    assert ended.wait(60)
