@@ -27,7 +27,7 @@ def match_faces(
     """`HIT`, `FALSE` or `NOT_COUNTED` for every detection (n, 4) of one image, (n,) int8; the best score comes first.
 
     A detection is a hit if the face of truth (m, 4) that it overlaps most, of those still free, has an IoU of min_iou
-    or more. That face is then taken. A detection that is no hit is not counted if it has this IoU with an ignored box
+    or more. That face is then taken. Any other detection is not counted if it has this IoU with an ignored box
     (k, 4), and false otherwise.
     """
     outcome = np.full(len(boxes_xyxy), FALSE, np.int8)

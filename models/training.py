@@ -133,7 +133,7 @@ def wing_loss(predicted: Tensor, wanted: Tensor, width: float, curvature: float)
 
 
 class TrainingError(UserError):
-    """The training cannot start or go on; the message has the reason."""
+    """The training cannot start or continue; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +357,7 @@ class _Run:
         raise TrainingError(f"{self._folder} holds a run with {there}, not {here}: take another --name")
 
     def _parts(self) -> dict[str, Any]:
-        """Everything with a state of its own, by its name in `last.pt`."""
+        """Every part with a state, by its name in `last.pt`."""
         return {"network": self._network, "loss": self._loss, "optimizer": self._optimizer, "cycle": self._cycle}
 
     def batches_left(self) -> range:

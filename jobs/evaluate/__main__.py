@@ -38,17 +38,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_detection(command: argparse.ArgumentParser) -> None:
-    """The options of `detection`."""
+    """The options of `detection`; the defaults are those of extract."""
+    defaults = RowSettings()
     command.add_argument("photos", type=Path, help="folder of photos, Parquet (file or folder) with image, boxes and "
                          f"perhaps ignored_boxes, {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name, boxes, perhaps ignored_boxes: "
                          "lists of x1, y1, x2, y2 in pixels (default: PHOTOS/boxes.parquet)")
     command.add_argument("--detector", default="yolov8n", help="name in the weights folder (default: %(default)s)")
-    command.add_argument("--input-px", type=canvas_px, default=RowSettings().detect_px,
+    command.add_argument("--input-px", type=canvas_px, default=defaults.detect_px,
                          help="side of the detector's input (default: %(default)s)")
-    command.add_argument("--min-score", type=share, default=0.35,
+    command.add_argument("--min-score", type=share, default=defaults.min_score,
                          help="threshold for recall and precision (default: %(default)s)")
-    command.add_argument("--nms-iou", type=share, default=0.5,
+    command.add_argument("--nms-iou", type=share, default=defaults.nms_iou,
                          help="boxes that overlap more are one face (default: %(default)s)")
     add_precision(command)
     add_common(command, "detector", "figures")

@@ -199,7 +199,7 @@ def numbered_batch(number: int, lessons: Lessons, args: argparse.Namespace) -> B
 
 
 def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Lessons, Faces]:
-    """The training data and the validation faces; what is costly is cached under --checkpoints."""
+    """The training data and the validation faces; decoded faces and vectors are cached under --checkpoints."""
     cache_dir = args.checkpoints / "embedder-data"
     cache_dir.mkdir(parents=True, exist_ok=True)
     validation = read_validation(args.data / "identities" / "val.parquet", cache_dir)

@@ -211,9 +211,8 @@ class LabelledFaces:
 def label_faces(data: Path, every: int, teacher: Path, cache: Path) -> LabelledFaces:
     """Faces with labels by the landmark network; cached in files named like `cache`. Raises TrainingError without any.
 
-    The label is not whole where the network's points of a face and of its mirror image differ, or where they differ
-    from the data's landmarks, as for profiles and sunglasses: then the landmarks count. Without landmarks such a face
-    is left out.
+    A label is not whole if the network's points of the face and of its mirror image differ, or if they differ from the
+    data's landmarks, as for profiles and sunglasses. Then the landmarks count; without landmarks the face is left out.
     """
     paths = [cache.with_suffix(f".{name}.npy") for name in ("images", "points", "whole")]
     if not paths[-1].exists():

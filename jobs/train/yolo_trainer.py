@@ -1,6 +1,6 @@
 """ultralytics' trainer, for our networks and data.
 
-It connects to no server, and it goes on from its last epoch. Its learning rate falls from batch to batch.
+It connects to no server and resumes from its last epoch. Its learning rate falls from batch to batch.
 """
 
 from __future__ import annotations

@@ -41,15 +41,15 @@ def test_frontal_faces(points: np.ndarray, expected: bool) -> None:
         ([(0, 0, 100, 120), (0, 0, 100, 100), (0, 0, 100, 999)], 105.72, (0.5, 0.3333)),      # medians
     ],
 )
-def test_the_template_by_medians(boxes, side: float, eyes_xy: tuple[float, float]) -> None:
+def test_the_template_is_made_of_medians(boxes, side: float, eyes_xy: tuple[float, float]) -> None:
     template = calibrate(np.stack([face()] * len(boxes)), np.array(boxes, np.float64))
     assert (template.box_side_px, template.eyes_in_box_xy) == (side, eyes_xy)
 
 
 @pytest.mark.parametrize(("nose_x", "code"), [(50.0, 0), (90.0, 2)], ids=["frontal", "profile"])
-def test_the_template_goes_into_the_cards_of_embedders(nose_x: float, code: int, tmp_path: Path, capsys) -> None:
+def test_the_template_is_written_into_the_embedders_cards(nose_x: float, code: int, tmp_path: Path, capsys) -> None:
     weights = tiny_weights(tmp_path / "weights")
-    points = face(nose_x) / (100, 60) * (156, 200) + (54, 30)             # in the box of the face on this part
+    points = face(nose_x) / (100, 60) * (156, 200) + (54, 30)             # in the face's box
     photo = zidane()[50:330, 850:1130]
     faces = pa.table({"image": [encoded(photo)], "points": [points.tolist()]})
     pq.write_table(faces, tmp_path / "faces.parquet")

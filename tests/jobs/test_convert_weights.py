@@ -13,7 +13,7 @@ from models.store import WeightsError, read_model
 
 
 class Evil:
-    """Unpickled, it writes the environment, the import path and the folder of its process to a file."""
+    """When unpickled, it writes its process's environment, import path and folder to a file."""
 
     def __init__(self, marker: Path) -> None:
         self._marker = marker
@@ -26,7 +26,7 @@ class Evil:
 
 @pytest.fixture
 def evil(tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint with code in it, and the file that appears when the code has run."""
+    """A checkpoint with code in it, and the file that the code would write."""
     marker = tmp_path / "it ran"
     torch.save({"model": Evil(marker)}, tmp_path / "evil.pt")
     return tmp_path / "evil.pt", marker
@@ -44,14 +44,14 @@ def test_code_in_an_unknown_file_does_not_run(evil, tmp_path: Path, capsys, opti
     assert not (tmp_path / "out").exists()
 
 
-def test_trusted_code_runs_apart_from_ours(evil, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_trusted_code_runs_in_a_separate_process(evil, tmp_path: Path, monkeypatch, capsys) -> None:
     file, marker = evil
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
     assert main([str(file), str(tmp_path / "out"), "--name", "x", "--trust"]) == 2
     assert "not an ultralytics checkpoint" in capsys.readouterr().err
-    environment, path, folder = ast.literal_eval(marker.read_text())         # it did run, as the user said
+    environment, path, folder = ast.literal_eval(marker.read_text())         # it ran, as --trust allows
     known = {"PATH", "HOME", "YOLO_OFFLINE", "YOLO_AUTOINSTALL", "YOLO_VERBOSE", "YOLO_CONFIG_DIR"}
-    # Beside what we give it, what Python and its libraries set of themselves.
+    # Other variables are set by Python and its libraries.
     assert {name for name in environment if "AWS" in name or "TOKEN" in name or "KEY" in name} == set()
     assert known <= environment.keys() and len(environment) < 20 and "a secret" not in environment.values()
     assert environment["HOME"] == environment["YOLO_CONFIG_DIR"] == folder != str(Path.cwd())
@@ -100,7 +100,7 @@ def test_other_networks_are_refused(tensors, message: str) -> None:
 
 
 @pytest.mark.parametrize("network", ["yolov8n", "yolov8s", "yolov8m"])
-def test_the_network_is_told_by_its_tensors(network: str) -> None:
+def test_the_network_is_found_by_its_tensors(network: str) -> None:
     tensors = network_tensors(build_network(network))
     found, kept = box_tensors(tensors)
     assert found == network

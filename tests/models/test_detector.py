@@ -18,7 +18,7 @@ SETTINGS = {"min_score": 0.5, "nms_iou": 0.5, "max_detections": 10}
 
 
 class FakeNetwork(torch.nn.Module):
-    """Answers every canvas with the same predictions, rows of centre x, y, width, height, score."""
+    """The same predictions for every canvas: rows of centre x, centre y, width, height, score."""
 
     def __init__(self, rows: list[list[float]]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def fake_detector(rows: list[list[float]], **changed: float) -> FaceDetector:
         ([[10, 10, 4, 8, 0.9]], {}, [[8, 6, 12, 14]], [0.9]),
         ([[10, 10, 4, 8, 0.5], [20, 20, 2, 2, 0.49]], {}, [[8, 6, 12, 14]], [0.5]),
         ([[10, 10, 4, 4, 0.6], [20, 20, 4, 4, 0.9]], {}, [[18, 18, 22, 22], [8, 8, 12, 12]], [0.9, 0.6]),
-        # shifted by a quarter of its width the second overlaps the first at IoU 0.6
+        # the second box is shifted by a quarter of its width: IoU 0.6
         ([[10, 10, 8, 8, 0.9], [12, 10, 8, 8, 0.8]], {}, [[6, 6, 14, 14]], [0.9]),
         ([[10, 10, 8, 8, 0.9], [12, 10, 8, 8, 0.8]], {"nms_iou": 0.7}, [[6, 6, 14, 14], [8, 6, 16, 14]], [0.9, 0.8]),
         ([[10, 10, 4, 4, 0.6], [20, 20, 4, 4, 0.9]], {"max_detections": 1}, [[18, 18, 22, 22]], [0.9]),
@@ -67,7 +67,7 @@ def test_predictions_become_faces(rows, changed, boxes, scores) -> None:
         assert found_scores.tolist() == pytest.approx(scores)
 
 
-def test_no_canvases_have_no_faces() -> None:
+def test_no_canvases_give_no_faces() -> None:
     assert fake_detector([[10, 10, 4, 8, 0.9]])(canvases(0)) == []
 
 
@@ -119,7 +119,7 @@ def test_the_shipped_detector_finds_the_faces_of_a_photo(photos: list[np.ndarray
     assert (box_iou(by_eye, image_boxes).max(axis=1) > 0.5).all()
 
 
-def test_a_canvas_has_the_same_faces_in_any_company(photos: list[np.ndarray]) -> None:
+def test_a_canvas_has_the_same_faces_in_any_batch(photos: list[np.ndarray]) -> None:
     views = [letterbox(photo[top:, left:], 320)[0] for photo in photos for top in (0, 40) for left in (0, 30, 60, 90)]
     stack = np.stack(views)
     stack.flags.writeable = False
@@ -128,8 +128,8 @@ def test_a_canvas_has_the_same_faces_in_any_company(photos: list[np.ndarray]) ->
     assert sum(len(scores) for _, scores in found) >= 16
 
     order = np.random.default_rng(0).permutation(16)
-    for company in (order, [3, 4]):             # the same batch shape: bit-equal
-        for i, (boxes, scores) in zip(company, together(stack[company]), strict=True):
+    for batch in (order, [3, 4]):             # the same batch shape: bit-equal
+        for i, (boxes, scores) in zip(batch, together(stack[batch]), strict=True):
             assert np.array_equal(boxes, found[i][0])
             assert np.array_equal(scores, found[i][1])
 
@@ -142,15 +142,15 @@ def test_a_canvas_has_the_same_faces_in_any_company(photos: list[np.ndarray]) ->
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
-def test_networks_have_names() -> None:
+def test_an_unknown_network_is_refused() -> None:
     with pytest.raises(WeightsError, match="one of yolov8n, yolov8s, yolov8m, got 'yolov8x'"):
         build_network("yolov8x")
 
 
 @pytest.mark.parametrize("network", ["yolov8n", "yolov8s"])
-def test_only_the_networks_own_tensors_load(network: str) -> None:
+def test_tensors_of_another_network_are_refused(network: str) -> None:
     tensors = network_tensors(build_network(network))
-    assert len(tensors) == 355 - 57             # the 57 counters of the batch norms are left out
+    assert len(tensors) == 355 - 57             # without the 57 counters of the batch norms
     assert network_tensors(load_network(network, tensors)).keys() == tensors.keys()
     name = "model.22.cv3.0.2.weight"
     of_two_classes = torch.zeros(2, *tensors[name].shape[1:])
@@ -170,7 +170,7 @@ def test_a_card_with_another_preprocessing_is_refused(tmp_path: Path) -> None:
         load_detector(read_model(tmp_path, "detector", "odd"), device="cpu", batch_size=1, **SETTINGS)
 
 
-def test_ultralytics_stays_offline_quiet_and_out_of_the_home(tmp_path: Path) -> None:
+def test_ultralytics_is_offline_and_quiet_and_writes_nothing_to_the_home(tmp_path: Path) -> None:
     code = """
 import os, socket, sys
 def refuse(*args, **kwargs):

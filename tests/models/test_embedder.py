@@ -32,7 +32,7 @@ def card_fields(**changes) -> dict:
 
 
 class LeftEdge(nn.Module):
-    """The first channel's top-left and top-right pixel: a network whose answers are known."""
+    """A network with known answers: the top left and the top right pixel of the first channel."""
 
     def forward(self, faces):
         return torch.stack([faces[:, 0, 0, 0], faces[:, 0, 0, -1]], dim=1)
@@ -70,7 +70,7 @@ def test_crops_of_another_size_are_refused() -> None:
         embed(np.zeros((1, 96, 96, 3), np.uint8))
 
 
-def test_input_spans_minus_one_to_one() -> None:
+def test_the_input_is_in_minus_one_to_one() -> None:
     faces = faces_to_input(torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3))
     assert faces.shape == (1, 3, 1, 1)
     assert torch.allclose(faces.flatten(), torch.tensor([-1.0, -0.6, 1.0]))
@@ -93,7 +93,7 @@ def test_resnets_by_name(name: str, width: int, blocks: int, last_channels: int)
     [{"network": "resnet18"}, {"network": "resnet19", "width": 64}, {"network": "edgenext_x_small", "width": 2},
      {"network": "vit", "width": 64}],
 )
-def test_an_unknown_architecture_is_named(architecture: dict) -> None:
+def test_an_unknown_architecture_is_refused(architecture: dict) -> None:
     with pytest.raises(WeightsError, match="known: resnet18"):
         build_embedder(architecture)
 
@@ -119,7 +119,7 @@ def test_tensors_of_another_network_are_refused(tmp_path: Path) -> None:
     ("path", "architecture"),
     [(START, {"network": "resnet18", "width": 32}), (EDGEFACE, {"network": "edgenext_x_small"})],
 )
-def test_the_starting_weights_fit(path: Path, architecture: dict) -> None:
+def test_our_start_weights_fit_the_networks(path: Path, architecture: dict) -> None:
     if not path.exists():
         pytest.skip(f"{path} is not here")
     missing, unknown = build_embedder(architecture).load_state_dict(safetensors.torch.load_file(path), strict=False)

@@ -14,7 +14,7 @@ SMALL = {"network": "resnet18", "width": 4, "input_px": 64}
 
 
 class BrightestPixel(nn.Module):
-    """Every point at the centre of the brightest pixel of the input: a network whose answers are known."""
+    """A network with known answers: every point is at the centre of the brightest pixel."""
 
     def forward(self, inputs):
         side = inputs.shape[-1]
@@ -39,12 +39,12 @@ def chip_with_spot(side: int, left: int, top: int, size: int) -> np.ndarray:
     ("input_px", "chip_fraction", "side", "spot", "expected"),
     [
         (8, 1.0, 8, (3, 5, 1), (3.5, 5.5)),        # as it is
-        (8, 1.0, 16, (4, 8, 2), (5.0, 9.0)),       # halved: the spot's two pixels become one, its centre between them
+        (8, 1.0, 16, (4, 8, 2), (5.0, 9.0)),       # halved: two pixels of the spot become one
         (16, 0.5, 32, (8, 9, 1), (8.5, 9.5)),      # the middle half starts at 8
         (8, 0.5, 32, (10, 20, 2), (11.0, 21.0)),   # both
     ],
 )
-def test_points_come_back_in_chip_pixels(input_px, chip_fraction, side, spot, expected) -> None:
+def test_points_are_in_chip_pixels(input_px, chip_fraction, side, spot, expected) -> None:
     points = keypointer(input_px, chip_fraction)([chip_with_spot(side, *spot)])
     assert points.dtype == np.float32
     assert np.allclose(points, np.broadcast_to(expected, (1, 12, 2)))
@@ -78,7 +78,7 @@ def test_the_middle_of_a_chip(side: int, fraction: float, expected: tuple[int, i
     assert view.shape[0] == view.shape[1]
 
 
-def test_shrinking_averages() -> None:
+def test_shrinking_an_image_averages_its_pixels() -> None:
     image = np.array([[[0], [255]], [[255], [0]]], np.uint8).repeat(3, 2)
     assert np.abs(resize(image, 1).astype(int) - 127.5).max() <= 0.5
 
@@ -94,12 +94,12 @@ def test_networks_by_name(name: str, last_channels: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", [{}, {"network": "resnet50", "width": 64}, SMALL | {"network": "resnet9"}])
-def test_an_unknown_architecture_is_named(architecture: dict) -> None:
+def test_an_unknown_architecture_is_refused(architecture: dict) -> None:
     with pytest.raises(WeightsError, match="each with width and input_px"):
         build_keypointer(architecture)
 
 
-def test_a_stored_keypointer(tmp_path: Path) -> None:
+def test_a_stored_keypointer_gives_the_same_points_in_any_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     fields = {
         "name": "tiny", "role": "keypointer", "architecture": SMALL,

@@ -53,13 +53,13 @@ def test_box_iou(ours, others, iou) -> None:
         (boxes(), boxes(SQUARE), boxes(), []),
         (boxes(SQUARE), boxes(), boxes(), [FALSE]),
         (boxes(SQUARE), boxes(SQUARE), boxes(), [HIT]),
-        # the second find of a face is false, also when it fits better
+        # the second detection of a face is false, even if it fits better
         (boxes((0, 0, 10, 8), SQUARE), boxes(SQUARE), boxes(), [HIT, FALSE]),
         # the best free face: IoU 1 with the second, 2/3 with the first
         (boxes((2, 0, 12, 10), SQUARE), boxes(SQUARE, (2, 0, 12, 10)), boxes(), [HIT, HIT]),
         (boxes(SQUARE, (20, 20, 30, 30), (20, 21, 30, 30)), boxes(SQUARE), boxes((20, 20, 30, 30)),
          [HIT, NOT_COUNTED, NOT_COUNTED]),
-        # a face counts although it lies on an ignored box; IoU 0.4 does not
+        # a face in an ignored box counts; a detection with IoU 0.4 is false
         (boxes(SQUARE, (0, 0, 10, 4)), boxes(SQUARE), boxes(SQUARE), [HIT, FALSE]),
     ],
     ids=["no find", "no face", "hit", "twice", "best face", "ignored", "face before ignored"],
@@ -69,10 +69,10 @@ def test_match_faces(found, truth, ignored, outcome) -> None:
 
 
 SCORES = np.array([0.7, 0.9, 0.8, 0.6])
-OUTCOME = np.array([HIT, HIT, FALSE, NOT_COUNTED])     # by score: hit, false, hit, and one that does not count
+OUTCOME = np.array([HIT, HIT, FALSE, NOT_COUNTED])     # by score: hit, false, hit, not counted
 
 
-def test_precision_recall_go_down_the_scores() -> None:
+def test_precision_and_recall_by_descending_score() -> None:
     precision, recall, ordered = precision_recall(SCORES, OUTCOME, 4)
     assert precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
     assert recall.tolist() == pytest.approx([1 / 4, 1 / 4, 2 / 4])
@@ -86,9 +86,9 @@ def test_precision_recall_go_down_the_scores() -> None:
         ([], [], 0, 0.0),
         ([0.9], [HIT], 1, 1.0),
         ([0.9], [FALSE], 1, 0.0),
-        # precision, made monotonic: 1 up to recall 1/4, then 2/3 up to 2/4
+        # monotonic precision: 1 up to recall 1/4, then 2/3 up to 2/4
         (SCORES, OUTCOME, 4, 1 / 4 + 2 / 3 / 4),
-        # a false find before the hits: precision 1/2, 2/3, made 2/3 throughout
+        # a false detection before the hits: precision 1/2, 2/3; monotonic 2/3, 2/3
         ([0.9, 0.8, 0.7], [FALSE, HIT, HIT], 2, 2 / 3),
     ],
 )
@@ -127,7 +127,7 @@ def test_pair_cosines(vectors, people, cosines, same) -> None:
 def test_tpr_at_fpr() -> None:
     cosines = np.array([0.9, 0.1, 0.5, 0.2, 0.3, 0.7, 0.35, 0.0])
     same = np.array([True, False, True, False, False, False, True, False])
-    # different people: 0 0.1 0.2 0.3 0.7; a fifth of them lies above 0.3, two fifths above 0.2, none above 0.7
+    # different people: 0 0.1 0.2 0.3 0.7; a fifth is above 0.3, two fifths are above 0.2, none is above 0.7
     rates = tpr_at_fpr(cosines, same, (0.0, 0.2, 0.4))
     assert rates == {0.0: (pytest.approx(1 / 3), 0.7), 0.2: (1.0, 0.3), 0.4: (1.0, 0.2)}
     with pytest.raises(ValueError, match="0 same and 2 different"):
@@ -135,18 +135,18 @@ def test_tpr_at_fpr() -> None:
 
 
 def test_roc_curve() -> None:
-    negatives = np.arange(10) / 10                   # the n-th highest lets n − 1 of ten through
+    negatives = np.arange(10) / 10                   # n − 1 of ten are above the n-th highest
     cosines, same = np.concatenate([negatives, [0.85, 0.45]]), np.arange(12) >= 10
     fprs, tprs = roc_curve(cosines, same, 1e-4)
     assert (len(fprs), fprs[0], fprs[-1]) == (200, 0.1, 1.0)      # starts at one of the ten pairs
     assert tprs[0] == 0.5                            # one above 0.85: the threshold is 0.8
-    assert tprs[fprs < 0.49].max() == 0.5            # four above 0.45 let the second through at a half
+    assert tprs[fprs < 0.49].max() == 0.5            # five are above 0.45: the second positive counts from 0.5
     assert tprs[fprs > 0.51].tolist() == [1.0] * int((fprs > 0.51).sum())
     assert roc_curve(cosines, same, 0.2)[0][0] == pytest.approx(0.2)
 
 
 def eyes(outer_px: float, *, shift: tuple[float, float] = (0.0, 0.0), first_only: bool = False) -> np.ndarray:
-    """Twelve points on a line between the outer corners, which lie outer_px apart; moved by shift, or only point 0."""
+    """Twelve points on a line; the outer corners are outer_px apart. shift moves all points, or only the first."""
     points = np.stack([np.linspace(0, 1, 12), np.zeros(12)], 1)
     points[[9, 11]] = points[[11, 9]]                # point 9 is the outer corner of the eye on the right
     points = points * outer_px
@@ -161,7 +161,7 @@ def eyes(outer_px: float, *, shift: tuple[float, float] = (0.0, 0.0), first_only
         ([eyes(50)], [eyes(50)], (0, 0, 0)),
         ([eyes(50, shift=(3, 4))], [eyes(50)], (0.1, 0.1, 0)),            # 5 of 50; not above 10%
         ([eyes(50, shift=(6, 8))], [eyes(50)], (0.2, 0.2, 1)),
-        # one point of twelve by 6 of 50; its eye's centre by 1 of 50, the other's by none
+        # one of twelve points is off by 6 of 50, so the centre of its eye is off by 1 of 50
         ([eyes(50, shift=(0, 6), first_only=True)], [eyes(50)], (0.01, 0.01, 0)),
         ([eyes(50), eyes(100, shift=(0, 30))], [eyes(50), eyes(100)], (0.15, 0.15, 0.5)),
     ],
@@ -171,7 +171,7 @@ def test_eye_errors(predicted, wanted, expected) -> None:
     assert (errors["nme"], errors["centres"], errors["failures"]) == pytest.approx(expected)
 
 
-def test_the_error_of_every_face() -> None:
+def test_face_nme() -> None:
     predicted = np.stack([eyes(50), eyes(100, shift=(0, 30))])
     assert face_nme(predicted, np.stack([eyes(50), eyes(100)])).tolist() == pytest.approx([0, 0.3])
 
@@ -181,7 +181,7 @@ def test_the_error_of_every_face() -> None:
     [
         ([np.inf], 0, 0, 0),
         ([0.0], 1, 1, 1),
-        ([0.05], 1, 1, 0.5),                          # a step half-way to the limit; the limit itself is included
+        ([0.05], 1, 1, 0.5),                          # half of the limit
         ([0.1], 0, 1, 0),
         ([0.02, 0.06, np.inf, 0.3], 0.25, 0.5, (0.8 + 0.4) / 4),
     ],
@@ -202,10 +202,10 @@ def test_eye_errors_need_faces_of_twelve_points(shape) -> None:
 @pytest.mark.parametrize(
     ("cosines", "same", "folds", "expected"),
     [
-        # told apart without error: the threshold is half-way between 0.2 and 0.8
+        # no error: the threshold is half-way between 0.2 and 0.8
         ([0.8, 0.9, 0.1, 0.2], [1, 1, 0, 0], 2, (1.0, 0.0, 1.0, 0.5)),
-        # folds (0.9 same, 0.1 different) and (0.3 same, 0.4 different): the first teaches 0.5, which gets 0.4 right,
-        # the second to call all the same, which gets 0.9 right; over all, the lowest of the best thresholds is 0.2
+        # Folds (0.9 same, 0.1 different) and (0.3 same, 0.4 different). The threshold of the first, 0.5, is right for
+        # 0.4; that of the second calls all pairs same and is right for 0.9. Of all best thresholds the lowest is 0.2.
         ([0.9, 0.3, 0.1, 0.4], [1, 1, 0, 0], 2, (0.5, 0.0, 0.75, 0.2)),
     ],
 )

@@ -8,7 +8,7 @@ from models.padded_batches import PaddedBatches
 
 
 class RowSums:
-    """A network that adds up each row, notes the batches it saw, and has room for so many rows only."""
+    """A network that sums each row and records its batches. More than `room` rows are out of memory."""
 
     def __init__(self, room: int = 100) -> None:
         self.batches: list[list[list[int]]] = []
@@ -44,7 +44,7 @@ def test_every_batch_has_the_same_shape(count: int, outputs, batches) -> None:
     assert model.batches == batches
 
 
-def test_a_full_device_halves_the_batch_for_good() -> None:
+def test_out_of_memory_halves_the_batch_size_for_good() -> None:
     model = RowSums(room=2)
     run = PaddedBatches(model, 8)
     assert run(rows(5)).flatten().tolist() == [3, 7, 11, 15, 19]
@@ -54,7 +54,7 @@ def test_a_full_device_halves_the_batch_for_good() -> None:
     assert [len(batch) for batch in model.batches] == [2] * 5
 
 
-def test_no_room_for_a_single_input_is_an_error() -> None:
+def test_out_of_memory_with_one_input_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         PaddedBatches(RowSums(room=0), 4)(rows(1))
 
@@ -64,6 +64,6 @@ def test_no_gradients_are_kept() -> None:
     assert not PaddedBatches(lambda batch: batch.float() @ weight, 2)(rows(1)).requires_grad
 
 
-def test_a_batch_holds_something() -> None:
+def test_a_batch_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         PaddedBatches(RowSums(), 0)

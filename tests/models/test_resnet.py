@@ -9,7 +9,7 @@ from models.resnet import RESNETS, deepened, residual_stages
 
 
 @pytest.mark.parametrize("name", sorted(RESNETS))
-def test_the_stages_are_torchvisions(name: str) -> None:
+def test_the_stages_have_the_shapes_of_torchvision(name: str) -> None:
     stages, channels = residual_stages(name, 64)
     theirs = getattr(torchvision.models, name)()
     blocks = [*theirs.layer1, *theirs.layer2, *theirs.layer3, *theirs.layer4]
@@ -36,7 +36,7 @@ def test_maps_shrink_by_eight_and_width_scales() -> None:
     [("resnet18", "resnet34", "bn2"), ("resnet50", "resnet101", "bn3"), ("resnet34", "resnet18", None),
      ("resnet18", "resnet18", None), ("resnet34", "resnet50", None)],
 )
-def test_a_deeper_network_begins_as_the_shallower(start: str, network: str, last_norm: str | None) -> None:
+def test_a_deeper_network_first_computes_the_same(start: str, network: str, last_norm: str | None) -> None:
     torch.manual_seed(1)
     shallow, deep = FaceResNet(start, 4).eval(), FaceResNet(network, 4).eval()
     for norm in (m for m in shallow.modules() if isinstance(m, torch.nn.BatchNorm2d)):
@@ -55,7 +55,7 @@ def test_a_deeper_network_begins_as_the_shallower(start: str, network: str, last
         assert torch.equal(deep(faces), shallow(faces))
 
 
-def test_only_resnets_of_one_width_grow() -> None:
+def test_other_networks_are_not_deepened() -> None:
     deep = FaceResNet("resnet34", 4).state_dict()
     assert deepened({"body": torch.zeros(1), "body.x": torch.zeros(1)}, deep).keys() == {"body", "body.x"}
     grown = deepened(FaceResNet("resnet18", 8).state_dict(), deep)

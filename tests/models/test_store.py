@@ -62,12 +62,12 @@ def test_a_saved_model_reads_back_as_float32(tmp_path: Path, tensors, half, stor
     assert header.get("weight", {}).get("dtype") == stored_dtype
 
 
-def test_only_the_two_files_are_left_in_the_folder(tmp_path: Path) -> None:
+def test_saving_leaves_only_the_two_files(tmp_path: Path) -> None:
     save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["detector-tiny.json", "detector-tiny.safetensors"]
 
 
-def test_figures_measured_later_go_into_the_card(tmp_path: Path) -> None:
+def test_a_card_can_get_new_figures(tmp_path: Path) -> None:
     card = save(tmp_path)
     write_card(tmp_path, replace(card, metrics={"recall": 0.9}))
     read = read_card(tmp_path, "detector", "tiny")
@@ -110,12 +110,12 @@ def test_any_change_of_the_tensors_changes_the_digest(tmp_path: Path, other) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x02\0\0\0\0\0\0\0[]", b'\x08\0\0\0\0\0\0\0{"a": 1}'])
-def test_bytes_that_are_no_safetensors_file_are_refused(content: bytes) -> None:
+def test_other_bytes_than_a_safetensors_file_are_refused(content: bytes) -> None:
     with pytest.raises(WeightsError, match="not a safetensors file"):
         tensors_digest(content)
 
 
-def test_a_missing_model_names_those_that_are_there(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_model_lists_the_others(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="holds no detector"):
         read_card(tmp_path, "detector", "tiny")
     save(tmp_path)
@@ -154,7 +154,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         ({"colour": 1}, "does not know: colour"),
     ],
 )
-def test_a_wrong_card_is_refused_by_name(tmp_path: Path, changed, message: str) -> None:
+def test_the_error_for_a_wrong_card_names_the_file(tmp_path: Path, changed, message: str) -> None:
     save(tmp_path)
     rewrite_card(tmp_path, **changed)
     with pytest.raises(WeightsError, match=message) as error:
@@ -163,8 +163,8 @@ def test_a_wrong_card_is_refused_by_name(tmp_path: Path, changed, message: str) 
 
 
 @pytest.mark.parametrize("digest", ["sha256", "tensors_sha256"])
-def test_a_known_card_with_another_digest_vouches_for_nothing(tmp_path: Path, digest: str) -> None:
-    """The tensors are hashed, and do not match the card here."""
+def test_tensors_are_hashed_if_the_known_card_differs(tmp_path: Path, digest: str) -> None:
+    """The card on this machine does not match its tensors."""
     known = replace(save(tmp_path), **{digest: "1" * 64})
     rewrite_card(tmp_path, tensors_sha256="0" * 64)
     with pytest.raises(WeightsError, match="mend the card"):
@@ -174,14 +174,14 @@ def test_a_known_card_with_another_digest_vouches_for_nothing(tmp_path: Path, di
 @pytest.mark.parametrize(
     ("text", "message"), [("", "not JSON"), ("[]", "an object is expected"), ("{}", "architecture, command")]
 )
-def test_a_file_that_is_no_card_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_another_file_than_a_card_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "detector-tiny.json").write_text(text)
     with pytest.raises(WeightsError, match=message):
         read_card(tmp_path, "detector", "tiny")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a@b", "a b"])
-def test_a_name_is_a_word(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_not_a_word_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="name must be a word"):
         save(tmp_path, name=name)
 
@@ -197,20 +197,20 @@ def test_the_driver_reads_cards_without_torch(tmp_path: Path) -> None:
     assert ended.stdout.strip() == "[]"
 
 
-def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
+def test_a_local_weights_folder_is_not_copied(tmp_path: Path) -> None:
     assert fetch_weights(tmp_path, tmp_path / "cache") == tmp_path
     assert not (tmp_path / "cache").exists()
     with pytest.raises(WeightsError, match="not a folder"):
         fetch_weights(tmp_path / "missing", tmp_path / "cache")
 
 
-def test_a_bucket_folder_is_copied_once_and_mended(tmp_path: Path, bucket) -> None:
+def test_weights_in_a_bucket_are_copied_once_and_again_if_damaged(tmp_path: Path, bucket) -> None:
     with pytest.raises(WeightsError, match="holds no model card"):
         fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")
     card = save(tmp_path / "made")
     for path in (tmp_path / "made").iterdir():
         bucket.put(f"weights/{path.name}", path.read_bytes())
-    bucket.put("weights/deeper/detector-other.json", b"{}")      # another folder: not ours
+    bucket.put("weights/deeper/detector-other.json", b"{}")      # in a folder below
 
     local = fetch_weights(f"{bucket.uri}/weights/", tmp_path / "cache")
     assert read_card(local, "detector", "tiny") == card
@@ -219,12 +219,12 @@ def test_a_bucket_folder_is_copied_once_and_mended(tmp_path: Path, bucket) -> No
     assert read_card(local, "detector", "tiny") == card
 
     bucket.client.delete_object(Bucket=bucket.name, Key=f"weights/{card.file_name}")
-    fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")    # they are here already: not asked for again
+    fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")    # the weights are here: the bucket is not asked
     with pytest.raises(WeightsError, match="cannot copy"):
         fetch_weights(f"{bucket.uri}/weights", tmp_path / "new cache")
 
 
-def test_one_model_of_a_bucket_is_copied_alone(tmp_path: Path, bucket) -> None:
+def test_one_model_can_be_copied_from_a_bucket(tmp_path: Path, bucket) -> None:
     save(tmp_path / "made")
     save(tmp_path / "made", name="other")
     for path in (tmp_path / "made").iterdir():
@@ -237,8 +237,8 @@ def test_one_model_of_a_bucket_is_copied_alone(tmp_path: Path, bucket) -> None:
         fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache", "detector-third")
 
 
-def test_processes_of_one_machine_copy_weights_once(tmp_path: Path, bucket) -> None:
-    """Four at the same moment: all find the very file that the first one wrote."""
+def test_of_four_processes_one_copies_the_weights(tmp_path: Path, bucket) -> None:
+    """They start at the same moment, and all find the same file."""
     save(tmp_path / "made")
     for path in (tmp_path / "made").iterdir():
         bucket.put(f"weights/{path.name}", path.read_bytes())

@@ -89,8 +89,8 @@ EYE = torch.eye(3)
     ("vectors", "targets", "people", "expected"),
     [
         (EYE[:2] * 7, EYE[:2], [-1, -1], 0.0),                       # length does not matter
-        (EYE[[1, 0]], EYE[:2], [-1, -1], 10.0),                      # both at right angles, the cosine matrix is right
-        # second vector onto the first: cosines 1 and 0, matrix off by 1 in two of four places
+        (EYE[[1, 0]], EYE[:2], [-1, -1], 10.0),                      # right angles to the targets; the matrix is right
+        # the second vector equals the first: cosines 1 and 0; two of four values in the matrix are off by 1
         (EYE[[0, 0]], EYE[:2], [-1, -1], 10 * 0.5 + 20 * 0.5),
     ],
 )
@@ -99,17 +99,17 @@ def test_distillation(vectors, targets, people, expected: float) -> None:
     assert float(loss(vectors, targets, targets, torch.tensor(people)).detach()) == pytest.approx(expected, abs=1e-5)
 
 
-def test_without_distillation_people_alone_count() -> None:
+def test_without_distillation_only_arcface_counts() -> None:
     loss = EmbedderLoss(EYE, arcface_weight=1.0, distil=False)
     nothing = torch.zeros(2, 1)
     assert float(loss(EYE[:2], nothing, nothing, torch.tensor([-1, -1])).detach()) == 0
     assert float(loss(EYE[:2], nothing, nothing, torch.tensor([2, 2])).detach()) > 10
 
 
-def test_arcface_of_known_people_only() -> None:
+def test_arcface_leaves_unknown_people_out() -> None:
     loss = EmbedderLoss(EYE * 3, arcface_weight=2.0)
     value = float(loss(EYE[:2], EYE[:2], EYE[:2], torch.tensor([-1, 1])).detach())
-    # person 1 sits on its centre: logits 32·cos(0.3), 0, 0 (the arc is cut at 1 − 1e-6, hence the tolerance)
+    # person 1 is at its centre: logits 32·cos(0.3), 0, 0; the cosine is clipped at 1 − 1e-6, hence the tolerance
     own = 32 * math.cos(0.3)
     assert value == pytest.approx(2 * (math.log(math.exp(own) + 2) - own), abs=1e-3)
     wrong = float(loss(EYE[:2], EYE[:2], EYE[:2], torch.tensor([-1, 2])).detach())
@@ -117,7 +117,7 @@ def test_arcface_of_known_people_only() -> None:
 
 
 @pytest.mark.parametrize(("keep_start", "expected"), [(0.0, 8.0), (0.25, 6.0), (1.0, 0.0)])
-def test_the_start_is_averaged_in(keep_start: float, expected: float) -> None:
+def test_average_with_the_start(keep_start: float, expected: float) -> None:
     start = {"weight": torch.tensor([0.0]), "counter": torch.tensor(1)}
     trained = {"weight": torch.tensor([8.0]), "counter": torch.tensor(5)}
     averaged = average_tensors(start, trained, keep_start)
@@ -144,10 +144,10 @@ class NoLossParameters(nn.Module):
 
 @pytest.mark.parametrize(
     ("weight", "wanted", "loss", "moved"),
-    [(2.0, 0.0, 4.0, 2.0 - 0.1 * 4.0),           # gradient 2·2, below the cut
-     (0.0, 100.0, 1e4, 0.5)],                    # gradient −200, cut to −5
+    [(2.0, 0.0, 4.0, 2.0 - 0.1 * 4.0),           # gradient 2·2, not clipped
+     (0.0, 100.0, 1e4, 0.5)],                    # gradient −200, clipped to −5
 )
-def test_a_step_goes_downhill_no_gradient_beyond_five(weight, wanted, loss, moved) -> None:
+def test_a_step_follows_the_gradient_clipped_at_five(weight, wanted, loss, moved) -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, weight)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -157,8 +157,8 @@ def test_a_step_goes_downhill_no_gradient_beyond_five(weight, wanted, loss, move
     assert float(network.weight.detach()) == pytest.approx(moved, rel=1e-3)
 
 
-def test_gradients_that_are_no_numbers_show_in_the_loss() -> None:
-    """A process whose own loss is fine learns from the shared gradients that another's was not."""
+def test_a_nan_gradient_makes_the_loss_nan() -> None:
+    """Processes share gradients: so each learns of a NaN in another one."""
     network = nn.Linear(1, 1, bias=False)
     network.weight.register_hook(lambda gradient: gradient * math.nan)
     objective = Objective(network, NoLossParameters(), "float32")
@@ -166,7 +166,7 @@ def test_gradients_that_are_no_numbers_show_in_the_loss() -> None:
     assert math.isnan(float(train_step(objective, optimizer, torch.ones(1, 1), (torch.ones(1, 1),))))
 
 
-def test_the_loss_sees_float32_of_a_bfloat16_network() -> None:
+def test_the_loss_of_a_bfloat16_network_is_computed_in_float32() -> None:
     seen = []
 
     class Spy(nn.Module):
@@ -189,7 +189,7 @@ def test_emulated_bfloat16_is_refused(precision, native, refused, monkeypatch: p
         check_precision(precision, torch.device("cpu"))
 
 
-def test_a_start_without_counters_in_half_precision(tmp_path: Path) -> None:
+def test_a_start_may_lack_counters_and_have_half_precision(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     tensors = {name: t.half() for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     tensors["0.weight"] = torch.full((2, 2), 0.5).half()
@@ -200,7 +200,7 @@ def test_a_start_without_counters_in_half_precision(tmp_path: Path) -> None:
         load_start(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "start.safetensors")
 
 
-def test_a_start_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
+def test_a_start_that_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "start.safetensors").write_bytes(b"something else")
     with pytest.raises(TrainingError, match=r"start\.safetensors is not a safetensors file"):
         load_start(nn.Linear(1, 1), tmp_path / "start.safetensors")
@@ -208,7 +208,7 @@ def test_a_start_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rank", "order"), [(0, ["body", "barrier"]), (1, ["barrier", "body"])])
 @pytest.mark.parametrize("fails", [False, True])
-def test_other_processes_do_not_wait_for_a_first_one_that_fails(
+def test_other_processes_do_not_wait_if_the_first_fails(
     rank: int, order: list[str], fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened = []
@@ -229,7 +229,7 @@ def run(
     folder: Path, *, steps: int = 8, stop_at: int | None = None, lr: float = 0.1, patience: int | None = None,
     spoil: float = 0.0, spoil_measure: float = 0.0, threads: int = 1,
 ) -> tuple[dict, nn.Module, list[int]]:
-    """Fit y = 3 x by one weight; every second step is evaluated."""
+    """Fit y = 3 x with one weight; evaluate after every second step."""
     torch.manual_seed(0)
     network = nn.Linear(1, 1, bias=False)
     asked = []
@@ -253,7 +253,7 @@ def run(
     return dict(best), network, asked
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_like_a_run_without_a_stop(tmp_path: Path) -> None:
     best, network, asked = run(tmp_path / "whole")
     assert asked == list(range(8))
     with pytest.raises(StoppedError):
@@ -266,8 +266,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ["6,0.1,0.2,0.0\r\n", "6,0.1,0.2,0.0\r\n8,0.1,0.2,0.0\r\n", "6,0.", "6"])
-def test_a_row_of_what_was_not_saved_is_written_once(torn: str, tmp_path: Path) -> None:
-    """A run killed after it wrote a row of its log and before its checkpoint."""
+def test_log_rows_after_the_last_checkpoint_are_written_again(torn: str, tmp_path: Path) -> None:
+    """The run was killed after a row of its log and before its checkpoint."""
     run(tmp_path / "whole")
     with pytest.raises(StoppedError):
         run(tmp_path / "killed", stop_at=5)
@@ -279,7 +279,7 @@ def test_a_row_of_what_was_not_saved_is_written_once(torn: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("torn", ["", "step,lo", "step,loss,off,training\r\n2,0.1,0.2,0.0\r\n"])
-def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(torn: str, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_a_new_log(torn: str, tmp_path: Path) -> None:
     run(tmp_path / "whole")
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed/log.csv").write_bytes(torn.encode())
@@ -288,7 +288,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(torn: str,
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
-def test_short_runs_have_a_schedule_too(steps: int, tmp_path: Path) -> None:
+def test_short_runs_have_a_schedule(steps: int, tmp_path: Path) -> None:
     assert run(tmp_path, steps=steps)[2] == list(range(steps))
 
 
@@ -307,28 +307,28 @@ def test_the_best_evaluation_is_kept_and_logged(tmp_path: Path) -> None:
     off = abs(float(network.weight.detach()) - 3)
     assert best["off"] == min(float(row["off"]) for row in rows) == pytest.approx(off)
     assert not network.training
-    assert run(tmp_path)[2] == []                                    # done: the same command has nothing to do
+    assert run(tmp_path)[2] == []                                    # the run is finished
 
 
-def test_a_run_without_gain_ends_early(tmp_path: Path) -> None:
-    # with a learning rate of nothing no evaluation after the first is better
+def test_patience_ends_a_run_without_gain(tmp_path: Path) -> None:
+    # with a learning rate of 0 no later evaluation is better
     assert run(tmp_path, lr=0.0, patience=2)[2][:6] == list(range(6))
     with (tmp_path / "log.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> None:
+def test_a_nan_loss_ends_the_run_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss is nan at step 1"):
         run(tmp_path, spoil=math.nan)
 
 
-def test_an_evaluation_that_is_no_number_is_neither_kept_nor_gone_on_from(tmp_path: Path) -> None:
+def test_a_nan_evaluation_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the evaluation at step 2 is no number"):
         run(tmp_path, spoil_measure=math.nan)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(TrainingError, match=r"holds a run with \{'lr': 0.1\}, not \{'lr': 0.2\}"):

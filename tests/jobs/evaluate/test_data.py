@@ -15,7 +15,7 @@ from tests.support.evaluation import encoded, face, tiny_weights, write_output
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
-    """Tables by name: good ones, and one for every fault."""
+    """A folder with good tables, and a table for every fault."""
     folder = tmp_path / "many"
     folder.mkdir()
     rows = {"name": ["0012", "b"], "value": [1, 2]}
@@ -36,8 +36,8 @@ def tables(tmp_path: Path) -> Path:
     [
         ("many/0.parquet", {"name": ["0012", "b"], "value": [1, 2]}),
         ("many/1.parquet", {"name": ["0012", "b"], "value": [1, 2], "role": ["x", "y"]}),
-        ("many", {"name": ["0012", "b"] * 2, "value": [1, 2] * 2}),           # only one of the files has a role
-        ("rows.csv", {"name": ["0012", "b"], "value": ["1", "2"]}),           # text, so that names keep their zeros
+        ("many", {"name": ["0012", "b"] * 2, "value": [1, 2] * 2}),           # only one file has the column role
+        ("rows.csv", {"name": ["0012", "b"], "value": ["1", "2"]}),           # all text: names keep their zeros
     ],
 )
 def test_tables_of_every_kind(tables: Path, path: str, columns: dict) -> None:
@@ -58,7 +58,7 @@ def test_tables_of_every_kind(tables: Path, path: str, columns: dict) -> None:
         ("empty.csv", "name", "empty.csv cannot be read"),
     ],
 )
-def test_what_is_wrong_with_a_table(tables: Path, path: str, column: str, message: str) -> None:
+def test_the_error_for_a_wrong_table(tables: Path, path: str, column: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as raised:
         read_table(tables / path, [column])
     assert "\n" not in str(raised.value)
@@ -92,7 +92,7 @@ def output(tmp_path: Path) -> Path:
         (["b.1", "c", "x/a.jpg", "y/a", "b.1"], [[0.5], [], [0.9, 0.8, 0.7], [], [0.5]]),
     ],
 )
-def test_images_by_the_end_of_their_uri(output: Path, names: list[str], scores: list[list[float]]) -> None:
+def test_images_are_found_by_the_end_of_their_uri(output: Path, names: list[str], scores: list[list[float]]) -> None:
     images = read_output(output, names, ["score"])
     assert [[found["score"] for found in image.faces] for image in images] == scores
 
@@ -106,12 +106,12 @@ def test_images_by_the_end_of_their_uri(output: Path, names: list[str], scores: 
         (["b"], "lacks 1 of the 1"),
     ],
 )
-def test_images_that_cannot_be_told(output: Path, names: list[str], message: str) -> None:
+def test_missing_and_ambiguous_names_are_refused(output: Path, names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_output(output, names, ["score"])
 
 
-def test_a_folder_that_is_no_output(tmp_path: Path) -> None:
+def test_another_folder_than_an_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no output of jobs\.extract"):
         read_output(tmp_path, ["a"], [])
 
@@ -156,7 +156,7 @@ def test_large_tables_are_read_in_batches(optional: list[str], columns: list[str
     [("none.parquet", "does not exist"), (".", "is not a file"), ("text.parquet", "cannot be read, Parquet"),
      ("a.parquet", "has no column image; needed: image")],
 )
-def test_what_is_no_large_table_is_named(name: str, error: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_large_table(name: str, error: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"other": [1]}), tmp_path / "a.parquet")
     (tmp_path / "text.parquet").write_text("nothing")
     with pytest.raises(DataError, match=error):
@@ -166,5 +166,5 @@ def test_what_is_no_large_table_is_named(name: str, error: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "content", [None, b"", b"torn", png_of_size(60_000, 60_000)], ids=["none", "empty", "torn", "huge"]
 )
-def test_what_is_no_image_is_none(content: bytes | None) -> None:
+def test_other_bytes_than_an_image_give_none(content: bytes | None) -> None:
     assert decode_image(content) is None

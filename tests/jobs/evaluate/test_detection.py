@@ -36,21 +36,21 @@ PHOTOS = [
     [
         (PHOTOS[:1], 10, {"faces": 0, "ap50": 0, "recall": 0, "precision": 0, "best_f1_score": 1, "best_f1": 0}),
         (PHOTOS[:2], 10, {"faces": 2, "ap50": 1, "recall": 0.5, "precision": 1, "best_f1_score": 0.3, "best_f1": 1}),
-        # the small find now lies on a face that is ignored
+        # the small detection is now on an ignored face
         (PHOTOS[:2], 40, {"faces": 1, "ap50": 1, "recall": 1, "precision": 1, "best_f1_score": 0.9, "best_f1": 1}),
-        # hit, false, hit: AP 1/2 + 2/3/2; best F1 at the last, 2·⅔·1/(5/3); at 0.5 one hit and one false find
+        # hit, false, hit: AP 1/2 + 2/3/2; best F1 at the last, 2·⅔·1/(5/3); at 0.5 one hit and one false detection
         (PHOTOS, 40, {"faces": 2, "ap50": 5 / 6, "recall": 0.5, "precision": 0.5, "best_f1_score": 0.2,
                       "best_f1": 0.8}),
     ],
-    ids=["no face", "all faces", "tall faces", "a false find"],
+    ids=["no face", "all faces", "tall faces", "a false detection"],
 )
 def test_figures_of_a_band(photos, min_height_px: int, expected) -> None:
     band = detection_band(photos, min_height_px, min_score=0.5)
     assert {key: band[key] for key in expected} == pytest.approx(expected)
-    assert band["ap50_95"] == pytest.approx(band["ap50"])     # every find fits exactly
+    assert band["ap50_95"] == pytest.approx(band["ap50"])     # every detection fits exactly
 
 
-def test_a_loose_box_counts_at_half_overlap_only() -> None:
+def test_a_loose_box_is_a_hit_at_low_iou_only() -> None:
     loose = [DetectedPhoto(boxes((0, 0, 40, 38)), scores(0.9), boxes(TALL), boxes())]      # IoU 0.76
     band = detection_band(loose, 10, 0.5)
     assert band["ap50"] == 1.0
@@ -71,7 +71,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with an annotated photo of two faces, and one that is missing from the annotations."""
+    """A folder with an annotated photo of two faces, and a photo without annotations."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("zidane.jpg", "other.jpg"):
@@ -100,7 +100,7 @@ def test_detection_in_a_folder_of_photos(photos: Path, weights: Path, capsys: py
 
 
 def test_detection_on_images_in_parquet(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two files in a folder, at half precision of the network; no column of ignored boxes."""
+    """Two files in a folder, without the column ignored_boxes; the network in bfloat16."""
     folder = tmp_path / "data"
     folder.mkdir()
     for i in range(2):
@@ -116,7 +116,7 @@ def test_detection_on_images_in_parquet(tmp_path: Path, weights: Path, capsys: p
 def test_detection_by_an_output_of_jobs_extract(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three photos: a face found and one missed, a false find with a better score than the face, no find."""
+    """Three photos: one face found and one missed; a false detection with a better score; no detection."""
     identity = read_card(weights, "detector", "yolov8n").identity
     there, elsewhere = (10, 10, 60, 60), (70, 70, 90, 90)
     faces = [face(f"/p/{name}.jpg", box, det_score=score, detector=identity)
@@ -147,7 +147,7 @@ def test_detection_by_an_output_of_jobs_extract(
         ([{"name": "zidane.jpg", "boxes": ZIDANE_BOXES}], ["--precision", "bfloat16", "--update-card"], "--precision"),
     ],
 )
-def test_what_detection_refuses(photos: Path, rows, options, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_annotations_are_refused(photos: Path, rows, options, message: str, capsys) -> None:
     if rows is None:
         (photos / "boxes.parquet").unlink()
     else:

@@ -36,16 +36,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def curve_width(path: Path) -> int:
-    """How many pixels long the first curve is, which is blue and level."""
+    """The length in pixels of the first curve, which is blue and horizontal."""
     blue = np.abs(cv2.imread(str(path)).astype(int) - (180, 119, 31)).max(axis=2) < 20
     return int(blue.sum(axis=1).max())
 
 
-def test_a_logarithmic_axis_shows_what_is_near_zero(tmp_path: Path) -> None:
+def test_a_logarithmic_axis_shows_small_rates(tmp_path: Path) -> None:
     step = (np.array([0.001, 0.1]), np.array([0.5, 0.5]))
     for log_x in (False, True):
         Plot("x", "y", {"step": step}, (0.001, 1), log_x).write(tmp_path / f"{log_x}.png", "Title")
-    # two thirds of a logarithmic axis from 0.001 to 1, a tenth of the other; the axis is about 600 pixels long
+    # from 0.001 to 1 this is two thirds of a logarithmic axis and a tenth of a linear one, of about 600 pixels
     assert curve_width(tmp_path / "True.png") > 300
     assert 10 < curve_width(tmp_path / "False.png") < 100
     assert cv2.imread(str(tmp_path / "True.png")).shape == (500, 700, 3)

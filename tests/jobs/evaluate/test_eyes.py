@@ -20,7 +20,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def face_points(size: float) -> np.ndarray:
-    """68 points in a square of this size: outer corners a quarter and three quarters across, at two fifths of it."""
+    """68 points in a square of this size: the outer eye corners are at (1/4, 2/5) and (3/4, 2/5) of it."""
     points = np.full((68, 2), 0.5)
     points[:2] = (0.25, 0.25), (0.75, 0.75)
     points[36:42], points[42:48] = (0.4, 0.4), (0.6, 0.4)
@@ -40,7 +40,7 @@ def test_eyes_on_crops(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixt
     ]) == 0
     figures = json.loads((tmp_path / "out/eyes.json").read_text())
     assert (figures["faces"], figures["found"]) == (2, 1)
-    assert figures["failures"] == 1.0                # an untrained network, and a face that is not there
+    assert figures["failures"] == 1.0                # an untrained network, and a face that is not found
     assert figures["nme"] > 0.1
     assert figures["auc"] == 0.0
     assert (tmp_path / "out/eyes.md").read_text() == capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_eyes_on_crops(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixt
 
 
 def test_eyes_by_an_output_of_jobs_extract(tmp_path: Path, weights: Path) -> None:
-    """Of three faces one is met exactly, one is off by 4% beside another face, and one is not found."""
+    """Three faces: one exact, one 4% off and beside another face, one not found."""
     points = face_points(100)
     exact, off = points[36:48], points[36:48] + np.array([0, 2])     # the outer corners are 50 px apart
     models = {"keypointer": read_card(weights, "keypointer", "tiny").identity, "detector": "d-face@1"}
@@ -80,7 +80,7 @@ def test_eyes_by_an_output_of_jobs_extract(tmp_path: Path, weights: Path) -> Non
         (np.array([[0, 0, 4, 5.1]]), 0),
     ],
 )
-def test_the_box_that_overlaps_the_points_most(boxes: np.ndarray, own: int | None) -> None:
+def test_box_of_points(boxes: np.ndarray, own: int | None) -> None:
     assert box_of_points(boxes, np.array([[0.0, 10.0], [10.0, 0.0], [5.0, 5.0]])) == own
 
 
@@ -91,7 +91,7 @@ def test_the_box_that_overlaps_the_points_most(boxes: np.ndarray, own: int | Non
         ([face_points(10).tolist()], "none of the 1 faces is found"),
     ],
 )
-def test_what_eyes_refuses(tmp_path: Path, weights: Path, points, message: str, capsys) -> None:
+def test_wrong_points_are_refused(tmp_path: Path, weights: Path, points, message: str, capsys) -> None:
     image = encoded(np.zeros((32, 32, 3), np.uint8))
     pq.write_table(pa.table({"image": [image], "points": points}), tmp_path / "eyes.parquet")
     assert main(["eyes", str(tmp_path / "eyes.parquet"), "--weights", str(weights), "--keypointer", "tiny"]) == 2

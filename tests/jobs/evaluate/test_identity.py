@@ -24,7 +24,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def crops(tmp_path: Path) -> Path:
-    """Two crops of a, which are the same picture, two of b, which are not, and a distractor."""
+    """Two crops of a (the same picture), two of b (different pictures), and a distractor."""
     rng = np.random.default_rng(0)
     first, second, third, fourth = (encoded(image) for image in rng.integers(0, 256, (4, 144, 144, 3), np.uint8))
     landmarks = [[54.0, 62], [90, 62], [72, 82], [58, 100], [86, 100]]
@@ -36,7 +36,7 @@ def crops(tmp_path: Path) -> Path:
 
 
 def identify(tmp_path: Path, weights: Path, source: Path, *options: object) -> dict:
-    """The figures of a run on the tiny models."""
+    """The figures of a run with the tiny models."""
     assert main(["identification", str(source), "--weights", str(weights), "--keypointer", "tiny", "--embedder", "tiny",
                  "--device", "cpu", "--out", str(tmp_path / "out"), *map(str, options)]) == 0
     return json.loads((tmp_path / "out/identification.json").read_text())
@@ -44,7 +44,7 @@ def identify(tmp_path: Path, weights: Path, source: Path, *options: object) -> d
 
 def test_identification_on_crops(tmp_path: Path, weights: Path, crops: Path) -> None:
     figures = identify(tmp_path, weights, crops, "--update-card")
-    for eyes in ("eyes_ours", "eyes_given"):         # the same picture twice is one person at any rate
+    for eyes in ("eyes_ours", "eyes_given"):         # the same picture twice is one person at any FPR
         assert {rate["tpr"] for rate in figures[eyes].values()} <= {0.5, 1.0}
     assert (figures["crops"], figures["distractors"], figures["flip"]) == (5, 1, False)
     card = read_card(weights, "embedder", "tiny")
@@ -56,7 +56,7 @@ def test_identification_on_crops(tmp_path: Path, weights: Path, crops: Path) -> 
     assert "other data | 0.725 | 0.588 | 0.465 |  |  |" in table
 
 
-def test_options_that_show_what_they_cost(tmp_path: Path, weights: Path, crops: Path) -> None:
+def test_options_that_measure_a_cost(tmp_path: Path, weights: Path, crops: Path) -> None:
     base = identify(tmp_path, weights, crops)
     changed = {
         option: identify(tmp_path, weights, crops, *option.split())
@@ -68,13 +68,13 @@ def test_options_that_show_what_they_cost(tmp_path: Path, weights: Path, crops: 
         assert changed[option][key] == value != base[key]
         off = max(abs(changed[option]["eyes_given"][fpr]["threshold"] - rate["threshold"])
                   for fpr, rate in base["eyes_given"].items())
-        assert 0 < off < 0.2, option                 # it did something, and no harm
+        assert 0 < off < 0.2, option                 # a small change
     assert "float16 vectors" not in (tmp_path / "out/identification.md").read_text()
     assert "bfloat16 network" in (tmp_path / "out/identification.md").read_text()
 
 
-def test_flipped_pictures_are_alike_with_flip(tmp_path: Path, weights: Path) -> None:
-    """A picture, its mirror image, and a stranger: with --flip the first two have one vector."""
+def test_with_flip_a_mirrored_picture_has_the_same_vector(tmp_path: Path, weights: Path) -> None:
+    """A picture, its mirror image, and another person: with --flip the first two have one vector."""
     rng = np.random.default_rng(1)
     picture, stranger = rng.integers(0, 256, (2, 144, 144, 3), np.uint8)
     landmarks = np.array([[54.0, 62], [90, 62], [72, 82], [58, 100], [86, 100]])
@@ -88,7 +88,7 @@ def test_flipped_pictures_are_alike_with_flip(tmp_path: Path, weights: Path) -> 
 
 
 def test_identification_by_an_output_of_jobs_extract(tmp_path: Path, weights: Path) -> None:
-    """Vectors at 0°, 10° and 80°, and a photo without face; people a, a, b, b."""
+    """Vectors at 0°, 10° and 80°, and a photo without a face; the people are a, a, b, b."""
     embedder = read_card(weights, "embedder", "tiny").identity
     faces = [face(f"/p/{i}.jpg", (40, 40, 60, 60), embedding=[np.cos(np.radians(angle)), np.sin(np.radians(angle))],
                   embedder=embedder, keypointer="k-eyes@1")
@@ -110,7 +110,7 @@ def test_identification_by_an_output_of_jobs_extract(tmp_path: Path, weights: Pa
         (np.array([[1.0, 0.0], [1 / 3, 0.9]]), ["a", "b"], [1 / 3]),
     ],
 )
-def test_a_face_not_found_is_like_nobody(vectors: np.ndarray, people, cosines) -> None:
+def test_a_missing_face_has_the_cosine_minus_one(vectors: np.ndarray, people, cosines) -> None:
     assert face_pairs(vectors, np.array(people), "float32")[0].tolist() == pytest.approx(cosines)
 
 
@@ -146,7 +146,7 @@ def test_what_identification_refuses(
 @pytest.mark.parametrize(
     ("roles", "rows_without"), [([None, "query", "distractor"], 2), ([None] * 3, 3), ([0, 1, 2], 3)]
 )
-def test_who_has_no_role_is_no_distractor(roles: list, rows_without: int, tmp_path: Path) -> None:
+def test_rows_without_a_role_are_no_distractors(roles: list, rows_without: int, tmp_path: Path) -> None:
     pq.write_table(pa.table({"identity": ["a", "a", "b"], "role": roles}), tmp_path / "people.parquet")
     assert [read_people(tmp_path / "people.parquet", ["identity"], without)[1] for without in (False, True)] == [
         3 - rows_without, 0
@@ -200,7 +200,7 @@ def test_verification(output: Path, tmp_path: Path, weights: Path) -> None:
     assert card.metrics["verification"]["accuracy"] == figures["accuracy"] and card.thresholds == {}
 
 
-def test_figures_of_other_weights_go_into_no_card(output: Path, tmp_path: Path, weights: Path, capsys) -> None:
+def test_figures_of_other_weights_are_not_recorded(output: Path, tmp_path: Path, weights: Path, capsys) -> None:
     other = tiny_weights(tmp_path / "other", seed=1)
     assert verify(tmp_path, output, SAME + DIFFERENT, "--weights", other, "--update-card") == 2
     assert "the output was made by tiny-arcface@" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_figures_of_other_weights_go_into_no_card(output: Path, tmp_path: Path, 
         ([*SAME, *DIFFERENT, "p0,p10,1"], "lacks 1 of the 5 images named in the annotations, first p10"),
     ],
 )
-def test_what_verification_refuses(output: Path, tmp_path: Path, pairs: list[str], message: str, capsys) -> None:
+def test_wrong_pairs_are_refused(output: Path, tmp_path: Path, pairs: list[str], message: str, capsys) -> None:
     assert verify(tmp_path, output, pairs) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -10,7 +10,7 @@ from jobs.evaluate.__main__ import build_parser, main
 
 
 @pytest.mark.parametrize("command", ["detection", "eyes", "identification", "verification"])
-def test_what_cannot_be_read_is_one_line_and_exit_code_2(
+def test_wrong_data_gives_one_line_and_exit_code_2(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pq.write_table(pa.table({"other": [1]}), tmp_path / "wrong.parquet")
@@ -38,7 +38,7 @@ def test_wrong_options_are_refused(command: str, option: str, value: str, capsys
 
 
 @pytest.mark.parametrize("command", ["detection", "eyes", "identification"])
-def test_an_output_needs_the_truth(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_needs_truth(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("images", "faces"):
         (tmp_path / name).mkdir()
     assert main([command, str(tmp_path)]) == 2

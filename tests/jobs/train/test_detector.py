@@ -47,7 +47,7 @@ def test_ignored_boxes_are_grey(ignored, boxes, grey) -> None:
 
 
 def parquet(path: Path, count: int, side: int = 64) -> Path:
-    """Noise with one brighter square each; the last image has an ignored box instead."""
+    """Images of noise with one bright square, which is a box; in the last image it is an ignored box."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(count):
@@ -76,7 +76,7 @@ def test_parquet_becomes_a_yolo_folder(tmp_path: Path) -> None:
     assert painted[0, 0, 0] != 114
 
     (tmp_path / "data/labels/train/000001.txt").unlink()
-    unpack([tmp_path / "a.parquet"], tmp_path / "data")           # complete: not done again
+    unpack([tmp_path / "a.parquet"], tmp_path / "data")           # the folder is complete: nothing is done
     assert not (tmp_path / "data/labels/train/000001.txt").exists()
 
 
@@ -102,7 +102,7 @@ def test_data_without_a_face_is_an_error(rows, error: str, tmp_path: Path, capsy
     assert error in capsys.readouterr().err
 
 
-def test_a_broken_first_image_leaves_one_to_hold_out(tmp_path: Path) -> None:
+def test_the_first_readable_image_is_held_out(tmp_path: Path) -> None:
     good = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
     rows = [{"image": image, "boxes": [[1.0, 1, 9, 9]]} for image in (b"torn", good, good)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")                      # without ignored_boxes
@@ -121,7 +121,7 @@ def test_a_broken_first_image_leaves_one_to_hold_out(tmp_path: Path) -> None:
         (["folder", "a.parquet"], "Parquet files or one folder"),
     ],
 )
-def test_data_that_is_none_is_named_and_can_be_corrected(data: list[str], error: str, tmp_path: Path, capsys) -> None:
+def test_wrong_data_is_named_and_does_not_claim_the_folder(data: list[str], error: str, tmp_path: Path, capsys) -> None:
     parquet(tmp_path / "a.parquet", 3)
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.parquet").write_text("nothing")
@@ -129,13 +129,13 @@ def test_data_that_is_none_is_named_and_can_be_corrected(data: list[str], error:
     options = ["--checkpoints", str(tmp_path / "c"), "--out", str(tmp_path)]
     assert main([*(str(tmp_path / name) for name in data), *options]) == 2
     assert error in capsys.readouterr().err
-    # the folder is not taken by what did not even start
+    # a run that did not start does not claim the folder
     assert main([str(tmp_path / "a.parquet"), *options, "--finish"]) == 2
     assert "no finished epoch" in capsys.readouterr().err
     assert len(list((tmp_path / "c/data/images/train").iterdir())) == 2
 
 
-def test_half_a_folder_is_made_anew(tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "data/images/train").mkdir(parents=True)
     (tmp_path / "data/images/train/000009.jpg").write_bytes(b"of other data")
     unpack([parquet(tmp_path / "a.parquet", 3)], tmp_path / "data")
@@ -153,7 +153,7 @@ def test_wrong_options_are_refused_at_once(options: list[str], capsys) -> None:
     assert options[0] in capsys.readouterr().err
 
 
-def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> None:
+def test_a_run_writes_weights_and_is_not_repeated(tmp_path: Path, capsys) -> None:
     data = parquet(tmp_path / "a.parquet", 5)
     checkpoints, out = tmp_path / "checkpoints", tmp_path / "out"
     command = [
@@ -174,7 +174,7 @@ def test_a_run_ends_in_weights_and_is_not_repeated(tmp_path: Path, capsys) -> No
     assert last.stat().st_mtime_ns == written
     assert read_card(out, "detector", "yolov8n").tensors_sha256 == card.tensors_sha256
 
-    (checkpoints / "finished").unlink()             # as if it had been stopped after its first epoch
+    (checkpoints / "finished").unlink()             # like a run that was stopped after its first epoch
     assert main([*command, "--finish", "--name", "stopped"]) == 0
     stopped = read_card(out, "detector", "stopped")
     assert stopped.tensors_sha256 == card.tensors_sha256
@@ -206,7 +206,7 @@ def test_average_with_the_start(keep: float, keep_boxes: float, body: float, box
     assert [t[0].item() for t in average(start, trained, keep, keep_boxes).values()] == [body, body, boxes]
 
 
-def test_half_of_the_start_can_stay(tmp_path: Path) -> None:
+def test_keep_start_averages_with_the_start(tmp_path: Path) -> None:
     data = parquet(tmp_path / "a.parquet", 3)
     command = [
         str(data), "--start", "yolov8n", "--epochs", "1", "--imgsz", "64", "--batch", "2", "--lr0", "0.01",
@@ -229,7 +229,7 @@ def test_half_of_the_start_can_stay(tmp_path: Path) -> None:
      (["--start", "none"], "no detector 'none'"),
      (["--network", "resnet"], "must be one of yolov8n")],
 )
-def test_a_start_that_is_not_there_is_an_error(tmp_path: Path, capsys, options: list[str], message: str) -> None:
+def test_a_missing_start_is_an_error(tmp_path: Path, capsys, options: list[str], message: str) -> None:
     data = parquet(tmp_path / "a.parquet", 3)
     assert main([str(data), "--checkpoints", str(tmp_path / "c"), "--weights", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err

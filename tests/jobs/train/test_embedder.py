@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def arguments(data: Path, *more: str) -> list[str]:
-    """Three steps of a small network; torch 2.15 frees memory twice in training one of 4 channels on CPUs."""
+    """Three steps of a small network. (With 4 channels torch 2.15 frees memory twice on CPUs.)"""
     return [
         "--data", str(data), "--name", "tiny", "--arch", "resnet18", "--width", "16", "--epochs", "1",
         "--batch-size", "2", "--teacher", "teacher.safetensors", "--licence", "none",
@@ -35,7 +35,7 @@ def arguments(data: Path, *more: str) -> list[str]:
 
 
 def fake_teacher(path: Path, device: torch.device, onnx_input: str) -> teachers.Teacher:
-    """512 values that follow the crop's grey level."""
+    """512 values that depend on the crop's grey level."""
     return lambda crops: np.cos(np.arange(1, 513) * crops.mean((1, 2, 3))[:, None] / 80)
 
 
@@ -92,7 +92,7 @@ def test_errors_name_the_fix(data: Path, options, error, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("people", [["c", "c", "c", "c"], ["c", "d", "e", "f"]], ids=["one", "no pair"])
-def test_validation_people_must_make_pairs_of_both_kinds(
+def test_validation_needs_pairs_of_both_kinds(
     data: Path, people: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     table(data / "identities/val.parquet", [10, 20, 200, 240], people)
@@ -102,17 +102,17 @@ def test_validation_people_must_make_pairs_of_both_kinds(
     assert "val.parquet must have two images of one person and one of another" in capsys.readouterr().err
 
 
-def test_nothing_is_blended_without_a_teacher(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_blend_needs_a_teacher(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(data, "--blend", "0.5")
     del command[command.index("--teacher") : command.index("--teacher") + 2]
     assert train_embedder.main(command) == 2
     assert "--blend needs --teacher" in capsys.readouterr().err
 
 
-def test_a_run_is_of_its_data_and_of_its_start(
+def test_a_run_with_another_start_or_other_data_is_refused(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same command after its own result has taken the start's place would go on from another network."""
+    """The result replaces the file of --start: then the same command has another start."""
     monkeypatch.setattr(teachers, "load_teacher", fake_teacher)
     (data.parent / "teacher.safetensors").write_bytes(b"stands for a teacher")
     monkeypatch.chdir(data.parent)
@@ -131,7 +131,7 @@ def test_a_run_is_of_its_data_and_of_its_start(
     assert train_embedder.main(command) == 2 and "'data': " in capsys.readouterr().err
 
 
-def test_the_card_says_what_may_be_done_with_the_result(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_has_sources_and_commercial_use(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(data, "--commercial-use", "--arcface-weight", "1")
     del command[command.index("--teacher") : command.index("--teacher") + 2]
     with pytest.raises(SystemExit, match="2"):
@@ -143,7 +143,7 @@ def test_the_card_says_what_may_be_done_with_the_result(data: Path, capsys: pyte
     assert card["data"] == [{"name": "our staff", "licence": "with their consent"}]
 
 
-def test_other_data_is_decoded_anew(data: Path) -> None:
+def test_other_data_is_decoded_again(data: Path) -> None:
     args = train_embedder.build_parser().parse_args(arguments(data))
     args.teacher = []
     assert len(train_embedder.prepare_lessons(args, torch.device("cpu"))[0].faces) == 6
@@ -168,6 +168,6 @@ def test_blended_faces_are_shown_to_the_teacher_too(data: Path, monkeypatch: pyt
     inputs, (targets, relations, people) = lessons.batch(np.array([0, 3]), args, np.random.default_rng(5))
     assert inputs.shape == (2, 3, 112, 112) and people.tolist() == [-1, -1]
     assert torch.equal(targets, relations)
-    # greys 0 and 180 blended are a grey in between, whose vector is neither face's own
+    # the blend of greys 0 and 180 is a grey in between, so its vector differs from both
     cosines = targets.numpy() @ lessons.targets[[0, 3]].T
     assert (cosines < 0.99).all()

@@ -51,14 +51,14 @@ def dotted_face() -> np.ndarray:
     return face
 
 
-def test_a_mirrored_face_has_its_points_in_order_again() -> None:
+def test_mirrored_points_keep_their_order() -> None:
     assert np.array_equal(MIRRORED[MIRRORED], np.arange(12))
-    # this face is its own mirror image about x = 96
+    # the mirror image of this face at x = 96 is the face itself
     assert np.array_equal(POINTS[MIRRORED] * (-1, 1) + (192, 0), POINTS)
 
 
 def test_wflw_eyes_are_the_corners_and_lids() -> None:
-    # of WFLW's eight points an eye, the middles of both lids (62, 66; 70, 74) have no 300-W partner
+    # WFLW has eight points an eye; 300-W lacks the middles of the lids (62, 66; 70, 74)
     assert sorted(set(range(60, 76)) - set(WFLW_EYES.tolist())) == [62, 66, 70, 74]
 
 
@@ -72,17 +72,17 @@ def test_the_box_begins_above_the_brows() -> None:
     ("box", "point", "kept"),
     [
         ((0, 0, 96, 96), (0, 0), (48, 48)),
-        ((100, 100, 148, 196), (124, 148), (96, 96)),      # the taller side is 96: no scaling, the middle to the middle
+        ((100, 100, 148, 196), (124, 148), (96, 96)),      # the longer side is 96: no scaling
         ((0, 0, 192, 100), (96, 50), (96, 96)),            # halved
         ((0, 0, 192, 100), (192, 50), (144, 96)),
     ],
 )
-def test_where_a_face_is_kept(box, point, kept) -> None:
+def test_face_matrix(box, point, kept) -> None:
     assert np.allclose(geometry.transform(face_matrix(np.array(box)), np.array([point], np.float64))[0], kept)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
-def test_keeping_a_face_moves_its_pixels_as_its_points(scale: float) -> None:
+def test_the_pixels_of_a_kept_face_move_like_its_points(scale: float) -> None:
     side = round(400 * scale)
     image = np.zeros((side, side, 3), np.uint8)
     cv2.circle(image, (round(250 * scale), round(150 * scale)), max(2, round(8 * scale)), (255, 255, 255), -1)
@@ -94,12 +94,12 @@ def test_keeping_a_face_moves_its_pixels_as_its_points(scale: float) -> None:
     assert np.abs(np.array([x.mean() + 0.5, y.mean() + 0.5]) - expected).max() < 0.6
 
 
-def test_edges_are_repeated() -> None:
+def test_a_kept_face_repeats_the_edges() -> None:
     image = np.full((50, 50, 3), 77, np.uint8)
     assert (keep_face(image, np.array([0, 0, 50, 50])) == 77).all()
 
 
-def test_views_carry_their_points_along() -> None:
+def test_the_points_of_a_training_view_move_with_its_pixels() -> None:
     face = dotted_face()
     bright = []
     for seed in range(40):
@@ -110,7 +110,7 @@ def test_views_carry_their_points_along() -> None:
         at_points = view[pixels[:, 1], pixels[:, 0]].mean()
         bright.append(at_points - view.mean())
         left, right = geometry.eye_centres(points)
-        # never more than 75° by much: the image-left eye stays the first
+        # turns stay near 75° or less: the left eye in the image stays the first
         assert left[0] < right[0]
     assert np.median(bright) > 30
     repeated = training_view(face, POINTS, 112, np.random.default_rng(3))
@@ -125,18 +125,18 @@ def test_the_loss_is_in_pixels() -> None:
     assert float(EyeLoss(100, "mse")(predicted, wanted, whole)) == pytest.approx(25.0, rel=1e-4)
 
 
-def test_of_labels_that_are_not_whole_only_the_centres_count() -> None:
+def test_only_the_centres_count_for_labels_that_are_not_whole() -> None:
     wanted = torch.zeros(2, 12, 2)
     predicted = wanted.clone()
-    predicted[:, 0, 0], predicted[:, 1, 0] = 0.06, -0.06          # one eye pulled apart, its centre unmoved
-    predicted[:, 6, 1] = 0.06                                     # the other's centre is 1 px of 100 too low
+    predicted[:, 0, 0], predicted[:, 1, 0] = 0.06, -0.06          # two points of one eye move, its centre does not
+    predicted[:, 6, 1] = 0.06                                     # the centre of the other eye is 1 px too low
     whole = torch.tensor([True, False])
     # whole: 3 of 24 values are 6 px off; centres: 6 of 24 values 1 px off; mean over both faces
     expected = (3 * 36 / 24 + 6 * 1 / 24) / 2
     assert float(EyeLoss(100, "mse")(predicted, wanted, whole)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_nothing_is_kept_of_no_start(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keep_start_needs_a_start(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--data", "x", "--teacher", "y", "--name", "z", "--keep-start", "0.5"])
     assert "needs --start" in capsys.readouterr().err
@@ -154,11 +154,11 @@ def test_centring_removes_the_mean_error() -> None:
 
     assert np.abs(mean_error()).max() > 1
     centre(network, LabelledFaces(faces, points, np.ones(3, bool)), torch.device("cpu"))
-    assert np.abs(mean_error()).max() < 0.2          # the view is a whole number of pixels, 116 for 115.2
+    assert np.abs(mean_error()).max() < 0.2          # the view is rounded from 115.2 to 116 px
 
 
 class FakeSession:
-    """Answers for a face whose landmark 60 + k lies at (k, 2 k) / 100 of the crop, seen from either side alike."""
+    """Landmark 60 + k is at (k, 2 k) / 100 of every crop, also of a mirrored one."""
 
     def run(self, _, inputs):
         (image,) = inputs.values()
@@ -179,7 +179,7 @@ def test_landmarks_of_a_face_and_its_mirror_are_averaged() -> None:
     assert apart > 0.5
 
 
-def test_unlabelled_faces_of_all_sources(tmp_path: Path) -> None:
+def test_unlabelled_faces_from_all_folders(tmp_path: Path) -> None:
     for folder in ("identities", "faces", "detection"):
         (tmp_path / folder).mkdir()
     assert list(unlabelled_faces(tmp_path, 1)) == []
@@ -195,13 +195,13 @@ def test_unlabelled_faces_of_all_sources(tmp_path: Path) -> None:
     assert [round(face.mean()) for face, _ in faces] == [10, 30, 10, 40]
     assert {face.shape for face, _ in faces} == {(FACE_PX, FACE_PX, 3)}
     assert faces[3][1] is None
-    # the box of a crop is 144 / 1.55 px: kept faces are larger by 96 / 92.9, and their middle, 72, comes to 96
+    # the box of a crop is 144 / 1.55 = 92.9 px: the scale is 96 / 92.9, and the middle moves from 72 to 96
     scale = 96 * 1.55 / 144
     assert np.allclose(faces[0][1], [[96 - 12 * scale, 96 - 2 * scale], [96 + 12 * scale, 96 - 2 * scale]])
 
 
-class SureOfEverything:
-    """Finds the same points on every face, and contradicts itself on black ones."""
+class SamePoints:
+    """The same points for every face; on black faces the mirror image has others."""
 
     def __init__(self, path: Path) -> None:
         pass
@@ -210,12 +210,12 @@ class SureOfEverything:
         return POINTS.copy(), 0.3 if face.mean() < 5 else 0.01
 
 
-def test_labels_are_whole_where_network_and_landmarks_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_eyes, "Landmarks", SureOfEverything)
+def test_labels_are_whole_if_network_and_landmarks_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_eyes, "Landmarks", SamePoints)
     for folder in ("identities", "detection"):
         (tmp_path / folder).mkdir()
     to_crop = geometry.invert(face_matrix(box_of_crop(144)))
-    beside = np.stack(geometry.eye_centres(POINTS)) + np.array([1, 0])          # a pixel beside the network's
+    beside = np.stack(geometry.eye_centres(POINTS)) + np.array([1, 0])          # one pixel right of the network's eyes
     agreeing = geometry.transform(to_crop, beside)
     elsewhere = agreeing + np.array([0, 20])
     images = [encoded(np.full((144, 144, 3), value, np.uint8)) for value in (100, 100, 0)]
@@ -229,7 +229,7 @@ def test_labels_are_whole_where_network_and_landmarks_agree(tmp_path: Path, monk
         assert faces.whole.tolist() == [True, False, False, True]                 # the dark photo's face is left out
         assert faces.drawn.tolist() == [0, 1, 2, 3, 1, 1, 2, 2]
         assert np.allclose(faces.points[[0, 3]], POINTS)
-        # only centres, and those moved by the mean difference, a pixel to the left
+        # only the centres, moved by the mean difference: one pixel to the left
         expected = np.repeat(geometry.transform(face_matrix(box_of_crop(144)), elsewhere) - (1, 0), 6, axis=0)
         assert np.allclose(faces.points[1], expected)
 
@@ -252,14 +252,14 @@ def test_bad_annotations_are_left_out_and_counted(tmp_path: Path, capsys: pytest
         read_points(path)
 
 
-def test_without_a_face_to_label_the_teacher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_eyes, "Landmarks", SureOfEverything)
+def test_a_teacher_without_a_face_to_label_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_eyes, "Landmarks", SamePoints)
     with pytest.raises(TrainingError, match="holds no face that --teacher can label"):
         label_faces(tmp_path, 1, Path("teacher.onnx"), tmp_path / "cache")
 
 
-def test_photos_alone_are_labelled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_eyes, "Landmarks", SureOfEverything)
+def test_data_with_photos_only_is_labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_eyes, "Landmarks", SamePoints)
     (tmp_path / "detection").mkdir()
     photo = encoded(np.full((144, 144, 3), 100, np.uint8))
     pq.write_table(pa.table({"image": [photo, photo], "boxes": [[[50.0, 50, 100, 100]], None]}),
@@ -269,7 +269,7 @@ def test_photos_alone_are_labelled_too(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.allclose(faces.points, POINTS)
 
 
-def test_a_teacher_that_is_no_such_network_is_named(tmp_path: Path) -> None:
+def test_another_teacher_than_a_98_point_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "teacher.onnx").write_bytes(b"something else")
     with pytest.raises(TrainingError, match=r"teacher\.onnx is no network of 98 points"):
         Landmarks(tmp_path / "teacher.onnx")
@@ -284,7 +284,7 @@ def test_a_teacher_that_is_no_such_network_is_named(tmp_path: Path) -> None:
         ([], "eyes/train.parquet does not exist"),
     ],
 )
-def test_what_is_missing_is_named_at_once(
+def test_missing_files_are_named_at_once(
     options: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -307,4 +307,4 @@ def test_a_whole_run_writes_a_model_and_its_card(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "w/keypointer-tiny.json").read_text())
     assert card["started_from"] == "random weights"
     assert card["command"].startswith("python -m jobs.train eyes --data")
-    assert len(card["data"]) == 1                                                 # nothing was labelled by a network
+    assert len(card["data"]) == 1                                                 # no network labelled faces

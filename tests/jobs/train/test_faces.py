@@ -30,7 +30,7 @@ from tests.jobs.train.crops import LANDMARKS, table
     ("scale", "turn_deg", "shift"),
     [(1.0, 0.0, (0, 0)), (2.5, 0.0, (30, -7)), (0.5, 40.0, (100, 3)), (1.0, -170.0, (0, 0))],
 )
-def test_five_points_find_the_similarity(scale: float, turn_deg: float, shift: tuple[float, float]) -> None:
+def test_the_five_point_matrix_recovers_a_similarity(scale: float, turn_deg: float, shift: tuple[float, float]) -> None:
     turn = np.radians(turn_deg)
     linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     moved = FIVE_POINT_TEMPLATE @ linear.T + shift
@@ -38,12 +38,12 @@ def test_five_points_find_the_similarity(scale: float, turn_deg: float, shift: t
     assert np.allclose(geometry.transform(matrix, moved), FIVE_POINT_TEMPLATE)
 
 
-def test_five_points_never_mirror() -> None:
+def test_the_five_point_matrix_never_mirrors() -> None:
     matrix = five_point_matrix(FIVE_POINT_TEMPLATE * (-1, 1) + (112, 0))
     assert np.linalg.det(matrix[:, :2]) > 0
 
 
-def test_jitter_scatters_around_the_align_stages_matrix() -> None:
+def test_jittered_matrices_scatter_around_the_exact_one() -> None:
     exact = geometry.align_matrix(box_of_crop(144), LANDMARKS[0], LANDMARKS[1], AlignmentTemplate())
     drawn = np.array([jittered_matrix(LANDMARKS, np.random.default_rng(seed)) for seed in range(400)])
     assert np.abs(drawn.mean(0) - exact)[:, :2].max() < 0.03
@@ -53,7 +53,7 @@ def test_jitter_scatters_around_the_align_stages_matrix() -> None:
     assert 0.02 < scales.std() < 0.08
 
 
-def test_warping_moves_pixels_as_points() -> None:
+def test_warp_moves_pixels_like_points() -> None:
     image = np.zeros((144, 144, 3), np.uint8)
     cv2.circle(image, (90, 62), 3, (255, 255, 255), -1)
     matrix = geometry.align_matrix(box_of_crop(144), LANDMARKS[0], LANDMARKS[1], AlignmentTemplate())
@@ -62,7 +62,7 @@ def test_warping_moves_pixels_as_points() -> None:
     assert np.abs(np.array([x.mean() + 0.5, y.mean() + 0.5]) - expected).max() < 0.3
 
 
-def test_a_students_crop_follows_its_generator() -> None:
+def test_a_student_crop_depends_on_its_generator_only() -> None:
     image = np.random.default_rng(0).integers(0, 256, (144, 144, 3), np.uint8)
     image.flags.writeable = False
     crops = [student_crop(image, LANDMARKS, False, "full", np.random.default_rng(seed)) for seed in (1, 2, 1)]
@@ -72,7 +72,7 @@ def test_a_students_crop_follows_its_generator() -> None:
     assert np.array_equal(straight[:, ::-1], mirrored)
 
 
-def test_faces_are_decoded_once_and_labelled_by_name(tmp_path: Path) -> None:
+def test_faces_are_decoded_once_and_numbered_by_name(tmp_path: Path) -> None:
     named = table(tmp_path / "a.parquet", [10, 20, 30], ["zoe", "ann", "zoe"])
     unknown = table(tmp_path / "b.parquet", [40, 50, 60])
     for _ in range(2):      # the second time from the cache
@@ -93,7 +93,7 @@ def test_bad_faces_are_left_out_and_counted(tmp_path: Path, capsys: pytest.Captu
     assert "left out of 5 faces: 3 that are no image of 144 px, 1 with landmarks outside" in capsys.readouterr().out
 
 
-def test_landmarks_of_another_shape_are_named(tmp_path: Path) -> None:
+def test_landmarks_of_another_shape_are_refused(tmp_path: Path) -> None:
     rows = pa.table({"image": [b""] * 2, "landmarks": [LANDMARKS.tolist(), LANDMARKS[:2].tolist()]})
     with pytest.raises(DataError, match="every row of landmarks must be 5 pairs"):
         Faces([rows], tmp_path / "c.npy")
@@ -101,10 +101,10 @@ def test_landmarks_of_another_shape_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("people", "expected"),
-    # each person a third: two faces of person 0, one of person 1, one of nobody known
+    # each person has a third: two faces of person 0, one of person 1, one unknown
     [([0, 0, 1, -1], [1 / 6, 1 / 6, 1 / 3, 1 / 3]), ([0], [1.0])],
 )
-def test_balanced_epochs_draw_people_equally_often(people, expected) -> None:
+def test_a_balanced_epoch_draws_people_with_equal_chance(people, expected) -> None:
     people = np.array(people)
     drawn = np.concatenate([epoch_order(people, True, np.random.default_rng(seed)) for seed in range(3000)])
     assert np.bincount(drawn, minlength=len(people)) / len(drawn) == pytest.approx(expected, abs=0.02)
@@ -117,7 +117,7 @@ def test_blending() -> None:
 
 
 class FakeFinder:
-    """One face of 40 px and one of 30 px on every photo but the empty one."""
+    """One face of 40 px and one of 30 px on every photo of 100 px and more."""
 
     def setInputSize(self, size_wh):      # noqa: N802 — OpenCV's name
         self.size_wh = size_wh
@@ -129,13 +129,13 @@ class FakeFinder:
         return 1, np.array([[50, 60, 38, 40, *landmarks, 0.9], [0, 0, 30, 30, *landmarks, 0.9]], np.float32)
 
 
-def test_faces_found_in_photos_are_cut_like_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_found_faces_are_cut_like_the_crops_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_args, **_options: FakeFinder())
     photos = [cv2.imencode(".png", np.full((side, side, 3), 90, np.uint8))[1].tobytes() for side in (200, 50)]
     pq.write_table(pa.table({"image": photos}), tmp_path / "photos.parquet")
     found = find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"))
     assert len(found) == 1
-    # the crop's side is 62 px around (69, 80): 144 / 62 to the pixel; the left eye is 9 px left and 10 px above it
+    # the crop is 62 px wide around (69, 80), scaled by 144 / 62; the left eye is 9 px left and 10 px above the middle
     scale = 144 / 62
     assert found["landmarks"][0].as_py()[0] == pytest.approx([72 - 9 * scale, 72 - 10 * scale], rel=1e-4)
 
@@ -153,7 +153,7 @@ def test_photos_that_cannot_be_read_are_left_out_and_no_face_is_an_error(
             find_faces(photos, Path("finder.onnx"))
 
 
-def test_a_finder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_another_file_than_a_finder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "finder.onnx").write_bytes(b"something else")
     with pytest.raises(TrainingError, match=r"finder\.onnx is no YuNet"):
         find_faces([], tmp_path / "finder.onnx")

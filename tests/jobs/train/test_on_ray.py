@@ -1,4 +1,4 @@
-"""Training in several processes: one run of the smallest eye network on Ray, and what can go wrong without it."""
+"""Training in several processes: one run of a small eye network on Ray, and errors without Ray."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_two_processes_share_the_batches_and_one_writes(data: Path) -> None:
     assert json.loads((data.parent / "weights/keypointer-tiny.json").read_text())["role"] == "keypointer"
 
 
-def test_a_worker_hands_an_error_of_the_data_back(data: Path) -> None:
+def test_a_worker_returns_the_message_of_a_data_error(data: Path) -> None:
     (data / "eyes/val.parquet").unlink()
     config = {"model": "eyes", "args": build_parser().parse_args(arguments(data)), "threads": 1}
     assert train_on_ray.train_worker(config).endswith("eyes/val.parquet does not exist")
@@ -65,7 +65,7 @@ def test_a_worker_hands_an_error_of_the_data_back(data: Path) -> None:
     ("cpus", "nodes", "workers", "each"),
     [(2, 1, 1, 2), (2, 1, 2, 1), (8, 1, 3, 2), (12, 3, 2, 4), (12, 3, 4, 2), (1, 1, 4, 1)],
 )
-def test_a_worker_fits_on_a_node(cpus: float, nodes: int, workers: int, each: int) -> None:
+def test_cpus_of_a_worker(cpus: float, nodes: int, workers: int, each: int) -> None:
     assert train_on_ray.cpus_of_worker(cpus, nodes, workers) == each
 
 
@@ -76,7 +76,7 @@ def test_a_worker_fits_on_a_node(cpus: float, nodes: int, workers: int, each: in
         (Connection(4.0, 0.0, 2), "2", "the cluster has 2 nodes, and these are local paths: --data "),
     ],
 )
-def test_what_the_cluster_cannot_do_is_an_error(
+def test_a_cluster_that_does_not_fit_is_an_error(
     there: Connection, workers: str, error: str, data: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

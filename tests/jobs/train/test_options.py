@@ -15,7 +15,7 @@ from models.training import TrainingError
 @pytest.mark.parametrize(
     ("number", "code"), [(None, 0), (signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["none", "Ctrl-C", "SIGTERM"]
 )
-def test_an_interrupted_run_says_how_to_go_on(
+def test_an_interrupted_run_prints_how_to_resume(
     number: signal.Signals | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(args: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def test_paths_are_checked_before_the_training(
             check_paths(paths, tmp_path / weights)
 
 
-def test_a_cache_is_named_by_what_it_is_made_of(tmp_path: Path) -> None:
+def test_the_digest_depends_on_paths_and_sizes(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text("a")
     other.write_text("a")

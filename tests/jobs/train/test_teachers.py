@@ -20,7 +20,7 @@ EDGEFACE = Path(__file__).parents[4] / "shared/weights/edgeface_xs.onnx"
         ([np.array([[1.0, 0]]), np.array([[0.0, 1]])], np.array([[1, 0, 0, 0.5]]) / np.sqrt(1.25)),
     ],
 )
-def test_teachers_are_joined_the_first_counting_most(teachers, expected) -> None:
+def test_the_first_teacher_weighs_most_in_joined_vectors(teachers, expected) -> None:
     assert np.allclose(join_vectors(teachers), expected)
 
 
@@ -37,7 +37,7 @@ def test_class_means() -> None:
         ("x.safetensors", r"x\.safetensors is not a safetensors file"),
     ],
 )
-def test_other_teachers_are_refused(name: str, error: str, tmp_path: Path) -> None:
+def test_another_file_than_a_teacher_is_refused(name: str, error: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"something else")
     with pytest.raises(TrainingError, match=error):
         load_teacher(tmp_path / name, torch.device("cpu"))
@@ -45,7 +45,7 @@ def test_other_teachers_are_refused(name: str, error: str, tmp_path: Path) -> No
 
 @pytest.mark.skipif(not EDGEFACE.exists(), reason="needs edgeface_xs of shared/weights in both forms")
 @pytest.mark.parametrize(("onnx_input", "same"), [("arcface", True), ("imagenet", False)])
-def test_an_onnx_teacher_gets_what_it_was_made_for(onnx_input: str, same: bool) -> None:
+def test_an_onnx_teacher_needs_its_own_input(onnx_input: str, same: bool) -> None:
     crops = np.stack([cv2.resize(np.random.default_rng(i).integers(0, 255, (7, 7, 3), np.uint8), (112, 112))
                       for i in range(4)])
     a, b = (load_teacher(path, torch.device("cpu"), onnx_input)(crops)

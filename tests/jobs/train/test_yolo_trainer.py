@@ -12,7 +12,7 @@ from jobs.train.yolo_trainer import _anneal, _finish_last_epoch, _print_losses, 
 from models.training import TrainingError
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_nan_loss_ends_the_run_before_the_epoch_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
     losses = {"box_loss": torch.tensor(1.5), "cls_loss": torch.tensor(np.nan)}
     trainer = SimpleNamespace(epoch=0, epochs=3, tloss=losses)
     with pytest.raises(TrainingError, match=r"box_loss 1\.500, cls_loss nan: train with a lower --lr0"):
@@ -23,7 +23,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(capsys: pytest
 
 
 @pytest.mark.parametrize(("epoch", "finished"), [(0, False), (2, True)])
-def test_the_last_epoch_ends_the_run_as_soon_as_it_is_saved(tmp_path: Path, epoch: int, finished: bool) -> None:
+def test_the_run_is_finished_once_the_last_epoch_is_saved(tmp_path: Path, epoch: int, finished: bool) -> None:
     _finish_last_epoch(tmp_path / "finished", SimpleNamespace(epoch=epoch, epochs=3))
     assert (tmp_path / "finished").exists() is finished
 
@@ -38,7 +38,7 @@ def test_the_learning_rate_falls_from_batch_to_batch() -> None:
     for _ in range(4):
         _anneal(trainer)
         rates.append(group["lr"])
-    # half of the run is done: the middle between 2 and 5% of it; three quarters; never below those 5%
+    # the rates after a half and three quarters of the run; the lowest is 5% of 2
     assert rates[0] == pytest.approx(1.05)
     assert rates[2] == pytest.approx(0.1 + 1.9 * (1 + math.cos(0.75 * math.pi)) / 2)
     assert rates == sorted(rates, reverse=True) and rates[-1] > 0.1
