@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     command = f"{program('manifest')} {shlex.join(word for word in argv if word != '--overwrite')}"
     return run_command(
         "manifest", partial(write_manifest, arguments, command),
-        again=f"What is listed stays; this goes on from there: {command}",
+        again=f"Listed names are kept. To resume, run: {command}",
     )
 
 

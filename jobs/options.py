@@ -7,11 +7,16 @@ import math
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_MODELS: Mapping[str, str] = MappingProxyType(
+    {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
+)
 
 
 class ArgumentError(UserError):

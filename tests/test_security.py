@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import erase
 from jobs.command import say
+from jobs.erase.__main__ import main as erase
 from jobs.evaluate import __main__ as evaluate
 from jobs.extract.stages import local_weights
 from jobs.train import detector as train_detector
@@ -284,7 +284,7 @@ def test_a_list_of_names_is_escaped_only_on_a_terminal(tmp_path, monkeypatch, st
     write_output(tmp_path / "out", FaceBatch.without_faces((ImageRecord(f"/p/{CLEAR}.jpg"),)))
     open_storage(str(tmp_path / "out")).write("output.json", b"{}")
     monkeypatch.setattr(sys, "stdout", stdout())
-    assert erase.main([str(tmp_path / "out"), "--uri", f"/p/{CLEAR}.jpg", "--dry-run"]) == 0
+    assert erase([str(tmp_path / "out"), "--uri", f"/p/{CLEAR}.jpg", "--dry-run"]) == 0
     assert sys.stdout.getvalue().splitlines()[1].split("\t")[0] == shown
 
 

@@ -1,1 +1,1 @@
-"""`python -m jobs.bench`: measure speed and memory."""
+"""`python -m jobs.bench`: measure speed and memory. One module for each benchmark."""

@@ -1,4 +1,4 @@
-"""The main job: read every image of INPUT, find the faces, write them to OUTPUT as Parquet. See --help."""
+"""The main job: read every image of INPUT, find the faces, write them to OUTPUT as Parquet."""
 
 from __future__ import annotations
 
@@ -8,177 +8,232 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 import pyarrow as pa
 
 from jobs.command import DONE, TOO_MANY_ERRORS, Broke, run_command, say
-from jobs.extract.options import input_uris, parquet_columns, parse_arguments, row_settings
-from jobs.extract.stages import StageConfig, alignment_template, local_weights, stage_builders
+from jobs.extract.options import (
+    batches,
+    input_uris,
+    model_names,
+    parquet_columns,
+    parse_arguments,
+    row_settings,
+)
+from jobs.extract.stages import Models, StageConfig, alignment_template, read_models, stage_builders
 from jobs.options import program
-from models.store import EMBEDDING_DIM, WeightCard, WeightsError, read_card
+from models.store import EMBEDDING_DIM, WeightsError
 from pipeline.batch import GOOD, Status
-from pipeline.input.listing import list_inputs
+from pipeline.input.listing import Listing, list_inputs
 from pipeline.input.rules import Rules
-from pipeline.output import claim as output
-from pipeline.output import ledger, report
+from pipeline.output import claim, ledger, report
 from pipeline.output.erased import read_erased
 from pipeline.output.lease import Lease, LeaseLost, check_held
+from pipeline.output.report import RunTotals
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
-from pipeline.output.todo import TodoJoin
+from pipeline.output.todo import Outcome, TodoCounts, TodoJoin
 from pipeline.run import cluster, graph, plan
+from pipeline.run.cluster import Connection
 from pipeline.run.plan import Plan
 from pipeline.run.progress import Progress
 from pipeline.run.runner import StageBuilders
 from pipeline.run.watchdog import Watchdog
 from pipeline.settings import RowSettings, fingerprinted
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import StoreOptions, parse_input_uri
 from pipeline.text import printable
 
-AGAIN = "What was committed stays, and the same command goes on from there:"
-ROLES = ("detector", "keypointer", "embedder")
+BuildStages = Callable[[StageConfig], StageBuilders]
+
+AGAIN = "Committed images are kept. To resume, run:"
 
 
-def main(argv: list[str] | None = None, build_stages: Callable[[StageConfig], StageBuilders] = stage_builders) -> int:
-    """Run the command; returns the exit code. build_stages: what the actors are given to build their stages."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of the command, its arguments checked.
+
+    command: resumes the run. inputs: INPUTs without query parameters; input_options: the options in these.
+    """
+
+    arguments: argparse.Namespace
+    command: str
+    settings: RowSettings
+    models: Models
+    inputs: Sequence[str]
+    input_options: StoreOptions
+    storage: Storage
+    rules: Rules
+    run_id: str
+    started: datetime
+
+    def check_lease(self) -> None:
+        """Raises LeaseLost if another run has taken over the output."""
+        check_held(self.storage, self.run_id)
+
+
+def main(argv: list[str] | None = None, build_stages: BuildStages = stage_builders) -> int:
+    """Run the command. Returns the exit code. build_stages: gives the builders that the actors call."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
-    command = going_on(argv)
-    return run_command(
-        "facelake", partial(extract, arguments, command, build_stages), again=f"{AGAIN} {command}"
-    )
+    command = resuming_command(argv)
+    return run_command("facelake", partial(extract, arguments, command, build_stages), again=f"{AGAIN} {command}")
 
 
-def extract(
-    arguments: argparse.Namespace, command: str, build_stages: Callable[[StageConfig], StageBuilders]
-) -> int:
-    """List, resume, run, report. Returns 0 or 3; everything else is raised."""
+def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStages) -> int:
+    """List, plan, run, check, report. Returns 0 or 3. Every other end is raised."""
+    job = check_arguments(arguments, command)
+    with TodoJoin() as join:
+        listing = list_images(job, join)
+        with claim.take_lease(job.storage, job.run_id, command, say) as lease:
+            fingerprint = claim_output(job)
+            todo = plan_todo(job, join, listing)
+            progress = Progress("images", describe_counts, todo.images)
+            remove_redone(job, join, todo)
+            planned = run_todo(job, join, todo, fingerprint, build_stages, progress, lease) if todo.images else None
+            outcome = check_outcome(job, join, todo)
+            totals = run_totals(progress)
+            if todo.images or not claim.is_finished(job.storage):
+                write_run_json(job, fingerprint, planned, listing, todo, outcome, totals)
+    return report_end(job, outcome, totals)
+
+
+def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
+    """Everything that can be refused before INPUT is listed. Raises UserErrors."""
     settings = row_settings(arguments)
     inputs, input_options = input_uris(arguments.inputs)
     output_uri, output_options = parse_input_uri(arguments.output)
     storage = open_storage(output_uri, output_options)
     plan.parse_pools(arguments.pools)
-    cards = read_cards(arguments)
-    covered = fingerprinted(settings, {role: card.fingerprint() for role, card in cards.items()})
-    rules = Rules(storage.root, arguments.all_files, parquet_columns(arguments), input_options)
+    models = read_models(arguments.weights, model_names(arguments))
+    if arguments.require_commercial:
+        require_commercial(models)
     started = datetime.now(UTC)
-    run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    still_ours = partial(check_held, storage, run_id)
-    with TodoJoin() as join:
-        listing = list_inputs(inputs, join.add_listing, rules)
-        for warning in listing.warnings:
-            say(printable(warning))
-        with output.take_lease(storage, run_id, command, say) as lease:
-            output.refuse_foreign_tables(storage)
-            if arguments.overwrite:
-                output.clear(storage)
-            fingerprint = output.claim(storage, covered)
-            output.recover(storage)
-            for rows in ledger.scan_ledger(storage):
-                join.add_ledger(rows, listing.scopes)
-            todo = join.compute(redo_changed=arguments.redo_changed, erased=read_erased(storage), whole=listing.whole)
-            say(report.todo_line(todo, listing.skipped_line()))
-            progress, planned = Progress("images", describe_counts, todo.images), None
-            to_drop = join.uris_to_drop()
-            if len(to_drop) or todo.images:
-                output.mark_unfinished(storage)
-                ledger.drop_uris(storage, run_id, to_drop, still_ours)
-            if todo.images:
-                rows_per_file = arguments.rows_per_file or default_rows_per_file(todo.images)
-                blocks = write_todo(storage, run_id, join.rows(graph.block_rows(todo.images, rows_per_file)))
-                names = ModelNames(**{role: card.identity for role, card in cards.items()})
-                sink = Sink(storage, run_id, fingerprint, names, EMBEDDING_DIM, settings.embedding_dtype)
-                config = partial(stage_config, arguments, settings, cards, input_options)
-                planned = run_on_ray(
-                    arguments, lambda device: build_stages(config(device)), blocks, sink, rows_per_file, progress,
-                    lease, command,
-                )
-                still_ours()
-                output.recover(storage)
-            outcome = join.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
-            if outcome.repeated:
-                ledger.repair_duplicates(storage, run_id, still_ours)
-                outcome = join.outcome(ledger.scan_ledger(storage, ("uri", "status", "error")))
-            missing = todo.listed - todo.erased - sum(outcome.listed.values())
-            if missing > 0:
-                raise Broke(
-                    f"{missing:,} images were not committed, although no write failed. Run the same command again; if "
-                    "that does not help, report this with the whole output of the command"
-                )
-            totals = report.RunTotals(
-                progress.done, progress.counts["faces"], {status.value: progress.counts[status] for status in Status},
-                progress.seconds, progress.rate_after_start(),
-            )
-            if todo.images or not output.is_finished(storage):
-                content = report.run_json(
-                    run_id=run_id, started=started, fingerprint=fingerprint,
-                    settings=covered["settings"],
-                    models={
-                        role: {
-                            "identity": card.identity, "licence": card.licence, "commercial_use": card.commercial_use
-                        }
-                        for role, card in cards.items()
-                    },
-                    alignment=asdict(alignment_template(cards["embedder"])),
-                    cosine_thresholds=cards["embedder"].thresholds,
-                    pools=[asdict(pool) for pool in planned.pools] if planned else None,
-                    todo=todo, skipped=listing.skipped, parquet=asdict(rules.parquet) if rules.parquet else None,
-                    outcome=outcome, run=totals,
-                )
-                still_ours()
-                storage.write(output.RUN_JSON, json.dumps(content, indent=1).encode())
+    return Job(
+        arguments, command, settings, models, inputs, input_options, storage,
+        rules=Rules(storage.root, arguments.all_files, parquet_columns(arguments), input_options),
+        run_id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", started=started,
+    )
 
-    for line in report.summary_lines(storage.root, outcome, totals):
-        say(line)
-    if arguments.preview:
-        from jobs.preview.write import write_preview
 
-        say(f"preview: {write_preview(arguments.output, arguments.preview)}")
-    bad_share = report.bad_share(outcome.listed)
-    if bad_share > arguments.max_error_rate:
-        say(f"{bad_share:.1%} of the listed images failed; --max-error-rate allows {arguments.max_error_rate:.1%}")
-        return TOO_MANY_ERRORS
-    return DONE
+def require_commercial(models: Models) -> None:
+    """Raises WeightsError if a model's licence forbids commercial use."""
+    forbidden = [f"{card.role} {card.name} ({card.licence})"
+                 for card in models.by_role.values() if not card.commercial_use]
+    if forbidden:
+        raise WeightsError(
+            f"--require-commercial: not for commercial use: {'; '.join(forbidden)}. Train your own as models/README.md "
+            "shows, and name their folder with --weights"
+        )
+
+
+def list_images(job: Job, join: TodoJoin) -> Listing:
+    """List INPUT into the join of listing and ledger"""
+    listing = list_inputs(job.inputs, join.add_listing, job.rules)
+    for warning in listing.warnings:
+        say(printable(warning))
+    return listing
+
+
+def claim_output(job: Job) -> str:
+    """Make OUTPUT this run's, or check that it can continue what is there. Returns the fingerprint.
+
+    Called under the lease, as every step up to the report. Raises OutputError.
+    """
+    claim.refuse_foreign_tables(job.storage)
+    if job.arguments.overwrite:
+        claim.clear(job.storage)
+    fingerprint = claim.claim(job.storage, covered(job))
+    claim.recover(job.storage)
+    return fingerprint
+
+
+def covered(job: Job) -> dict[str, object]:
+    """All that the fingerprint covers."""
+    return fingerprinted(job.settings, {role: card.fingerprint() for role, card in job.models.by_role.items()})
+
+
+def plan_todo(job: Job, join: TodoJoin, listing: Listing) -> TodoCounts:
+    """Compare the listing with the ledger, and print how much is to do."""
+    for rows in ledger.scan_ledger(job.storage):
+        join.add_ledger(rows, listing.scopes)
+    erased = read_erased(job.storage)
+    todo = join.compute(redo_changed=job.arguments.redo_changed, erased=erased, whole=listing.whole)
+    say(report.todo_line(todo, listing.skipped_line()))
+    return todo
+
+
+def remove_redone(job: Job, join: TodoJoin, todo: TodoCounts) -> None:
+    """Remove the rows of images that are processed again. The output is not finished until they are."""
+    to_drop = join.uris_to_drop()
+    if len(to_drop) or todo.images:
+        claim.mark_unfinished(job.storage)
+        ledger.drop_uris(job.storage, job.run_id, to_drop, job.check_lease)
+
+
+def run_todo(
+    job: Job, join: TodoJoin, todo: TodoCounts, fingerprint: str, build_stages: BuildStages, progress: Progress,
+    lease: Lease,
+) -> Plan:
+    """Process the images to do, and commit their rows. Returns the plan."""
+    rows_per_file = job.arguments.rows_per_file or default_rows_per_file(todo.images)
+    blocks = write_todo(job.storage, job.run_id, join.rows(graph.block_rows(todo.images, rows_per_file)))
+    names = ModelNames(**{role: card.identity for role, card in job.models.by_role.items()})
+    sink = Sink(job.storage, job.run_id, fingerprint, names, EMBEDDING_DIM, job.settings.embedding_dtype)
+    planned = run_on_ray(job, build_stages, blocks, sink, rows_per_file, progress, lease)
+    job.check_lease()
+    claim.recover(job.storage)
+    return planned
 
 
 def run_on_ray(
-    arguments: argparse.Namespace,
-    build_stages: Callable[[str], StageBuilders],
-    blocks: pa.Table,
-    sink: Sink,
-    rows_per_file: int,
-    progress: Progress,
+    job: Job, build_stages: BuildStages, blocks: pa.Table, sink: Sink, rows_per_file: int, progress: Progress,
     lease: Lease,
-    command: str,
 ) -> Plan:
-    """Start or join Ray, make the plan, run it and count receipts; returns the plan.
+    """Start or join Ray, run the graph and count its receipts. Returns the plan.
 
-    build_stages: from the device to what builds the stages. blocks: the rows to do, a row of `spool.BLOCK` for each.
+    blocks: one row of `spool.BLOCK` for each block of images. Raises LeaseLost.
     """
-    paths = {**{f"INPUT {i + 1}": uri for i, uri in enumerate(arguments.inputs)}, "OUTPUT": arguments.output}
-    if arguments.weights:
-        paths["--weights"] = arguments.weights
-    with cluster.connect(arguments.num_cpus) as connection:
-        cluster.refuse_local_paths(connection, paths, arguments.shared_filesystem)
-        free = plan.Cluster(arguments.num_cpus or connection.cpus, arguments.gpus or connection.gpus)
-        device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
-        planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
-        say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
+    with cluster.connect(job.arguments.num_cpus) as connection:
+        cluster.refuse_local_paths(connection, paths(job.arguments), job.arguments.shared_filesystem)
+        device, planned = make_plan(job.arguments, connection)
         receipts = graph.run(
-            planned, blocks, ReadTodo(sink.storage), build_stages(device), sink, rows_per_file,
-            partial(Watchdog, arguments.stall_timeout, say, f"{AGAIN} {command}"),
+            planned, blocks, ReadTodo(job.storage), build_stages(stage_config(job, device)), sink, rows_per_file,
+            partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"),
         )
         for table in receipts:
             for receipt in table.drop_columns("part").to_pylist():
                 progress.add(receipt["images"], receipt)
             if lease.lost:
-                raise LeaseLost(f"another run has taken over {sink.storage.root}")
+                raise LeaseLost(f"another run has taken over {job.storage.root}")
         progress.close()
         return planned
+
+
+def paths(arguments: argparse.Namespace) -> dict[str, str]:
+    """What must be the same on every node: the paths on the command line, by the names of their arguments."""
+    found = {f"INPUT {number}": uri for number, uri in enumerate(arguments.inputs, 1)} | {"OUTPUT": arguments.output}
+    return found | {"--weights": arguments.weights} if arguments.weights else found
+
+
+def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[str, Plan]:
+    """The device, and the plan for the CPUs and GPUs that are free or asked for. Prints the plan."""
+    free = plan.Cluster(arguments.num_cpus or connection.cpus, arguments.gpus or connection.gpus)
+    device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
+    planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
+    say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
+    return device, planned
+
+
+def stage_config(job: Job, device: str) -> StageConfig:
+    """What the actors build their stages from."""
+    return StageConfig(
+        job.settings, job.models, device, batches(job.arguments, device), job.input_options,
+        job.arguments.image_column, job.arguments.weights,
+    )
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
@@ -187,48 +242,70 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     return f"{counts['faces']:,} faces  {failed:,} failed"
 
 
-def stage_config(
-    arguments: argparse.Namespace,
-    settings: RowSettings,
-    cards: Mapping[str, WeightCard],
-    store_options: StoreOptions,
-    device: str,
-) -> StageConfig:
-    """What the stages are built from, "cpu" or "cuda"."""
-    return StageConfig(
-        settings=settings,
-        store_options=store_options,
-        image_column=arguments.image_column,
-        weights=arguments.weights,
-        **cards,
-        template=alignment_template(cards["embedder"]),
-        device=device,
-        detect_batch=arguments.detect_batch or (32 if device == "cuda" else 4),
-        face_batch=arguments.face_batch or (256 if device == "cuda" else 32),
-        batch_images=arguments.batch_images,
-        batch_bytes=arguments.batch_mb << 20,
+def run_totals(progress: Progress) -> RunTotals:
+    """What this run did."""
+    by_status = {status.value: progress.counts[status] for status in Status}
+    return RunTotals(
+        progress.done, progress.counts["faces"], by_status, progress.seconds, progress.rate_after_start()
     )
 
 
-def read_cards(arguments: argparse.Namespace) -> dict[str, WeightCard]:
-    """The cards of the three models. Raises WeightsError when a licence is not what --require-commercial asks."""
-    weights_dir = local_weights(arguments.weights)
-    cards = {role: read_card(weights_dir, role, getattr(arguments, role)) for role in ROLES}
-    forbidden = [f"{card.role} {card.name} ({card.licence})" for card in cards.values() if not card.commercial_use]
-    if arguments.require_commercial and forbidden:
-        raise WeightsError(
-            f"--require-commercial: not for commercial use: {'; '.join(forbidden)}. Train your own, as "
-            "models/README.md shows, and name them with --weights"
+def check_outcome(job: Job, join: TodoJoin, todo: TodoCounts) -> Outcome:
+    """Check that every listed image has exactly one row. Repeated rows are removed; raises Broke for missing ones."""
+    outcome = join.outcome(ledger.scan_ledger(job.storage, ("uri", "status", "error")))
+    if outcome.repeated:
+        ledger.repair_duplicates(job.storage, job.run_id, job.check_lease)
+        outcome = join.outcome(ledger.scan_ledger(job.storage, ("uri", "status", "error")))
+    missing = todo.listed - todo.erased - sum(outcome.listed.values())
+    if missing > 0:
+        raise Broke(
+            f"{missing:,} images were not committed, although no write failed. Run the same command again; if that "
+            "does not help, report this with the whole output of the command"
         )
-    return cards
+    return outcome
 
 
-def going_on(argv: Sequence[str]) -> str:
+def write_run_json(
+    job: Job, fingerprint: str, planned: Plan | None, listing: Listing, todo: TodoCounts, outcome: Outcome,
+    totals: RunTotals,
+) -> None:
+    """Write run.json, which marks the output as finished."""
+    models = {
+        role: {"identity": card.identity, "licence": card.licence, "commercial_use": card.commercial_use}
+        for role, card in job.models.by_role.items()
+    }
+    content = report.run_json(
+        run_id=job.run_id, started=job.started, fingerprint=fingerprint, settings=asdict(job.settings), models=models,
+        alignment=asdict(alignment_template(job.models.embedder)),
+        cosine_thresholds=job.models.embedder.thresholds,
+        pools=[asdict(pool) for pool in planned.pools] if planned else None,
+        todo=todo, skipped=listing.skipped, parquet=asdict(job.rules.parquet) if job.rules.parquet else None,
+        outcome=outcome, run=totals,
+    )
+    job.check_lease()
+    job.storage.write(claim.RUN_JSON, json.dumps(content, indent=1).encode())
+
+
+def report_end(job: Job, outcome: Outcome, totals: RunTotals) -> int:
+    """Print the summary and write the preview page. Returns the exit code."""
+    for line in report.summary_lines(job.storage.root, outcome, totals):
+        say(line)
+    if job.arguments.preview:
+        from jobs.preview.write import write_preview
+
+        say(f"preview: {write_preview(job.arguments.output, job.arguments.preview)}")
+    bad_share, allowed = report.bad_share(outcome.listed), job.arguments.max_error_rate
+    if bad_share > allowed:
+        say(f"{bad_share:.1%} of the listed images failed; --max-error-rate allows {allowed:.1%}")
+        return TOO_MANY_ERRORS
+    return DONE
+
+
+def resuming_command(argv: Sequence[str]) -> str:
     """The command that resumes a run with these arguments: the same without --overwrite."""
     return f"{program('extract')} {shlex.join(word for word in argv if word != '--overwrite')}"
 
 
 def default_rows_per_file(images: int) -> int:
-    """A hundredth of the to-do, between 16 and 2,000 images."""
+    """A hundredth of the images to do, between 16 and 2,000."""
     return min(2000, max(16, images // 100))
-

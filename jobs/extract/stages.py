@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-from models.store import DEFAULT_WEIGHTS_DIR, StoredModel, WeightCard, WeightsError, fetch_weights, read_model
+from models.store import (
+    DEFAULT_WEIGHTS_DIR,
+    StoredModel,
+    WeightCard,
+    WeightsError,
+    fetch_weights,
+    read_card,
+    read_model,
+)
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.fetch import Fetch
 from pipeline.run.runner import StageBuilders
@@ -19,34 +29,59 @@ from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.image import is_too_large
 from pipeline.stages.keypoint import Keypoint
-from pipeline.storage.uris import StoreOptions, local_path
+from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, local_path
 
 MAX_DETECTIONS = 3000    # of one image, before --max-faces; the fullest WIDER FACE photo has 1,968 faces
 
 
 @dataclass(frozen=True, slots=True)
-class StageConfig:
-    """All that the stages are built from; travels to every actor.
+class Models:
+    """The cards of a run's three models."""
 
-    image_column: of Parquet files that hold images. weights: a folder or a bucket URI, None for the weights of this
-    repository. detector, keypointer, embedder: the models as the driver found them there. device: "cpu" or "cuda".
-    detect_batch, face_batch: images and faces that a network takes at a time. batch_images, batch_bytes: images and
-    decoded bytes that pass through the stages together.
-    """
-
-    settings: RowSettings
-    store_options: StoreOptions
-    image_column: str | None
-    weights: str | None
     detector: WeightCard
     keypointer: WeightCard
     embedder: WeightCard
-    template: AlignmentTemplate
-    device: str
-    detect_batch: int
-    face_batch: int
-    batch_images: int
-    batch_bytes: int
+
+    @property
+    def by_role(self) -> dict[str, WeightCard]:
+        """The cards by their role."""
+        return {"detector": self.detector, "keypointer": self.keypointer, "embedder": self.embedder}
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How much is worked on at a time. It changes the speed and the memory, not the rows.
+
+    detect: images of a detector batch. faces: faces of a batch of the other two networks. images, mb: images and
+    megabytes of decoded pixels that pass through the stages together, at least one image.
+    """
+
+    detect: int
+    faces: int
+    images: int = 64
+    mb: int = 256
+
+
+DEFAULT_BATCHES: Mapping[str, Batches] = MappingProxyType(
+    {"cpu": Batches(detect=4, faces=32), "cuda": Batches(detect=32, faces=256)}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """All that the stages are built from. It is sent to every actor.
+
+    models: as the driver found them. device: "cpu" or "cuda". image_column: the column of images, where INPUT is
+    Parquet files. weights: a folder or a bucket URI; None is the folder of this repository.
+    """
+
+    settings: RowSettings
+    models: Models
+    device: str = "cpu"
+    batches: Batches = DEFAULT_BATCHES["cpu"]
+    store_options: StoreOptions = FROM_ENVIRONMENT
+    image_column: str | None = None
+    weights: str | None = None
 
 
 def stage_builders(config: StageConfig) -> StageBuilders:
@@ -62,50 +97,51 @@ def stage_builders(config: StageConfig) -> StageBuilders:
 
 def build_decode(config: StageConfig, threads: int) -> Decode:
     """Fetch and decode with that many threads."""
+    max_pixels = config.settings.max_pixels
+    fetch = Fetch(
+        config.store_options, image_column=config.image_column, refuses=partial(is_too_large, max_pixels=max_pixels)
+    )
     return Decode(
-        Fetch(
-            config.store_options, image_column=config.image_column,
-            refuses=partial(is_too_large, max_pixels=config.settings.max_pixels),
-        ),
-        max_pixels=config.settings.max_pixels,
+        fetch,
+        max_pixels=max_pixels,
         min_side_px=config.settings.decode_min_side_px,
-        batch_images=config.batch_images,
-        batch_bytes=config.batch_bytes,
+        batch_images=config.batches.images,
+        batch_bytes=config.batches.mb << 20,
         threads=threads,
     )
 
 
 def build_detect(config: StageConfig, threads: int) -> Detect:
-    """Load the detector. torch is imported here and below only, so that an actor that just decodes does without."""
+    """Load the detector. The builders import torch only here and below, so an actor that only decodes runs without."""
     from models.detector import load_detector
     from models.device import set_threads
 
     set_threads(threads)
-    settings = config.settings
+    settings, batch_size = config.settings, config.batches.detect
     detector = load_detector(
-        model_of(config, config.detector), device=config.device, min_score=settings.min_score,
-        nms_iou=settings.nms_iou, batch_size=config.detect_batch, max_detections=MAX_DETECTIONS,
+        model_of(config, config.models.detector), device=config.device, min_score=settings.min_score,
+        nms_iou=settings.nms_iou, batch_size=batch_size, max_detections=MAX_DETECTIONS,
     )
     return Detect(
         detector, input_px=settings.detect_px, second_pass_px=settings.second_pass_px,
         min_face_px=settings.min_face_px, max_faces=settings.max_faces, rotate_retry=settings.rotate_retry,
-        batch_size=config.detect_batch,
+        batch_size=batch_size,
     )
 
 
 def build_keypoint(config: StageConfig, threads: int) -> Keypoint:
-    """Load the eye-point network."""
+    """Load the eye model."""
     from models.device import set_threads
     from models.eyes import load_keypointer
 
     set_threads(threads)
-    model = model_of(config, config.keypointer)
-    return Keypoint(load_keypointer(model, device=config.device, batch_size=config.face_batch))
+    model = model_of(config, config.models.keypointer)
+    return Keypoint(load_keypointer(model, device=config.device, batch_size=config.batches.faces))
 
 
 def build_align(config: StageConfig, threads: int) -> Align:
     """No model, one thread."""
-    return Align(config.template)
+    return Align(alignment_template(config.models.embedder))
 
 
 def build_embed(config: StageConfig, threads: int) -> Embed:
@@ -114,8 +150,8 @@ def build_embed(config: StageConfig, threads: int) -> Embed:
     from models.embedder import load_embedder
 
     set_threads(threads)
-    model = model_of(config, config.embedder)
-    return Embed(load_embedder(model, device=config.device, batch_size=config.face_batch))
+    model = model_of(config, config.models.embedder)
+    return Embed(load_embedder(model, device=config.device, batch_size=config.batches.faces))
 
 
 def model_of(config: StageConfig, card: WeightCard) -> StoredModel:
@@ -129,9 +165,15 @@ def model_of(config: StageConfig, card: WeightCard) -> StoredModel:
     if model.card.fingerprint() != card.fingerprint():
         raise WeightsError(
             f"the {card.role} of this run is {card.identity}, but {config.weights or folder} holds "
-            f"{model.card.identity} now; put the first back, or give another output"
+            f"{model.card.identity} now. Put the first one back, or choose another OUTPUT"
         )
     return model
+
+
+def read_models(weights: str | None, names: Mapping[str, str]) -> Models:
+    """The cards of the models with these names by role. Raises WeightsError."""
+    folder = local_weights(weights)
+    return Models(**{role: read_card(folder, role, name) for role, name in names.items()})
 
 
 def local_weights(weights: str | None, model: str | None = None) -> Path:

@@ -118,11 +118,11 @@ class FaultyDetect:
 def build_detect(config: StageConfig, faults: Faults, threads: int) -> FaultyDetect:
     """The real stage with the stub detector, inside `FaultyDetect`."""
     faults.mark("detect")
-    settings = config.settings
-    model = detect_faces if faults.cuda_memory is None else detect_on_small_gpu(faults.cuda_memory, config.detect_batch)
+    settings, batch_size = config.settings, config.batches.detect
+    model = detect_faces if faults.cuda_memory is None else detect_on_small_gpu(faults.cuda_memory, batch_size)
     detect = Detect(
         model, input_px=settings.detect_px, second_pass_px=settings.second_pass_px, min_face_px=settings.min_face_px,
-        max_faces=settings.max_faces, rotate_retry=settings.rotate_retry, batch_size=config.detect_batch,
+        max_faces=settings.max_faces, rotate_retry=settings.rotate_retry, batch_size=batch_size,
     )
     return FaultyDetect(detect, faults)
 

@@ -44,8 +44,7 @@ def test_a_run_is_interrupted_several_times(on_disk, new_output, own_ray, shared
         assert took_s < END_S, f"seed {seed}, {when}: it took {took_s:.1f} s"
         slowest_s = max(slowest_s, took_s)
         printed = job.printed()
-        assert "interrupted. What was committed stays" in printed
-        assert "the same command goes on from there: " in printed and place.output in printed
+        assert "interrupted. Committed images are kept. To resume, run: " in printed and place.output in printed
         assert "Traceback" not in printed
         now = committed(place.storage)
         assert kept <= now, f"seed {seed}, {when}"
@@ -79,7 +78,7 @@ def test_a_run_is_interrupted_while_ray_starts(on_disk, new_output, own_ray, sha
             os.killpg(job.process.pid, number)
         code, slowest_s = job.wait(END_S * 2), max(slowest_s, time.monotonic() - sent)
         assert code == 128 + number, f"{moment} of {moments} × {start_s:.1f} s: {job.printed()}"
-        assert "the same command goes on from there" in job.printed() and "Traceback" not in job.printed()
+        assert "Committed images are kept. To resume, run:" in job.printed() and "Traceback" not in job.printed()
     shared_ray.run(place)
     assert_exact(place, on_disk.expected)
     figures("interrupted while Ray starts", signals=moments, runs=moments, slowest_end_s=round(slowest_s, 1),
@@ -95,6 +94,6 @@ def test_a_run_is_interrupted_while_it_lists(s3_endpoint, own_ray, tmp_path, fig
         sent = time.monotonic()
         job.process.send_signal(signal.SIGINT)
         assert job.wait() == 128 + signal.SIGINT, job.printed()
-    assert time.monotonic() - sent < END_S and "the same command goes on from there" in job.printed()
+    assert time.monotonic() - sent < END_S and "Committed images are kept. To resume, run:" in job.printed()
     assert "Traceback" not in job.printed() and not (tmp_path / "out").exists()
     figures("interrupted while it lists", signals=1)

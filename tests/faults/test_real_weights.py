@@ -8,13 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from jobs import erase
-from models.store import DEFAULT_WEIGHTS_DIR, read_card
+from jobs.erase.__main__ import main as erase
+from jobs.erase.find import probe_faces
+from jobs.extract.stages import read_models
+from jobs.options import DEFAULT_MODELS
+from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.output import ledger
 from pipeline.settings import RowSettings
 from tests.faults.conftest import output_of
 from tests.faults.harness import JobRunner, Place, assert_exact, committed, read_tables, wait_until
-from tests.jobs.test_erase import ROLES, ZIDANE, uris, write_output
+from tests.jobs.erase.test_main import ZIDANE, uris, write_output
 from tests.support.photos import photos_in_sizes
 
 SIZES_PX = (1280, 1024, 768, 640, 576, 512, 448, 384, 320)
@@ -61,12 +64,13 @@ def test_runs_killed_at_random_moments_end_with_the_same_tables(place, ray_addre
 
 def test_a_photo_finds_the_person_and_not_the_other_one(tmp_path, capsys):
     """The shipped models tell Zidane from the man beside him."""
-    cards = {role: read_card(DEFAULT_WEIGHTS_DIR, role, name) for role, name in ROLES.items()}
-    first, second = erase.probe_faces(str(ZIDANE), RowSettings(), DEFAULT_WEIGHTS_DIR, cards).embeddings
-    assert abs(np.linalg.norm(first) - 1) < 1e-5 and first @ second < cards["embedder"].thresholds["0.001"]
+    models = read_models(None, DEFAULT_MODELS)
+    threshold = models.embedder.thresholds["0.001"]
+    first, second = probe_faces(str(ZIDANE), RowSettings(), DEFAULT_WEIGHTS_DIR, models).embeddings
+    assert abs(np.linalg.norm(first) - 1) < 1e-5 and first @ second < threshold
     storage = write_output(
         tmp_path / "out", [{"/p/1.jpg": [first], "/p/2.jpg": [second]}, {"/p/12.jpg": [second, first]}]
     )
-    assert erase.main([storage.root, "--like", str(ZIDANE), "--face", "0"]) == 0
+    assert erase([storage.root, "--like", str(ZIDANE), "--face", "0"]) == 0
     assert uris(storage, "images") == uris(storage, "faces") == ["/p/2.jpg"]
-    assert f"cosine {cards['embedder'].thresholds['0.001']:.3f} or more" in capsys.readouterr().err
+    assert f"cosine {threshold:.3f} or more" in capsys.readouterr().err

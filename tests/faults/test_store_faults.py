@@ -52,7 +52,7 @@ def test_a_store_that_refuses_to_write_breaks_the_run_which_can_be_resumed(
     place = new_output(on_s3)
     with failing(s3_endpoint, rule) as (endpoint, _):
         printed = shared_ray.run(place.through(endpoint), expect=1)
-    assert re.search(f"the run broke.*{message}", printed) and "the same command goes on from there" in printed
+    assert re.search(f"the run broke.*{message}", printed) and "Committed images are kept. To resume, run:" in printed
     kept = committed(place.storage)
     shared_ray.run(place)
     assert kept <= committed(place.storage)
@@ -75,7 +75,7 @@ def test_a_full_disk_breaks_the_run_which_can_be_resumed(on_disk, small_disk, sh
     place = on_disk.place.with_output(str(small_disk / "out"))
     printed = shared_ray.run(place, expect=1)
     assert re.search(r"the run broke.*No space left on device.*/out/", printed)
-    assert "the same command goes on from there" in printed
+    assert "Committed images are kept. To resume, run:" in printed
     kept = committed(place.storage)
     assert 0 < len(kept) < place.images - 2
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)

@@ -101,7 +101,7 @@ def test_a_job_is_submitted_stopped_and_resumed(head, undisturbed, tmp_path, fig
     stop = time.monotonic() - stop
     done = committed(place.storage)
     assert f"{IMAGES} to do" in printed
-    assert "interrupted. What was committed stays, and the same command goes on from there" in printed, printed
+    assert "interrupted. Committed images are kept. To resume, run:" in printed, printed
     assert "Job 'first' was stopped" in run(head.job("status", "first"))
     assert IMAGES // 4 <= len(done) < IMAGES and not (tmp_path / "out" / "run.json").exists()
 

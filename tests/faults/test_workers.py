@@ -71,7 +71,7 @@ def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, own_ray, tmp_
         dead = [pid for pid in actors if not process_start(pid)]
         code = job.wait()
         if code == 1:
-            assert "the same command goes on from there" in job.printed() and "Traceback" not in job.printed()
+            assert "Committed images are kept. To resume, run:" in job.printed() and "Traceback" not in job.printed()
             own_ray.run(place, "--shared-filesystem", RAY_ADDRESS=nodes.address)
         else:
             assert code == 0, job.printed()

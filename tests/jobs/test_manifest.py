@@ -331,7 +331,7 @@ def test_an_interrupted_one_is_gone_on_with(out, number, code, capsys):
         said = process.communicate(timeout=20)[1]
         assert process.returncode == code
         if number != signal.SIGKILL:
-            assert f"goes on from there: python -m jobs.manifest '{uri}' {out}" in said.splitlines()[-1]
+            assert f"To resume, run: python -m jobs.manifest '{uri}' {out}" in said.splitlines()[-1]
             assert 250 <= len(uris(out)) < 15_000
         assert run(uri, out) == 0
     assert uris(out) == [f"s3://b/{key}" for key in Bucket15k.keys]

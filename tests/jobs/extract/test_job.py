@@ -231,8 +231,8 @@ def test_photos_where_the_tables_would_go_stay(tmp_path, options):
     assert sorted((tmp_path / "images").iterdir()) == before
 
 
-def test_the_command_that_goes_on_does_not_start_anew():
-    command = jobs.extract.job.going_on(["IN", "a b", "--overwrite", "--device", "cpu"])
+def test_the_resuming_command_does_not_start_again():
+    command = jobs.extract.job.resuming_command(["IN", "a b", "--overwrite", "--device", "cpu"])
     assert command == "python -m jobs.extract IN 'a b' --device cpu"
 
 

@@ -1,12 +1,27 @@
 import pytest
 
-from jobs.extract.options import parse_arguments, row_settings
-from jobs.options import ArgumentError
+from jobs.extract.options import batches, model_names, parse_arguments, row_settings
+from jobs.extract.stages import DEFAULT_BATCHES, Batches
+from jobs.options import DEFAULT_MODELS, ArgumentError
 from pipeline.settings import RowSettings
 
 
 def test_defaults_are_those_of_the_settings():
     assert row_settings(parse_arguments(["in", "out"])) == RowSettings()
+
+
+@pytest.mark.parametrize("device", DEFAULT_BATCHES)
+def test_default_batches_are_those_of_the_device(device):
+    assert batches(parse_arguments(["in", "out"]), device) == DEFAULT_BATCHES[device]
+
+
+def test_batches_of_the_command_line():
+    given = ["--detect-batch", "1", "--face-batch", "2", "--batch-images", "3", "--batch-mb", "4"]
+    assert batches(parse_arguments(["in", "out", *given]), "cuda") == Batches(detect=1, faces=2, images=3, mb=4)
+
+
+def test_default_models():
+    assert model_names(parse_arguments(["in", "out"])) == DEFAULT_MODELS
 
 
 def test_zero_means_off():
@@ -26,7 +41,7 @@ def test_wrong_arguments_end_with_2(wrong, capsys):
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(ArgumentError, match="multiple of 32"):
+    with pytest.raises(ArgumentError, match=r"^--detect-px must be a multiple of 32"):
         row_settings(parse_arguments(["in", "out", "--detect-px", "100"]))
 
 
@@ -57,14 +72,14 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     [
         ("min-scor: 0.6", "there is no option 'min-scor'"),
         ("min-score: high", "not a number from 0 to 1"),
-        ("min-score: true", "takes a value"),
-        ("rotate-retry: 3", "takes true or false"),
-        ("device: tpu", "must be one of auto, cpu, cuda"),
+        ("min-score: true", "min-score: expected a value, got True"),
+        ("rotate-retry: 3", "rotate-retry: expected true or false, got 3"),
+        ("device: tpu", "device: expected one of auto, cpu, cuda, got 'tpu'"),
         ("- a\n- b", "expected lines of the form"),
         ("a: [", "job.yaml"),
         ("[" * 1500, "job.yaml"),
-        ("pools: [decode, detect]", "pools takes a value"),
-        ("weights:", "weights takes a value"),
+        ("pools: [decode, detect]", "pools: expected a value"),
+        ("weights:", "weights: expected a value, got None"),
     ],
 )
 def test_wrong_config_files_say_what_is_wrong(tmp_path, capsys, text, message):

@@ -3,27 +3,22 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.extract.stages import StageConfig, alignment_template, local_weights, model_of, stage_builders
+from jobs.extract.stages import Batches, StageConfig, local_weights, model_of, read_models, stage_builders
+from jobs.options import DEFAULT_MODELS
 from models import store
-from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card
+from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
 from pipeline.settings import RowSettings
-from pipeline.storage.uris import FROM_ENVIRONMENT, UriError
-
-MODELS = {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
+from pipeline.storage.uris import UriError
 
 
 def config(**changed):
-    cards = {role: read_card(DEFAULT_WEIGHTS_DIR, role, name) for role, name in MODELS.items()}
-    values = {
-        "settings": RowSettings(), "store_options": FROM_ENVIRONMENT, "image_column": None, "weights": None, **cards,
-        "template": alignment_template(cards["embedder"]), "device": "cpu", "detect_batch": 1, "face_batch": 2,
-        "batch_images": 1, "batch_bytes": 1 << 20,
-    }
-    return StageConfig(**(values | changed))
+    """The shipped models, with other cards for some roles."""
+    batches = Batches(detect=1, faces=2, images=1, mb=1)
+    return StageConfig(RowSettings(), replace(read_models(None, DEFAULT_MODELS), **changed), batches=batches)
 
 
 class CountingHashlib:
-    """hashlib, and how many digests it began."""
+    """hashlib that counts the digests it starts."""
 
     def __init__(self) -> None:
         self.digests = 0
@@ -42,30 +37,31 @@ def test_an_actor_hashes_each_model_once(monkeypatch):
         assert counting.digests == number
 
 
-def test_every_stage_has_a_builder_that_keeps_the_models_away_until_it_is_called():
+def test_every_stage_has_a_builder():
     assert list(stage_builders(config())) == ["decode", "detect", "keypoint", "align", "embed"]
 
 
-@pytest.mark.parametrize("role", MODELS)
+@pytest.mark.parametrize("role", DEFAULT_MODELS)
 def test_the_model_that_the_run_began_with_is_used(role):
     made = config()
-    assert model_of(made, getattr(made, role)).card == getattr(made, role)
+    card = made.models.by_role[role]
+    assert model_of(made, card).card == card
 
 
-@pytest.mark.parametrize("role", MODELS)
-def test_a_machine_that_finds_another_model_stops(role):
-    """As a node that starts after the weights in the bucket were replaced."""
-    card = getattr(config(), role)
+@pytest.mark.parametrize("role", DEFAULT_MODELS)
+def test_another_model_on_the_machine_is_refused(role):
+    """A node can start after the weights in the bucket were replaced."""
+    card = config().models.by_role[role]
     other = config(**{role: replace(card, tensors_sha256="0" * 64)})
     with pytest.raises(WeightsError, match=f"{role} of this run is .*@0{{12}}, but .* holds {card.identity} now"):
-        model_of(other, getattr(other, role))
+        model_of(other, other.models.by_role[role])
 
 
-def test_figures_that_were_measured_since_change_nothing():
-    """They are written into the card, and are no part of the model."""
-    card = config().embedder
+def test_new_figures_in_a_card_change_nothing():
+    """A card gets measured figures later. They are not part of the model."""
+    card = config().models.embedder
     made = config(embedder=replace(card, metrics={"lfw": 1}))
-    assert model_of(made, made.embedder).card == card
+    assert model_of(made, made.models.embedder).card == card
 
 
 @pytest.mark.parametrize(

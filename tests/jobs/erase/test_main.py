@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import erase
+from jobs.erase.__main__ import main
+from jobs.erase.delete import erase_uris, write_list
+from jobs.erase.find import images_like
 from jobs.extract import job as extract
+from jobs.extract.stages import read_models
+from jobs.options import DEFAULT_MODELS
 from jobs.preview.output import Run
 from jobs.preview.page import render_page
-from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.geometry import AlignmentTemplate
 from pipeline.output import claim as output
@@ -30,9 +32,8 @@ from pipeline.settings import RowSettings, fingerprinted
 from pipeline.storage import open_storage
 from tests.support.failing_storage import Crash, DyingStorage
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ZIDANE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets" / "zidane.jpg"
-ROLES = {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
 ANN, BOB = np.eye(512, dtype=np.float32)[:2]
 
 # Part by part: the images, each with the vectors of its faces; None is a broken file.
@@ -69,7 +70,7 @@ def batch(images):
 def write_output(root, parts=PARTS):
     """A finished output of the shipped models, with a preview page; its storage."""
     storage = open_storage(str(root))
-    cards = {role: read_card(DEFAULT_WEIGHTS_DIR, role, name) for role, name in ROLES.items()}
+    cards = read_models(None, DEFAULT_MODELS).by_role
     output.claim(storage, fingerprinted(RowSettings(), {role: card.fingerprint() for role, card in cards.items()}))
     names = sink.ModelNames(**{role: card.identity for role, card in cards.items()})
     for images in parts:
@@ -120,7 +121,7 @@ def files(storage):
 def test_images_go_with_all_their_faces(root, capsys):
     storage = write_output(root)
     untouched = {path: content for path, content in files(storage).items() if path.startswith("faces/")}
-    assert erase.main([str(root), "--uri", "/p/ann.jpg", "/p/ann alone.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
+    assert main([str(root), "--uri", "/p/ann.jpg", "/p/ann alone.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
     assert_holds(storage, ALL - {"/p/ann.jpg", "/p/ann alone.jpg", "/p/broken.jpg"})
     assert {name for name in files(storage) if "html" in name} == {"report.html"}
     assert len(untouched.items() & files(storage).items()) == 1          # the part that none of them was in
@@ -129,13 +130,13 @@ def test_images_go_with_all_their_faces(root, capsys):
     assert (done["uris"], done["images"], done["faces"], done["pages"]) == (4, 3, 2, 1)
     assert begun["request"] == done["request"] and len(done["request"]) == 64
     said = capsys.readouterr()
-    assert said.out == "" and "erased 3 images with 2 faces" in said.err and "1 of the 4 asked for" in said.err
+    assert said.out == "" and "erased 3 images with 2 faces" in said.err and "1 of the 4 given images" in said.err
 
 
 def test_nothing_found_changes_no_table(root):
     storage = write_output(root)
     before = {name: content for name, content in files(storage).items() if name.endswith(".parquet")}
-    assert erase.main([str(root), "--uri", "/p/unknown.jpg"]) == 0
+    assert main([str(root), "--uri", "/p/unknown.jpg"]) == 0
     assert before.items() <= files(storage).items()
     assert json.loads(storage.read("run.json"))["output"]["images"] == 7
     assert [line["images"] for line in audit(storage)] == [0]
@@ -143,7 +144,7 @@ def test_nothing_found_changes_no_table(root):
 
 def test_everything_can_go(root):
     storage = write_output(root)
-    assert erase.main([str(root), "--uri", *ALL]) == 0
+    assert main([str(root), "--uri", *ALL]) == 0
     assert_holds(storage, [])
 
 
@@ -160,12 +161,12 @@ def test_a_later_run_does_not_bring_them_back_unless_they_are_forgotten(tmp_path
     storage = write_output(tmp_path / "out")
     assert to_do(storage) == {"/p/broken.jpg"}
     gone = ["/p/ann.jpg", "/p/bob.jpg", "/p/broken.jpg"]
-    assert erase.main([storage.root, "--uri", *gone]) == 0
+    assert main([storage.root, "--uri", *gone]) == 0
     assert to_do(storage) == set()
     output.clear(storage)                                         # --overwrite does not bring them back either
     assert to_do(storage) == ALL - set(gone)
     storage.write("output.json", b"{}")
-    assert erase.main([storage.root, "--forget", "--uri", "/p/bob.jpg", "/p/unknown.jpg"]) == 0
+    assert main([storage.root, "--forget", "--uri", "/p/bob.jpg", "/p/unknown.jpg"]) == 0
     assert to_do(storage) == ALL - {"/p/ann.jpg", "/p/broken.jpg"}
     assert audit(storage)[-1]["removed"] == 1 and "1 of the 2" in capsys.readouterr().err
     storage.delete(erased.ERASED_PATH)
@@ -179,7 +180,7 @@ def test_the_main_job_leaves_them_out(tmp_path, capsys):
     for photo in photos:
         photo.touch()
     storage = write_output(tmp_path / "out", [{str(photo): [ANN] for photo in photos}])
-    assert erase.main([storage.root, "--uri", str(photos[0])]) == 0
+    assert main([storage.root, "--uri", str(photos[0])]) == 0
     assert extract.main([str(photos[0].parent), storage.root]) == 0
     said = capsys.readouterr().err
     assert "2 images listed; 1 done before; 0 to do; 1 left out because jobs.erase" in said and "ann.jpg" not in said
@@ -194,7 +195,7 @@ def test_the_main_job_leaves_them_out(tmp_path, capsys):
 def test_lists(tmp_path, name, content):
     storage = write_output(tmp_path / "out")
     (tmp_path / name).write_text(content)
-    assert erase.main([storage.root, "--uris", str(tmp_path / name)]) == 0
+    assert main([storage.root, "--uris", str(tmp_path / name)]) == 0
     assert_holds(storage, ALL - {"/p/ann.jpg"})
     assert audit(storage)[-1]["uris"] == 1
 
@@ -202,25 +203,14 @@ def test_lists(tmp_path, name, content):
 def test_a_list_by_its_file_uri(tmp_path):
     storage = write_output(tmp_path / "out")
     (tmp_path / "my list.txt").write_text("file://localhost/p/ann.jpg\n")
-    assert erase.main([f"file://{storage.root}", "--uris", f"file://localhost{tmp_path}/my%20list.txt"]) == 0
+    assert main([f"file://{storage.root}", "--uris", f"file://localhost{tmp_path}/my%20list.txt"]) == 0
     assert_holds(storage, ALL - {"/p/ann.jpg"})
-
-
-@pytest.mark.parametrize(
-    ("argument", "uri"),
-    [("/a/../b.jpg", "/a/../b.jpg"), ("/t.tar#../m.jpg", "/t.tar#../m.jpg"), ("s3://b/50% off?.jpg",) * 2,
-     ("s3://b/k.jpg?region=eu-west-1", "s3://b/k.jpg"), ("file:///a%20b.jpg", "/a b.jpg"),
-     ("file://localhost/a%20b.jpg", "/a b.jpg"),
-     ("file:///%FF.jpg", "file:///%FF.jpg"), ("/\udcff.jpg", "file:///%FF.jpg"), ("x/../y.jpg", f"{Path.cwd()}/y.jpg")],
-)
-def test_arguments_are_named_as_the_column_does(argument, uri):
-    assert erase.as_uri(argument) == uri
 
 
 def test_a_dry_run_lists_what_would_go_and_changes_nothing(tmp_path, capsys):
     storage = write_output(tmp_path / "out")
     before = files(storage)
-    assert erase.main([storage.root, "--dry-run", "--uri", "/p/both.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
+    assert main([storage.root, "--dry-run", "--uri", "/p/both.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
     said = capsys.readouterr()
     assert said.out == "uri\tfaces\tcosine\n/p/both.jpg\t2\t\n/p/broken.jpg\t0\t\n"
     assert "would erase 2 images with 2 faces" in said.err
@@ -233,12 +223,12 @@ def test_a_dry_run_lists_what_would_go_and_changes_nothing(tmp_path, capsys):
 ])  # fmt: skip
 def test_arguments_that_make_no_sense(tmp_path, arguments):
     with pytest.raises(SystemExit) as exit_:
-        erase.main([str(tmp_path), *arguments])
+        main([str(tmp_path), *arguments])
     assert exit_.value.code == 2
 
 
 def test_no_output_is_refused_and_none_is_made(tmp_path, capsys):
-    assert erase.main([str(tmp_path / "out"), "--uri", "/a.jpg"]) == 2
+    assert main([str(tmp_path / "out"), "--uri", "/a.jpg"]) == 2
     assert "not an output" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -246,21 +236,21 @@ def test_a_run_that_holds_the_lease_is_not_disturbed(tmp_path, capsys):
     storage = write_output(tmp_path / "out")
     before = files(storage)
     with Lease.acquire(storage, "r2", command="python -m jobs.extract"):
-        assert erase.main([storage.root, "--uri", "/p/ann.jpg"]) == 2
+        assert main([storage.root, "--uri", "/p/ann.jpg"]) == 2
     assert "r2" in capsys.readouterr().err and files(storage) == before
 
 
 def test_the_lease_does_not_keep_the_names(tmp_path):
     storage = write_output(tmp_path / "out")
     Lease.acquire(storage, "r1", command="python -m jobs.extract '/p/ann.jpg'").release()
-    assert erase.main([storage.root, "--uri", "/p/ann.jpg"]) == 0
+    assert main([storage.root, "--uri", "/p/ann.jpg"]) == 0
     assert b"ann" not in storage.read("_lease.json")
 
 
 def test_an_erasure_that_was_taken_over_commits_nothing(tmp_path):
     storage = write_output(tmp_path / "out")
     with Lease.acquire(storage, "r9"), pytest.raises(LeaseLost):
-        erase.erase_uris(storage, "r8", pa.array(["/p/ann.jpg"]))
+        erase_uris(storage, "r8", pa.array(["/p/ann.jpg"]))
     assert uris(storage, "images") == sorted(ALL)
 
 
@@ -273,12 +263,12 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
         storage = open_storage(str(tmp_path / str(crashes)))
         try:
             with Lease.acquire(storage, "r2"):
-                erase.erase_uris(DyingStorage(storage, crashes), "r2", pa.array(gone))
+                erase_uris(DyingStorage(storage, crashes), "r2", pa.array(gone))
         except Crash:
             crashes += 1
         else:
             break
-        assert erase.main([storage.root, "--uri", *gone]) == 0
+        assert main([storage.root, "--uri", *gone]) == 0
         assert_holds(storage, ALL - set(gone))
         assert audit(storage)[-1]["rows_left"] == 0
         assert to_do(storage) == set() and not storage.list("preview.html")
@@ -289,7 +279,7 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
 
 CHILD = """
 import os, signal, sys
-from jobs import erase
+from jobs.erase import __main__ as erase
 from tests.support.failing_storage import DyingStorage
 
 real = erase.open_storage
@@ -307,60 +297,14 @@ def test_kill_9_between_the_steps_of_the_rewrite(root):
         child = subprocess.run(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
         assert child.returncode == -9, child.stderr
         assert not output.is_finished(storage) and storage.list("_rewrite")     # it was in the middle
-    assert erase.main([str(root), "--uri", *gone]) == 0
+    assert main([str(root), "--uri", *gone]) == 0
     assert_holds(storage, ALL - set(gone))
     assert to_do(storage) == set()
 
 
-# --- by a photo
-
-
-def test_the_images_like_a_vector(tmp_path):
-    storage = open_storage(str(tmp_path / "empty"))
-    assert erase.images_like(storage, ANN, 0.5).to_pylist() == []
-    storage = write_output(tmp_path / "out")
-    found = {row["uri"]: round(row["cosine"], 3) for row in erase.images_like(storage, ANN, 0.6 - 1e-6).to_pylist()}
-    assert found == {"/p/ann.jpg": 1.0, "/p/both.jpg": 1.0, "/p/ann alone.jpg": 1.0, "/p/like ann.jpg": 0.6}
-    assert set(erase.images_like(storage, ANN, 0.61)["uri"].to_pylist()) == set(found) - {"/p/like ann.jpg"}
-
-
-@pytest.mark.parametrize(
-    ("vectors", "number", "refused"),
-    [([], None, "no face"), ([], 0, "no face"), ([ANN, BOB], None, "2 faces were found.*\n  --face 0: score 0.90, x 0"),
-     ([ANN, BOB], 2, "0 to 1"), ([ANN, BOB], -1, "0 to 1")],
-)
-def test_a_photo_that_does_not_say_whom_is_refused(vectors, number, refused):
-    with pytest.raises(erase.ArgumentError, match=f"(?s){refused}"):
-        erase.choose_face("x.jpg", batch({"x.jpg": vectors}), number)
-
-
-@pytest.mark.parametrize(("vectors", "number", "chosen"), [([BOB], None, BOB), ([BOB], 0, BOB), ([ANN, BOB], 1, BOB)])
-def test_the_face_that_is_meant(vectors, number, chosen):
-    assert np.array_equal(erase.choose_face("x.jpg", batch({"x.jpg": vectors}), number), chosen)
-
-
-def test_the_likest_come_first_in_a_dry_run(tmp_path, capsys):
-    storage = write_output(tmp_path / "out")
-    erase.write_list(storage, erase.images_like(storage, 0.8 * ANN + 0.6 * BOB, 0.7))
-    assert capsys.readouterr().out == (
-        "uri\tfaces\tcosine\n/p/like ann.jpg\t1\t0.960\n/p/ann alone.jpg\t1\t0.800\n/p/ann.jpg\t1\t0.800\n"
-        "/p/both.jpg\t2\t0.800\n"
-    )
-
-
-@pytest.mark.parametrize(("thresholds", "least"), [({"0.01": 0.2, "0.001": 0.3}, 0.3), ({"0.01": 0.2}, None)])
-def test_the_default_cosine_is_the_cards(thresholds, least):
-    card = replace(read_card(DEFAULT_WEIGHTS_DIR, "embedder", "edgenext"), thresholds=thresholds)
-    if least is None:
-        with pytest.raises(erase.ArgumentError, match="--min-cosine"):
-            erase.default_min_cosine(card)
-    else:
-        assert erase.default_min_cosine(card) == least
-
-
 def test_a_photo_that_cannot_be_read_is_refused(tmp_path, capsys):
     storage = write_output(tmp_path / "out")
-    assert erase.main([storage.root, "--like", str(tmp_path / "none.jpg")]) == 2
+    assert main([storage.root, "--like", str(tmp_path / "none.jpg")]) == 2
     assert "fetch_failed" in capsys.readouterr().err
 
 
@@ -369,6 +313,15 @@ def test_another_embedder_is_refused(tmp_path, capsys):
     made_with = json.loads(storage.read("output.json"))
     made_with["models"]["embedder"]["tensors_sha256"] = "0" * 64
     storage.write("output.json", json.dumps(made_with).encode())
-    assert erase.main([storage.root, "--like", str(ZIDANE)]) == 2
+    assert main([storage.root, "--like", str(ZIDANE)]) == 2
     said = capsys.readouterr().err
     assert "another embedder" in said and "@000000000000" in said and "edgenext, resnet" in said
+
+
+def test_a_list_has_the_most_similar_first(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    write_list(storage, images_like(storage, 0.8 * ANN + 0.6 * BOB, 0.7))
+    assert capsys.readouterr().out == (
+        "uri\tfaces\tcosine\n/p/like ann.jpg\t1\t0.960\n/p/ann alone.jpg\t1\t0.800\n/p/ann.jpg\t1\t0.800\n"
+        "/p/both.jpg\t2\t0.800\n"
+    )

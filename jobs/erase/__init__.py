@@ -1,0 +1,1 @@
+"""`python -m jobs.erase`: delete images and their faces from an output."""
