@@ -1,4 +1,4 @@
-# make setup | demo | test | test-faults | test-browser | test-gpu | lint | lock | help
+# make setup | demo | test | test-faults | test-browser | test-gpu | lint | options | lock | help
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -8,7 +8,7 @@ PHOTOS ?=
 DEMO := demo-output
 export PHOTOS
 
-.PHONY: help setup demo test test-faults test-browser test-gpu lint lock clean
+.PHONY: help setup demo test test-faults test-browser test-gpu lint options lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -53,6 +53,9 @@ lint: setup ## check style, imports and types
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy
+
+options: setup ## write docs/options.md, the table of all options
+	@$(BIN)/python -m jobs.options_table > docs/options.md
 
 lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock anew
 	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --extra heif --extra train --group dev \

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and a line for the user in place of a traceback."""
+"""How a command ends: an exit code, and a message for the user instead of a traceback."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
 
 
 class Broke(Exception):   # noqa: N818
-    """The work ended early; the message says all that the user needs to know."""
+    """The work ended early. The message is complete: it needs no traceback."""
 
 
 def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
-    """Run a command to its end, whatever that is, and say it; returns the exit code.
+    """Run a command, and print how it ended. Returns the exit code.
 
-    run: returns it too, None for 0. A UserError ends with 2. again: how to go on after anything else.
+    run: returns the exit code, or None for 0. A UserError gives 2. again: printed after every other error and after an
+    interruption; it says how to continue.
     """
     with interruptible():
         try:
@@ -39,12 +40,12 @@ def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
 
 
 def say(line: str) -> None:
-    """A line for the user, at once; what stands in names moves no cursor."""
+    """Print a message for the user. Control characters, as file names can have them, are escaped."""
     print("\n".join(map(printable, line.split("\n"))), file=sys.stderr, flush=True)
 
 
 def cause(error: BaseException) -> str:
-    """What went wrong, in a line, below the wrappers that Ray puts around it."""
+    """The first line of the original error, without the errors that Ray wraps around it."""
     while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""List a bucket once, in parallel, into Parquet that `jobs.extract` takes as INPUT. See --help."""
+"""List a bucket once, with parallel requests, into Parquet that `jobs.extract` reads as INPUT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.input import manifest_folder
 from pipeline.input.buckets import bucket_stretches, folder_key, list_objects
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
 from pipeline.input.listing import list_inputs
-from pipeline.input.manifest_folder import ManifestError, ManifestState, PartWriter
+from pipeline.input.manifest_folder import Coverage, ManifestError, ManifestState, PartWriter
 from pipeline.input.names import InputError
 from pipeline.input.rows import Span, Stretch
 from pipeline.input.rules import Rules
@@ -32,38 +32,44 @@ from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import BUCKET_SCHEMES, absolute, is_local, local_path, parse_input_uri, split_uri, uri_scheme
 from pipeline.text import printable
 
-THREADS = 16   # an answer of S3 takes about 0.1 s, and to read it 0.02 s of one core: six are enough for one core
+# S3 takes about 0.1 s to answer. Reading an answer takes 0.02 s of a core, so about six threads keep a core busy.
+THREADS = 16
 
-DESCRIPTION = """List a bucket once, in parallel, into Parquet that jobs.extract takes as INPUT.
+DESCRIPTION = """List a bucket once, with parallel requests, into Parquet that jobs.extract reads as INPUT.
 
     python -m jobs.manifest s3://bucket/photos/ photos.parquet
     python -m jobs.manifest s3://bucket/ s3://bucket/lists/all.parquet --threads 32
     python -m jobs.manifest s3://inventories/bucket/daily/2026-11-06T01-00Z/manifest.json photos.parquet
     python -m jobs.extract photos.parquet out/
 
-OUT.parquet becomes a folder of parts with the columns uri, container, offset, size, etag, mtime; any tool reads
-OUT.parquet/*.parquet. The same command goes on where a killed one stopped (a local folder is listed anew). Names are
-chosen as jobs.extract does in a folder: those with an image extension or none, and tars; nothing hidden.
+OUT.parquet becomes a folder of parts with the columns uri, container, offset, size, etag, mtime. Any tool can read
+OUT.parquet/*.parquet. To resume a killed listing, run the same command again (a local folder is listed from its start).
+The manifest has the names that jobs.extract reads in a folder: names with an image extension or none, and tars, but no
+hidden names.
 
-Exit codes: 0 done, also when it was done before; 1 it broke and can be gone on with; 2 wrong arguments or environment;
+Exit codes: 0 done, also if it was done before; 1 it broke and can be resumed; 2 wrong arguments or environment;
 130 and 143 interrupted.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is listed."""
+    """What is listed.
+
+    list_spans: lists the names in these spans, and passes them on piece by piece. revision: see ManifestState.
+    has_order: whether the names come in order, so that a listing can be resumed.
+    """
 
     name: str
-    list_spans: Callable[[list[Span], Callable[[Stretch], None]], None]    # hands on all that lies in these spans
-    revision: str = ""                                                     # see manifest_folder.ManifestState
-    has_order: bool = True                                                 # so that a listing can be gone on with
+    list_spans: Callable[[list[Span], Callable[[Stretch], None]], None]
+    revision: str = ""
+    has_order: bool = True
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parse_arguments(argv)
+    arguments = argument_parser().parse_args(argv)
     command = f"{program('manifest')} {shlex.join(word for word in argv if word != '--overwrite')}"
     return run_command(
         "manifest", partial(write_manifest, arguments, command),
@@ -71,58 +77,73 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Read the command line."""
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = command_parser("manifest", DESCRIPTION)
     parser.add_argument("bucket", metavar="BUCKET", help=(
-        "s3://bucket/prefix or gs://bucket/prefix, where an endpoint may follow as in jobs.extract; the manifest.json "
-        "of an S3 Inventory, whose files are Parquet or CSV; or a local folder"))
-    parser.add_argument("out", metavar="OUT.parquet", help="a local folder or a bucket prefix; the name ends so")
-    parser.add_argument("--all-files", action="store_true",
-                        help="take hidden names and every extension")
-    parser.add_argument("--threads", type=positive, default=THREADS, metavar="N",
-                        help="requests at one time; default: %(default)s. An inventory is read by fewer")
-    parser.add_argument("--overwrite", action="store_true", help="list anew what OUT.parquet holds")
-    return parser.parse_args(argv)
+        "s3://bucket/prefix or gs://bucket/prefix, with an endpoint as in jobs.extract; the manifest.json of an S3 "
+        "Inventory in Parquet or CSV; or a local folder"))
+    parser.add_argument("out", metavar="OUT.parquet", help=(
+        "a local folder or a bucket prefix, made if needed. Its name must end in .parquet"))
+    parser.add_argument("--all-files", action="store_true", help="list hidden names and every extension too")
+    parser.add_argument("--threads", type=positive, default=THREADS, metavar="N", help=(
+        "parallel requests. An inventory is read with fewer; default: %(default)s"))
+    parser.add_argument("--overwrite", action="store_true", help="delete OUT.parquet and list again")
+    return parser
 
 
 def write_manifest(arguments: argparse.Namespace, command: str) -> None:
     """List what is not listed yet."""
-    out_uri, out_options = parse_input_uri(arguments.out)
-    out_uri = out_uri.rstrip("/")
-    if not out_uri.endswith(".parquet"):
-        raise ArgumentError(f"name it {out_uri}.parquet: by that jobs.extract tells a manifest from a folder of images")
-    storage = open_storage(out_uri, out_options)
-    if Path(storage.root).is_file():
-        raise ArgumentError(f"{storage.root} is a file, but a manifest is a folder of parts: choose another name")
+    storage = open_out(arguments.out)
     source = open_source(arguments, storage)
-    wanted = ManifestState(source.name, source.revision, arguments.all_files, command)
-
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    check_lease = partial(check_held, storage, run_id)
     with take_lease(storage, run_id, command):
         storage.clean_temporary()
+        wanted = ManifestState(source.name, source.revision, arguments.all_files, command)
         state = manifest_folder.claim(storage, wanted, overwrite=arguments.overwrite)
         if state.finished:
             say(f"{storage.root} is finished since {state.finished}: {state.rows:,} images; --overwrite lists anew")
             return
         if not source.has_order:
             state = manifest_folder.claim(storage, wanted, overwrite=True)
-        held = manifest_folder.read_coverage(storage, state.id)
-        if held.seen:
-            say(f"going on after {held.seen:,} names in {held.parts:,} parts")
-        if held.gaps:
-            try:
-                list_gaps(source, held.gaps, PartWriter(storage, state.id, check_lease))
-            except InputError:
-                if not held.parts:
-                    storage.delete(manifest_folder.MANIFEST_JSON)    # nothing to go on with
-                raise
-            held = manifest_folder.read_coverage(storage, state.id)      # what is there, not what was meant to be
-        if held.gaps:
-            raise Broke(f"{len(held.gaps):,} stretches of names are not in the parts")
-        check_lease()
+        held = list_missing(source, storage, state, run_id)
+        check_held(storage, run_id)
         manifest_folder.write_state(storage, manifest_folder.finish(state, held))
+    report_end(storage, held)
+
+
+def open_out(out: str) -> Storage:
+    """OUT.parquet. Raises ArgumentError if it cannot be the folder of a manifest."""
+    uri, options = parse_input_uri(out)
+    uri = uri.rstrip("/")
+    if not uri.endswith(".parquet"):
+        raise ArgumentError(f"name it {uri}.parquet: jobs.extract recognises a manifest by the end of its name")
+    storage = open_storage(uri, options)
+    if Path(storage.root).is_file():
+        raise ArgumentError(f"{storage.root} is a file, but a manifest is a folder of parts: choose another name")
+    return storage
+
+
+def list_missing(source: Source, storage: Storage, state: ManifestState, run_id: str) -> Coverage:
+    """List what the parts do not have yet. Returns what they have then. Raises Broke if that is not everything."""
+    held = manifest_folder.read_coverage(storage, state.id)
+    if held.seen:
+        say(f"resuming after {held.seen:,} names in {held.parts:,} parts")
+    if held.gaps:
+        try:
+            list_gaps(source, held.gaps, PartWriter(storage, state.id, partial(check_held, storage, run_id)))
+        except InputError:
+            if not held.parts:
+                storage.delete(manifest_folder.MANIFEST_JSON)    # there is nothing to resume
+            raise
+        held = manifest_folder.read_coverage(storage, state.id)  # read from the parts, to check them
+    if held.gaps:
+        raise Broke(f"{len(held.gaps):,} stretches of names are not in the parts")
+    return held
+
+
+def report_end(storage: Storage, held: Coverage) -> None:
+    """Print what the manifest has."""
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(held.skipped.items()))
     say(f"{held.rows:,} images of {held.seen:,} names in {held.parts:,} parts of {storage.root}"
         + (f"; left out: {left_out}" if left_out else ""))
@@ -131,7 +152,7 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
 
 
 def open_source(arguments: argparse.Namespace, storage: Storage) -> Source:
-    """What BUCKET means. Raises InputError if it cannot be listed, or nothing is there."""
+    """What BUCKET names. Raises InputError if it cannot be listed or is empty."""
     uri, options = parse_input_uri(arguments.bucket)
     rules = Rules(storage.root, arguments.all_files, options=options)
     scheme = uri_scheme(uri)
@@ -141,15 +162,17 @@ def open_source(arguments: argparse.Namespace, storage: Storage) -> Source:
         return bucket_source(uri, rules, arguments.threads)
     if is_local(uri):
         return folder_source(uri, rules)
-    raise InputError(f"{uri} is no bucket: give s3://bucket/prefix, gs://bucket/prefix or a folder")
+    raise InputError(f"{uri} is no bucket: give s3://bucket/prefix, gs://bucket/prefix or a local folder")
 
 
 def bucket_source(uri: str, rules: Rules, threads: int) -> Source:
-    """A prefix of a bucket, taken as a folder."""
+    """A prefix of a bucket. It means a folder: `photos` lists `photos/`."""
     bucket_uri, key = split_uri(uri)
     folder = folder_key(key)
     if next(list_objects(bucket_uri, folder, rules.options), None) is None:
-        raise InputError(f"nothing is in {bucket_uri}/{folder}: check the prefix, which is taken as a folder; no globs")
+        raise InputError(
+            f"nothing is in {bucket_uri}/{folder}: check the prefix. It names a folder, and it cannot be a glob"
+        )
     skips = rules.key_rule(bucket_uri, folder)
 
     def list_spans(spans: list[Span], add: Callable[[Stretch], None]) -> None:
@@ -160,7 +183,7 @@ def bucket_source(uri: str, rules: Rules, threads: int) -> Source:
 
 
 def inventory_source(uri: str, rules: Rules) -> Source:
-    """An S3 Inventory by its manifest.json."""
+    """An S3 Inventory, named by its manifest.json."""
     inventory = read_inventory(uri, rules.options)
     skips = rules.key_rule(f"s3://{inventory.bucket}", "")
 
@@ -172,7 +195,7 @@ def inventory_source(uri: str, rules: Rules) -> Source:
 
 
 def folder_source(uri: str, rules: Rules) -> Source:
-    """A local folder, glob or file, as jobs.extract lists it: in no order, but within seconds."""
+    """A local folder, glob or file, as jobs.extract lists it. It is listed in no order, within seconds."""
 
     def list_spans(_: list[Span], add: Callable[[Stretch], None]) -> None:
         after = ""
@@ -192,7 +215,7 @@ def folder_source(uri: str, rules: Rules) -> Source:
 
 
 def take_lease(storage: Storage, run_id: str, command: str) -> Lease:
-    """The right to write OUT.parquet. Raises LeaseHeld, and ManifestError where nothing can be written."""
+    """Take the lease of OUT.parquet. Raises LeaseHeld, or ManifestError if nothing can be written there."""
     try:
         return Lease.acquire(storage, run_id, command=command, say=say)
     except OSError as error:
@@ -200,7 +223,7 @@ def take_lease(storage: Storage, run_id: str, command: str) -> Lease:
 
 
 def list_gaps(source: Source, gaps: list[Span], writer: PartWriter) -> None:
-    """List what lies in the gaps and write it; on an interruption or a broken connection what is there so far."""
+    """List the names in the gaps and write them. If the connection breaks or a signal comes, write what is listed."""
     progress = Progress("names", lambda counts: f"{counts['images']:,} images")
 
     def add(stretch: Stretch) -> None:

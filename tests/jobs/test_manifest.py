@@ -213,7 +213,7 @@ def test_it_goes_on_where_it_broke(bucket, out, monkeypatch, capsys, small, brok
     assert uris(out) == [f"{bucket.uri}/{name}" for name in NAMES]
     again = {f"{bucket.uri}/{name}" for name in small} & set(committed)
     assert len(again) <= 5 * threads        # of what is committed only the rest of a page, next to each gap
-    assert ("going on after" in capsys.readouterr().err) == bool(committed)
+    assert ("resuming after" in capsys.readouterr().err) == bool(committed)
 
 
 def test_a_finished_one_says_so_and_does_nothing(bucket, out, capsys, small):
@@ -335,7 +335,7 @@ def test_an_interrupted_one_is_gone_on_with(out, number, code, capsys):
             assert 250 <= len(uris(out)) < 15_000
         assert run(uri, out) == 0
     assert uris(out) == [f"s3://b/{key}" for key in Bucket15k.keys]
-    assert ("going on after" in capsys.readouterr().err) == (number != signal.SIGKILL)
+    assert ("resuming after" in capsys.readouterr().err) == (number != signal.SIGKILL)
 
 
 # --- what is refused
@@ -351,7 +351,7 @@ def test_an_interrupted_one_is_gone_on_with(out, number, code, capsys):
         ("nowhere", "out.parquet", "no such file or folder: /.*/nowhere"),
         ("in", "out.parquet", "no images found in the folder"),
         ("in/manifest.json", "out.parquet", "cannot read in/manifest.json: No such file"),
-        ("in", "out", r"name it out.parquet: by that jobs.extract tells"),
+        ("in", "out", r"name it out.parquet: jobs.extract recognises a manifest"),
         ("in", "s3://b/out/", r"name it s3://b/out.parquet"),
         ("in", "file.parquet", "file.parquet is a file, but a manifest is a folder"),
         ("in", "gs2://b/out.parquet", "cannot write to"),
@@ -373,7 +373,7 @@ def test_a_missing_bucket_or_prefix_is_told(bucket, out, capsys):
     assert "there is no such bucket" in capsys.readouterr().err
     bucket.put("photos.jpg")
     assert run(f"{bucket.uri}/photos", out) == 2
-    assert f"nothing is in {bucket.uri}/photos/: check the prefix, which is taken as" in capsys.readouterr().err
+    assert f"nothing is in {bucket.uri}/photos/: check the prefix. It names a folder" in capsys.readouterr().err
     assert not out.exists()
 
 
