@@ -87,8 +87,11 @@ class Job:
         return self.log.read_text()
 
     def wait(self, timeout_s: float = 240) -> int:
-        """Wait for its end; returns the exit code."""
-        return self.process.wait(timeout_s)
+        """Wait for its end; returns the exit code. Fails if it runs longer."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the job still runs after {timeout_s} s: {self.printed()}") from None
 
     def pids(self) -> list[int]:
         """The driver and its descendants that run; none once the driver is gone. A Ray of its own is among them."""

@@ -39,9 +39,8 @@ def test_a_run_is_interrupted_several_times(on_disk, new_output, own_ray, shared
         for _ in range(times):
             (os.killpg if target == "group" else os.kill)(job.process.pid, number)
             time.sleep(0.3)
-        code, took_s = job.wait(), time.monotonic() - sent
+        code, took_s = job.wait(END_S), time.monotonic() - sent
         assert code == 128 + number, f"seed {seed}, {when}: {job.printed()}"
-        assert took_s < END_S, f"seed {seed}, {when}: it took {took_s:.1f} s"
         slowest_s = max(slowest_s, took_s)
         printed = job.printed()
         assert "interrupted. Committed images are kept. To resume, run: " in printed and place.output in printed
@@ -91,9 +90,8 @@ def test_a_run_is_interrupted_while_it_lists(s3_endpoint, own_ray, tmp_path, fig
     with failing(s3_endpoint, Rule("SlowDown")) as (endpoint, proxy):
         job = own_ray.start(place, AWS_ENDPOINT_URL=endpoint)
         assert wait_until(lambda: proxy.injected["SlowDown"] > 0, job)
-        sent = time.monotonic()
         job.process.send_signal(signal.SIGINT)
-        assert job.wait() == 128 + signal.SIGINT, job.printed()
-    assert time.monotonic() - sent < END_S and "Committed images are kept. To resume, run:" in job.printed()
+        assert job.wait(END_S) == 128 + signal.SIGINT, job.printed()
+    assert "Committed images are kept. To resume, run:" in job.printed()
     assert "Traceback" not in job.printed() and not (tmp_path / "out").exists()
     figures("interrupted while it lists", signals=1)
