@@ -20,6 +20,8 @@ from tests.faults.harness import JobRunner, Place, assert_exact, committed, read
 from tests.jobs.erase.test_main import ZIDANE, uris, write_output
 from tests.support.photos import photos_in_sizes
 
+pytestmark = pytest.mark.timeout(600)      # five runs that load torch
+
 SIZES_PX = (1280, 1024, 768, 640, 576, 512, 448, 384, 320)
 
 
