@@ -9,8 +9,10 @@ import pytest
 from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
-from pipeline.run.graph import run
+from pipeline.run.board import Board
+from pipeline.run.graph import block_rows, explain, run
 from pipeline.run.plan import Cluster, make_plan
+from pipeline.run.status import ProcessStatus
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage
 from tests.support.stages import STUBS
@@ -56,6 +58,27 @@ def test_all_layouts_give_the_same_rows(rows_by_layout):
     (first, _), *others = rows_by_layout.values()
     for tables, _ in others:
         assert tables == first
+
+
+def test_a_run_that_waits_is_explained(ray_session):
+    plan, board = make_plan(TWO_POOLS, Cluster(2, 0), "cpu"), Board("explained")
+    board.report(ProcessStatus("decode", "a", 7, "decode", uris=("/p/1.jpg",)).to_json())
+    *lines, resources = explain(plan, board)
+    board.clear()
+    assert lines == [
+        "  decode: 1 × (0.333 CPU, 2 threads): 1 ready",
+        "    pid 7 on a: decode, with /p/1.jpg",
+        "  detect+keypoint+align+embed: 2 × (0.333 CPU, 1 threads): 0 ready",
+        "  sink: 1 × 0 CPU: 0 ready",
+    ]
+    assert " of 2 CPUs and 0 of 0 GPUs free, nodes: 1, object store: " in resources
+
+
+@pytest.mark.parametrize(
+    ("images", "rows_per_file", "rows"), [(1, 16, 16), (10_000, 2000, 256), (10_000_000, 16, 1000)]
+)
+def test_rows_of_a_block(images, rows_per_file, rows):
+    assert block_rows(images, rows_per_file) == rows
 
 
 def test_one_cpu_is_enough(tmp_path):
