@@ -86,7 +86,7 @@ def build(
             batch_size=1,       # one block, or one folded batch; Ray refuses GPUs without a number
             batch_format="pyarrow",
         )
-    return dataset.map_batches(
+    receipts: Dataset = dataset.map_batches(
         write,
         fn_kwargs={"sink": sink, "board": board},
         compute=TaskPoolStrategy(size=plan.sink_workers),   # without a size Ray starts a process for every block
@@ -94,6 +94,7 @@ def build(
         batch_size=rows_per_file,
         batch_format="pyarrow",
     )
+    return receipts
 
 
 def write(rows: pa.Table, sink: Sink, board: Board) -> pa.Table:
