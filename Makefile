@@ -57,7 +57,7 @@ lint: setup ## check style, imports and types
 options: setup ## write docs/options.md, the table of all options
 	@$(BIN)/python -m jobs.options_table > docs/options.md
 
-lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock anew
+lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock again
 	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --extra heif --extra train --group dev \
 	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
 

@@ -102,7 +102,7 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
         wanted = ManifestState(source.name, source.revision, arguments.all_files, command)
         state = manifest_folder.claim(storage, wanted, overwrite=arguments.overwrite)
         if state.finished:
-            say(f"{storage.root} is finished since {state.finished}: {state.rows:,} images; --overwrite lists anew")
+            say(f"{storage.root} is finished since {state.finished}: {state.rows:,} images; --overwrite lists again")
             return
         if not source.has_order:
             state = manifest_folder.claim(storage, wanted, overwrite=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.bench.scale import ROWS_PER_PART
+from jobs.command import Broke
 from pipeline import schemas
 from pipeline.input.manifest_folder import PART_ROWS
 from pipeline.input.rows import listing_table
@@ -54,7 +55,8 @@ class PartMaker:
         images = pa.Table.from_pylist([self._image], schema=schemas.IMAGES).take([0] * len(uris))
         images = images.set_column(0, schemas.IMAGES.field("uri"), pa.array(uris))
         self.count += 1
-        ledger.write_pair(self._storage, f"part-made-{self.count:012}", self._no_faces, images, check=lambda: None)
+        name = ledger.part_name("part", "bench", uris)
+        ledger.write_pair(self._storage, name, self._no_faces, images, check=lambda: None)
 
 
 def make_output(top: Path) -> PartMaker:
@@ -79,7 +81,10 @@ def make_manifest(top: Path, listed: int, done: int, parts: PartMaker) -> None:
 
 
 def run_to_first_part(top: Path, parts: int) -> tuple[float, int, int]:
-    """Seconds until a part more is there, and the most bytes of the driver's memory and of its spill files."""
+    """Seconds until the first new part, and the peak bytes of the driver's memory and of its spill files.
+
+    Raises Broke if the job ends before that.
+    """
     images, started = top / "out" / "images", time.monotonic()
     job = subprocess.Popen(
         [*EXTRACT, str(top / "manifest.parquet"), str(top / "out")], stderr=subprocess.PIPE, text=True
@@ -90,9 +95,12 @@ def run_to_first_part(top: Path, parts: int) -> tuple[float, int, int]:
         memory = max(memory, driver.memory_info().rss)
         spilled = max(spilled, bytes_of(top.parent.glob("facelake-scratch-*/*")))
         time.sleep(SAMPLE_S)
-    seconds = time.monotonic() - started
+    seconds, ended = time.monotonic() - started, job.poll() is not None
     job.terminate()
-    print(job.communicate()[1])
+    printed = job.communicate()[1]
+    if ended:
+        raise Broke(f"jobs.extract ended before its first part:\n{printed}")
+    print(printed)
     return seconds, memory, spilled
 
 

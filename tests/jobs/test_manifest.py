@@ -58,7 +58,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Pages of 5 keys and parts of 10; returns the list of keys that were listed."""
+    """Pages of 5 keys and parts of 10. Returns the list of the listed keys."""
     monkeypatch.setattr(parallel_listing, "PAGE_KEYS", 5)
     monkeypatch.setattr(manifest, "PartWriter", partial(PartWriter, part_rows=10))
     listed, real = [], buckets.list_pages
@@ -86,7 +86,7 @@ def test_a_prefix_becomes_the_rows_that_extract_lists(bucket, out, capsys, small
     *images, tar = rows(out)
     assert images == pyarrow.concat_tables(tables).slice(0, 60).to_pylist()
     assert [row["uri"] for row in images] == [f"{bucket.uri}/{name}" for name in NAMES]
-    assert tar["uri"] == f"{bucket.uri}/p/z.tar" and tar["container"] is None      # jobs.extract looks into it
+    assert tar["uri"] == f"{bucket.uri}/p/z.tar" and tar["container"] is None      # jobs.extract lists its members
     said = capsys.readouterr().err
     assert f"61 images of 64 names in {len(parts(out))} parts of {out}" in said
     assert "left out: 1 directory markers, 1 hidden, 1 with another extension" in said
@@ -141,7 +141,7 @@ def test_a_local_folder(tmp_path, out, monkeypatch, capsys):
     assert "left out: 1 with another extension" in capsys.readouterr().err
 
 
-def test_an_interrupted_folder_is_listed_anew(tmp_path, out, monkeypatch):
+def test_an_interrupted_folder_is_listed_from_its_start(tmp_path, out, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"")
     monkeypatch.setattr(LocalStorage, "write", Broken(LocalStorage.write, at=3, name="_manifest.json"))
@@ -173,11 +173,11 @@ def test_duckdb_reads_it(bucket, out):
     assert found == (f"{bucket.uri}/a.jpg", 3, "202cb962ac59075b964b07152d234b70", False)
 
 
-# --- going on
+# --- resume
 
 
 class Broken:
-    """A write that fails at the n-th file whose name begins so, and is a method."""
+    """A method of the storage that fails at the n-th file with such a name."""
 
     def __init__(self, real, at, name="part-", error=None):
         self.real, self.at, self.name = real, at, name
@@ -196,7 +196,7 @@ class Broken:
 
 @pytest.mark.parametrize("broken_write", [1, 3, 6])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_it_goes_on_where_it_broke(bucket, out, monkeypatch, capsys, small, broken_write, threads):
+def test_it_resumes_where_it_broke(bucket, out, monkeypatch, capsys, small, broken_write, threads):
     for key in NAMES:
         bucket.put(key)
     command = (bucket.uri, out, "--threads", threads)
@@ -212,11 +212,11 @@ def test_it_goes_on_where_it_broke(bucket, out, monkeypatch, capsys, small, brok
     assert run(*command) == 0
     assert uris(out) == [f"{bucket.uri}/{name}" for name in NAMES]
     again = {f"{bucket.uri}/{name}" for name in small} & set(committed)
-    assert len(again) <= 5 * threads        # of what is committed only the rest of a page, next to each gap
+    assert len(again) <= 5 * threads        # committed keys are listed again only in the rest of a page beside a gap
     assert ("resuming after" in capsys.readouterr().err) == bool(committed)
 
 
-def test_a_finished_one_says_so_and_does_nothing(bucket, out, capsys, small):
+def test_a_finished_listing_is_left_alone(bucket, out, capsys, small):
     bucket.put("a.jpg")
     assert run(bucket.uri, out) == 0
     before = parts(out)
@@ -224,12 +224,12 @@ def test_a_finished_one_says_so_and_does_nothing(bucket, out, capsys, small):
     bucket.put("b.jpg")
     assert run(bucket.uri, out) == 0
     assert parts(out) == before and small == []
-    assert "is finished since 20" in (said := capsys.readouterr().err) and "--overwrite lists anew" in said
+    assert "is finished since 20" in (said := capsys.readouterr().err) and "--overwrite lists again" in said
     assert run(bucket.uri, out, "--overwrite") == 0
     assert uris(out) == [f"{bucket.uri}/a.jpg", f"{bucket.uri}/b.jpg"] and not set(parts(out)) & set(before)
 
 
-def test_an_overwrite_that_broke_is_gone_on_with_without_it(bucket, out, monkeypatch, capsys, small):
+def test_an_overwrite_that_broke_is_resumed_without_it(bucket, out, monkeypatch, capsys, small):
     for key in NAMES:
         bucket.put(key)
     assert run(bucket.uri, out) == 0
@@ -241,18 +241,18 @@ def test_an_overwrite_that_broke_is_gone_on_with_without_it(bucket, out, monkeyp
     assert uris(out) == [f"{bucket.uri}/{name}" for name in NAMES]
 
 
-def test_a_part_that_is_gone_is_listed_again(bucket, out, monkeypatch, small):
+def test_a_missing_part_is_listed_again(bucket, out, monkeypatch, small):
     for key in NAMES:
         bucket.put(key)
     with monkeypatch.context() as patch:
         patch.setattr(LocalStorage, "write", Broken(LocalStorage.write, at=2, name="_manifest.json"))
-        assert run(bucket.uri, out) == 1         # all parts are there, but the last word
+        assert run(bucket.uri, out) == 1         # all parts are there; only the end is not written
     (out / parts(out)[0]).unlink()
     assert run(bucket.uri, out) == 0
     assert uris(out) == [f"{bucket.uri}/{name}" for name in NAMES]
 
 
-def test_what_was_listed_before_the_connection_broke_stays(bucket, out, monkeypatch, capsys, small):
+def test_a_broken_connection_keeps_what_was_listed(bucket, out, monkeypatch, capsys, small):
     for key in NAMES:
         bucket.put(key)
     real = buckets.list_pages
@@ -317,14 +317,14 @@ def serving(handler):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_an_interrupted_one_is_gone_on_with(out, number, code, capsys):
+def test_an_interrupted_listing_is_resumed(out, number, code, capsys):
     with serving(Bucket15k) as endpoint:
         uri = f"s3://b/p?endpoint_override={endpoint}&anonymous=true"
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.manifest", uri, out, "--threads", "2"], cwd=ROOT, text=True,
             stderr=subprocess.PIPE,
         )
-        before = Bucket15k.asked      # of 40 answers some were taken: few fit into the queue, and few are probes
+        before = Bucket15k.asked      # some of 40 answers were used: few wait in the queue, and few are probes
         while Bucket15k.asked < before + 40 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(number)
@@ -368,7 +368,7 @@ def test_refusals(tmp_path, monkeypatch, capsys, bucket_argument, out_argument, 
     assert not (tmp_path / "out.parquet" / "_manifest.json").exists()
 
 
-def test_a_missing_bucket_or_prefix_is_told(bucket, out, capsys):
+def test_a_missing_bucket_or_prefix_is_refused(bucket, out, capsys):
     assert run("s3://no-such-bucket/p", out) == 2
     assert "there is no such bucket" in capsys.readouterr().err
     bucket.put("photos.jpg")
@@ -377,7 +377,7 @@ def test_a_missing_bucket_or_prefix_is_told(bucket, out, capsys):
     assert not out.exists()
 
 
-def test_a_prefix_without_images_is_told(bucket, out, capsys):
+def test_a_prefix_without_images_is_reported(bucket, out, capsys):
     bucket.put("notes.txt")
     assert run(bucket.uri, out) == 0
     assert "there are no images in it; --all-files takes" in capsys.readouterr().err and uris(out) == []

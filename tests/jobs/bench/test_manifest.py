@@ -13,5 +13,5 @@ def test_a_simulated_bucket_is_listed_whole(capsys):
     ("after", "expected"),
     [("", range(0, 5)), ("photos/", range(0, 5)), (simulated_key(7), range(8, 10)), ("q", range(10, 10))],
 )
-def test_a_simulated_bucket_goes_on_after_any_key(after, expected):
+def test_a_simulated_bucket_continues_after_any_key(after, expected):
     assert simulated_keys(f"https://s3/b?max-keys=5&start-after={after}", 10) == expected

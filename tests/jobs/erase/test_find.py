@@ -18,11 +18,11 @@ from tests.jobs.erase.test_main import ANN, BOB, batch, write_output
      ("file://localhost/a%20b.jpg", "/a b.jpg"),
      ("file:///%FF.jpg", "file:///%FF.jpg"), ("/\udcff.jpg", "file:///%FF.jpg"), ("x/../y.jpg", f"{Path.cwd()}/y.jpg")],
 )
-def test_arguments_are_named_as_the_column_does(argument, uri):
+def test_arguments_become_uris(argument, uri):
     assert as_uri(argument) == uri
 
 
-def test_the_images_like_a_vector(tmp_path):
+def test_the_images_with_a_similar_face(tmp_path):
     storage = open_storage(str(tmp_path / "empty"))
     assert images_like(storage, ANN, 0.5).to_pylist() == []
     storage = write_output(tmp_path / "out")
@@ -36,18 +36,18 @@ def test_the_images_like_a_vector(tmp_path):
     [([], None, "no face"), ([], 0, "no face"), ([ANN, BOB], None, "2 faces were found.*\n  --face 0: score 0.90, x 0"),
      ([ANN, BOB], 2, "0 to 1"), ([ANN, BOB], -1, "0 to 1")],
 )
-def test_a_photo_that_does_not_say_whom_is_refused(vectors, number, refused):
+def test_a_photo_without_one_clear_face_is_refused(vectors, number, refused):
     with pytest.raises(ArgumentError, match=f"(?s){refused}"):
         choose_face("x.jpg", batch({"x.jpg": vectors}), number)
 
 
 @pytest.mark.parametrize(("vectors", "number", "chosen"), [([BOB], None, BOB), ([BOB], 0, BOB), ([ANN, BOB], 1, BOB)])
-def test_the_face_that_is_meant(vectors, number, chosen):
+def test_the_chosen_face(vectors, number, chosen):
     assert np.array_equal(choose_face("x.jpg", batch({"x.jpg": vectors}), number), chosen)
 
 
 @pytest.mark.parametrize(("thresholds", "least"), [({"0.01": 0.2, "0.001": 0.3}, 0.3), ({"0.01": 0.2}, None)])
-def test_the_default_cosine_is_the_cards(thresholds, least):
+def test_the_default_cosine_is_that_of_the_card(thresholds, least):
     card = replace(read_card(DEFAULT_WEIGHTS_DIR, "embedder", "edgenext"), thresholds=thresholds)
     if least is None:
         with pytest.raises(ArgumentError, match="--min-cosine"):

@@ -1,4 +1,4 @@
-"""Erasing on disk and in a bucket: what goes, what stays, what is remembered, and every way to die in between."""
+"""Erase images on disk and in a bucket, and crash at every step."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ PAGE_RUN = Run(
 
 
 def batch(images):
-    """A part's rows as they reach the sink."""
+    """The rows of a part, as the sink gets them."""
     records = tuple(
         ImageRecord(uri, Status.FAILED, n_faces=None) if vectors is None
         else ImageRecord(uri, Status.OK if vectors else Status.NO_FACE, n_faces=len(vectors))
@@ -68,7 +68,7 @@ def batch(images):
 
 
 def write_output(root, parts=PARTS):
-    """A finished output of the shipped models, with a preview page; its storage."""
+    """Write a finished output of the shipped models with a preview page. Returns its storage."""
     storage = open_storage(str(root))
     cards = read_models(None, DEFAULT_MODELS).by_role
     output.claim(storage, fingerprinted(RowSettings(), {role: card.fingerprint() for role, card in cards.items()}))
@@ -87,7 +87,7 @@ def write_output(root, parts=PARTS):
 
 @pytest.fixture(params=["disk", "s3"])
 def root(request, tmp_path):
-    """Where the output goes."""
+    """Where the output is."""
     return tmp_path / "out" if request.param == "disk" else f"{request.getfixturevalue('bucket').uri}/faces"
 
 
@@ -97,7 +97,7 @@ def uris(storage, folder):
 
 
 def assert_holds(storage, kept):
-    """These images, each once with all its faces, a run.json that says so, and nothing left of the others."""
+    """The output has each of these images once, with all its faces, and no trace of the others; so has run.json."""
     assert uris(storage, "images") == sorted(kept)
     faces = [uri for part in PARTS for uri, found in part.items() for _ in found or () if uri in kept]
     assert uris(storage, "faces") == sorted(faces)
@@ -118,13 +118,13 @@ def files(storage):
     return {name: storage.read(name) for name in names if name != "_lease.json"}
 
 
-def test_images_go_with_all_their_faces(root, capsys):
+def test_images_are_erased_with_all_their_faces(root, capsys):
     storage = write_output(root)
     untouched = {path: content for path, content in files(storage).items() if path.startswith("faces/")}
     assert main([str(root), "--uri", "/p/ann.jpg", "/p/ann alone.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
     assert_holds(storage, ALL - {"/p/ann.jpg", "/p/ann alone.jpg", "/p/broken.jpg"})
     assert {name for name in files(storage) if "html" in name} == {"report.html"}
-    assert len(untouched.items() & files(storage).items()) == 1          # the part that none of them was in
+    assert len(untouched.items() & files(storage).items()) == 1          # the part without any of them
     begun, done = audit(storage)
     assert (begun["event"], done["event"], done["rows_left"]) == ("begun", "erased", 0)
     assert (done["uris"], done["images"], done["faces"], done["pages"]) == (4, 3, 2, 1)
@@ -142,7 +142,7 @@ def test_nothing_found_changes_no_table(root):
     assert [line["images"] for line in audit(storage)] == [0]
 
 
-def test_everything_can_go(root):
+def test_all_images_can_be_erased(root):
     storage = write_output(root)
     assert main([str(root), "--uri", *ALL]) == 0
     assert_holds(storage, [])
@@ -157,13 +157,13 @@ def to_do(storage):
         return {uri for rows in join.rows(100) for uri in rows["uri"].to_pylist()}
 
 
-def test_a_later_run_does_not_bring_them_back_unless_they_are_forgotten(tmp_path, capsys):
+def test_a_later_run_leaves_them_out_until_they_are_forgotten(tmp_path, capsys):
     storage = write_output(tmp_path / "out")
     assert to_do(storage) == {"/p/broken.jpg"}
     gone = ["/p/ann.jpg", "/p/bob.jpg", "/p/broken.jpg"]
     assert main([storage.root, "--uri", *gone]) == 0
     assert to_do(storage) == set()
-    output.clear(storage)                                         # --overwrite does not bring them back either
+    output.clear(storage)                                         # --overwrite does the same
     assert to_do(storage) == ALL - set(gone)
     storage.write("output.json", b"{}")
     assert main([storage.root, "--forget", "--uri", "/p/bob.jpg", "/p/unknown.jpg"]) == 0
@@ -174,7 +174,7 @@ def test_a_later_run_does_not_bring_them_back_unless_they_are_forgotten(tmp_path
 
 
 def test_the_main_job_leaves_them_out(tmp_path, capsys):
-    """Nothing is left to do for it, so that it ends before it would start Ray."""
+    """It has nothing to do, so it ends before it starts Ray."""
     photos = [tmp_path / "in" / name for name in ("ann.jpg", "bob.jpg")]
     photos[0].parent.mkdir()
     for photo in photos:
@@ -207,7 +207,7 @@ def test_a_list_by_its_file_uri(tmp_path):
     assert_holds(storage, ALL - {"/p/ann.jpg"})
 
 
-def test_a_dry_run_lists_what_would_go_and_changes_nothing(tmp_path, capsys):
+def test_a_dry_run_lists_the_images_and_changes_nothing(tmp_path, capsys):
     storage = write_output(tmp_path / "out")
     before = files(storage)
     assert main([storage.root, "--dry-run", "--uri", "/p/both.jpg", "/p/broken.jpg", "/p/unknown.jpg"]) == 0
@@ -221,18 +221,18 @@ def test_a_dry_run_lists_what_would_go_and_changes_nothing(tmp_path, capsys):
     [], ["--uri"], ["--uri", "a", "--like", "b"], ["--uri", "a", "--face", "0"], ["--uri", "a", "--min-cosine", "0.5"],
     ["--like", "a", "--forget"], ["--uri", "a", "--forget", "--dry-run"], ["--like", "a", "--min-cosine", "2"],
 ])  # fmt: skip
-def test_arguments_that_make_no_sense(tmp_path, arguments):
+def test_arguments_that_exclude_each_other(tmp_path, arguments):
     with pytest.raises(SystemExit) as exit_:
         main([str(tmp_path), *arguments])
     assert exit_.value.code == 2
 
 
-def test_no_output_is_refused_and_none_is_made(tmp_path, capsys):
+def test_a_missing_output_is_refused_and_not_made(tmp_path, capsys):
     assert main([str(tmp_path / "out"), "--uri", "/a.jpg"]) == 2
     assert "not an output" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_run_that_holds_the_lease_is_not_disturbed(tmp_path, capsys):
+def test_a_run_that_holds_the_lease_is_left_alone(tmp_path, capsys):
     storage = write_output(tmp_path / "out")
     before = files(storage)
     with Lease.acquire(storage, "r2", command="python -m jobs.extract"):
@@ -240,7 +240,7 @@ def test_a_run_that_holds_the_lease_is_not_disturbed(tmp_path, capsys):
     assert "r2" in capsys.readouterr().err and files(storage) == before
 
 
-def test_the_lease_does_not_keep_the_names(tmp_path):
+def test_the_lease_does_not_keep_names(tmp_path):
     storage = write_output(tmp_path / "out")
     Lease.acquire(storage, "r1", command="python -m jobs.extract '/p/ann.jpg'").release()
     assert main([storage.root, "--uri", "/p/ann.jpg"]) == 0
@@ -292,11 +292,11 @@ sys.exit(erase.main(sys.argv[2:]))
 def test_kill_9_between_the_steps_of_the_rewrite(root):
     gone = ["/p/ann.jpg", "/p/broken.jpg"]
     storage = write_output(root)
-    for survives in (11, 6):      # the first dies while parts are removed, the second while it goes on from there
+    for survives in (11, 6):      # the first dies while it removes parts, the second while it resumes that
         arguments = [sys.executable, "-c", CHILD, str(survives), str(root), "--uri", *gone]
         child = subprocess.run(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
         assert child.returncode == -9, child.stderr
-        assert not output.is_finished(storage) and storage.list("_rewrite")     # it was in the middle
+        assert not output.is_finished(storage) and storage.list("_rewrite")     # the rewrite had begun
     assert main([str(root), "--uri", *gone]) == 0
     assert_holds(storage, ALL - set(gone))
     assert to_do(storage) == set()

@@ -1,4 +1,4 @@
-"""The main job as its users run it: a process of its own, the shipped weights, real photos."""
+"""The main job as users run it: in its own process, with the shipped weights, on real photos."""
 
 import importlib.util
 import io
@@ -34,7 +34,7 @@ def command(*arguments):
 
 
 def extract(*arguments, expect=0, **environment):
-    """Run the job; returns what it said."""
+    """Run the job. Returns what it printed."""
     result = subprocess.run(
         command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=280
     )
@@ -49,7 +49,7 @@ def table(output, name):
 
 
 def parts(output):
-    """Every file of the tables with what tells whether it was written again."""
+    """Every file of the tables, with what changes when it is written again."""
     files = sorted(path for name in ("faces", "images") for path in (Path(output) / name).iterdir())
     return {path.relative_to(output): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
@@ -61,7 +61,7 @@ def box_iou(a, b):
 
 
 def assert_same_rows(output, expected):
-    """Equal row for row, as the third promise says: boxes IoU 0.99, vectors 1e-4, everything else alike."""
+    """The rows are equal, boxes to an IoU of 0.99 and vectors to 1e-4."""
     images, images_expected = (table(o, "images").drop_columns(["run_id"]) for o in (output, expected))
     assert images.equals(images_expected)
     faces, faces_expected = table(output, "faces"), table(expected, "faces")
@@ -77,7 +77,7 @@ def assert_same_rows(output, expected):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two real photos in several sizes and cuts, an empty one, and a broken one; 22 images."""
+    """22 images: two real photos in several sizes, a grey one, and a broken one."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "more").mkdir()
     for name in ("bus.jpg", "zidane.jpg"):
@@ -93,7 +93,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(photos, tmp_path_factory):
-    """What one run gives that nobody disturbs; a part for every four images."""
+    """The output of a run without faults, with a part for every four images."""
     output = tmp_path_factory.mktemp("undisturbed")
     return output, extract(photos, output, "--rows-per-file", "4")
 
@@ -114,8 +114,8 @@ def test_the_tables(photos, undisturbed):
     assert "Traceback" not in said and "ray" not in said.replace("Ray has", "").lower()
 
 
-def test_the_same_people_are_alike_and_others_are_not(undisturbed):
-    """Zidane and the man beside him, in ten sizes each: real likeness, not noise."""
+def test_only_faces_of_the_same_person_are_similar(undisturbed):
+    """Zidane and the man beside him, each in ten sizes."""
     faces = table(undisturbed[0], "faces").to_pandas().merge(
         table(undisturbed[0], "images").to_pandas()[["uri", "width"]], on="uri")
     faces = faces[faces.uri.str.contains("zidane")]
@@ -125,7 +125,7 @@ def test_the_same_people_are_alike_and_others_are_not(undisturbed):
     assert np.median(left @ right.T) < 0.3
 
 
-def test_faces_are_upright_and_eyes_believable(undisturbed):
+def test_faces_are_upright_and_eyes_plausible(undisturbed):
     faces = table(undisturbed[0], "faces").to_pandas()
     zidane = faces[faces.uri.str.endswith("zidane 0.jpg")]
     assert zidane.align_ok.all() and (zidane.roll_deg.abs() < 45).all()
@@ -133,7 +133,7 @@ def test_faces_are_upright_and_eyes_believable(undisturbed):
     assert ((zidane.left_eye_y > zidane.y1) & (zidane.left_eye_y < (zidane.y1 + zidane.y2) / 2)).all()
 
 
-def test_run_json_tells_the_run(undisturbed):
+def test_run_json_describes_the_run(undisturbed):
     run = json.loads((undisturbed[0] / "run.json").read_text())
     assert run["output"]["images"] == 22 and run["this_run"]["ok"] == 20
     assert set(run["models"]) == {"detector", "keypointer", "embedder"}
@@ -152,7 +152,7 @@ def test_golden_the_same_rows_in_every_layout_and_batch(
     assert_same_rows(tmp_path / "out", undisturbed[0])
 
 
-def test_a_finished_output_says_so_and_stays_as_it_is(photos, undisturbed):
+def test_a_finished_output_is_left_alone(photos, undisturbed):
     before = parts(undisturbed[0])
     assert "nothing to do" in extract(photos, undisturbed[0], "--rows-per-file", "4")
     assert parts(undisturbed[0]) == before
@@ -168,11 +168,11 @@ def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path):
     output, folder = tmp_path / "out", tmp_path / "new"
     shutil.copytree(undisturbed[0], output)
     folder.mkdir()
-    # Another INPUT is added: a photo that changes later, and a link that leads nowhere yet.
+    # Another INPUT is added: a photo that changes later, and a link without a target yet.
     shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")
     (folder / "later.jpg").symlink_to(tmp_path / "target")
     before = parts(output)
-    said = extract(folder, output, expect=3)                        # half of what is listed failed
+    said = extract(folder, output, expect=3)                        # half of the listed images failed
     assert "2 images listed; 0 done before; 2 to do" in said and "fetch_failed 1" in said
     assert before.items() <= parts(output).items() and len(table(output, "images")) == 24
 
@@ -185,12 +185,12 @@ def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path):
     assert images["changes.jpg"]["sha256"] == images["later.jpg"]["sha256"]
     assert before.items() <= parts(output).items()
 
-    shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")          # without the option it is counted and left
+    shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")          # without the option it is only counted
     said = extract(folder, output)
     assert "1 changed since" in said and "nothing to do" in said
 
 
-def test_overwrite_starts_anew(undisturbed, tmp_path):
+def test_overwrite_starts_again(undisturbed, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(undisturbed[0], output)
     extract(ASSETS / "zidane.jpg", output, "--overwrite", "--min-score", "0.6", "--embedding-dtype", "float16",
@@ -214,7 +214,7 @@ def test_overwrite_starts_anew(undisturbed, tmp_path):
         (("IN", "/proc/out"), "OUTPUT cannot be written"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_line_and_leaves_nothing(tmp_path, arguments, message):
+def test_wrong_arguments_are_refused_and_leave_nothing(tmp_path, arguments, message):
     places = {"IN": str(ASSETS), "OUT": str(tmp_path / "out")}
     said = extract(*(places.get(argument, argument) for argument in arguments), expect=2)
     assert message in said and "Traceback" not in said
@@ -222,7 +222,7 @@ def test_what_cannot_work_is_refused_in_a_line_and_leaves_nothing(tmp_path, argu
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
-def test_photos_where_the_tables_would_go_stay(tmp_path, options):
+def test_photos_in_the_place_of_the_tables_are_kept(tmp_path, options):
     shutil.copytree(ASSETS, tmp_path / "images")
     pq.write_table(pa.table({"image": [b""]}), tmp_path / "images/mine.parquet")
     before = sorted((tmp_path / "images").iterdir())
@@ -236,14 +236,14 @@ def test_the_resuming_command_does_not_start_again():
     assert command == "python -m jobs.extract IN 'a b' --device cpu"
 
 
-def test_a_run_that_has_lost_rows_says_so_and_is_not_finished(tmp_path, monkeypatch, capsys):
+def test_a_run_with_missing_rows_breaks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jobs.extract.job, "run_on_ray", lambda *_: None)
     assert jobs.extract.job.main([str(ASSETS), str(tmp_path / "out")]) == 1
     assert "the run broke: 2 images were not committed" in capsys.readouterr().err
     assert not (tmp_path / "out/run.json").exists()
 
 
-def test_a_leased_output_is_refused_naming_the_holder(tmp_path):
+def test_an_output_in_use_is_refused_with_the_run_that_uses_it(tmp_path):
     with lease.Lease.acquire(open_storage(str(tmp_path / "out")), "the-first-run"):
         said = extract(ASSETS, tmp_path / "out", expect=2)
     assert "the-first-run" in said and str(os.getpid()) in said
@@ -254,16 +254,16 @@ def test_every_broken_and_odd_file_gets_its_row(tmp_path):
     folder.mkdir()
     expected = build_corpus(folder)
     said = extract(folder, tmp_path / "out", "--detect-px", "320", "--second-pass-px", "0", expect=3)
-    told = {row["uri"]: (row["status"], row["error"]) for row in table(tmp_path / "out", "images").to_pylist()}
-    assert len(told) == len(expected) > 1000
+    found = {row["uri"]: (row["status"], row["error"]) for row in table(tmp_path / "out", "images").to_pylist()}
+    assert len(found) == len(expected) > 1000
     for name, outcomes in expected:
         uri = local_uri(os.fsdecode(os.fsencode(folder) + b"/" + name))
-        assert told[uri] in outcomes, (name, told[uri])
+        assert found[uri] in outcomes, (name, found[uri])
     assert "Traceback" not in said
 
 
 def test_from_a_bucket_a_tar_and_a_parquet_file_to_a_bucket(bucket, tmp_path):
-    """An image has the same faces wherever it lies."""
+    """An image gives the same faces from a bucket, a tar and a Parquet file."""
     zidane = (ASSETS / "zidane.jpg").read_bytes()
     for name in ("bus.jpg", "zidane.jpg"):
         bucket.put(f"photos/{name}", (ASSETS / name).read_bytes())

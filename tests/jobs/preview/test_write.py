@@ -34,7 +34,7 @@ ODD_NAME = "<img src=x onerror=alert(1)> & 'q\"\n.jpg"
 
 
 class FakeDetector:
-    """Finds one face in the middle of every canvas, of 160 by 200 px; with `from_look` 3 only in turned images."""
+    """Finds one face of 160 by 200 px in the middle of every canvas, from its call number `from_look` on."""
 
     def __init__(self, from_look=1):
         self.looks = 0
@@ -60,18 +60,18 @@ def aligned(folder, names, detector=None):
 
 
 def lost_eyes(chips):
-    """Both eyes in the same corner: not believable."""
+    """Both eyes in the same corner, which is not plausible."""
     return np.ones((len(chips), 12, 2), np.float32)
 
 
 def photo(seed, width=900, height=700):
-    """Soft blotches, so that any shift or turn of a crop shows."""
+    """Soft blotches: every shift or turn of a crop changes it."""
     blotches = np.random.default_rng(seed).integers(0, 256, (58, 75, 3), dtype=np.uint8)
     return cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def process(folder, names, detector=None, eyes=fake_eyes):
-    """The chips and the aligned faces of files, by the real stages around fake models."""
+    """The chips and the aligned faces of files, from the real stages with fake models."""
     detect = Detect(
         detector or FakeDetector(), input_px=640, second_pass_px=320, min_face_px=0, max_faces=None, rotate_retry=True,
         batch_size=1,
@@ -86,7 +86,7 @@ def process(folder, names, detector=None, eyes=fake_eyes):
 
 
 def write_output(folder, *batches, embeddings=((1.0, 0.0), (0.6, 0.8), (0.0, 1.0))):
-    """An output of one part a batch; the faces take the embeddings in turn."""
+    """Write an output with a part for each batch. The faces get the embeddings in turn."""
     storage = open_storage(str(folder))
     records, used = [], 0
     for batch in batches:
@@ -113,7 +113,7 @@ def write_output(folder, *batches, embeddings=((1.0, 0.0), (0.6, 0.8), (0.0, 1.0
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its elements, its visible text, and the pictures by their description."""
+    """The elements of a page, its text, and its pictures by their description."""
 
     def __init__(self, path):
         super().__init__()
@@ -163,7 +163,7 @@ def write_photo(folder, name, pixels, **options):
         ((900, 700), 1, 4, lost_eyes, "found when turned by 270°"),
     ],
 )
-def test_chip_and_crop_on_the_page_are_those_that_the_networks_saw(
+def test_the_page_shows_the_chips_and_crops_of_the_networks(
     tmp_path, size_wh, orientation, from_look, eyes, fact
 ):
     exif = Image.Exif()
@@ -184,7 +184,7 @@ def test_chip_and_crop_on_the_page_are_those_that_the_networks_saw(
     assert differ(shown, cv2.resize(chip, (224, 224), interpolation=cv2.INTER_AREA)) < 3
 
 
-def test_the_page_needs_nothing_else_and_shows_names_as_text(tmp_path):
+def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path):
     for name in ("a.jpg", ODD_NAME):
         write_photo(tmp_path, name, photo(len(name)))
     write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg", ODD_NAME]))
@@ -216,7 +216,7 @@ HOSTILE = (
 
 @pytest.fixture
 def browse(tmp_path):
-    """A real browser: the title, the tags with their attributes, and the text of a page after its scripts have run."""
+    """Opens a page in a real browser. Returns its title, tags and text after its scripts have run."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no chromium or google-chrome is installed")
@@ -235,7 +235,7 @@ def browse(tmp_path):
 
 
 class Dom(HTMLParser):
-    """A page as a browser has it."""
+    """The title, tags, attributes and text of a page."""
 
     def __init__(self, html):
         super().__init__()
@@ -260,7 +260,7 @@ class Dom(HTMLParser):
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 def test_hostile_names_are_text_in_a_real_browser(tmp_path, browse):
-    """In names, reasons, models and the place of the output; the page's policy forbids scripts besides."""
+    """Names, reasons, models and the path of the output are escaped. The page's policy forbids scripts too."""
     folder = tmp_path / f"<b title='{PWN}'>"
     for name in HOSTILE:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -312,13 +312,13 @@ def test_photos_that_fail_are_listed_with_their_reason(tmp_path):
     write_output(tmp_path / "out", batch, FaceBatch.without_faces((odd,)))
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
     assert "Not read: 4 of 4 images" in page.text
-    for told in ("empty file", f"{tmp_path}/<b>.jpg", "no such file or directory", "detect: <script>"):
-        assert told in page.text
+    for text in ("empty file", f"{tmp_path}/<b>.jpg", "no such file or directory", "detect: <script>"):
+        assert text in page.text
     assert "1 ok" in page.text and "1 fetch_failed" in page.text and "1 unsupported" in page.text
     assert "b" in page.tags and "script" not in page.tags and page.tags.count("i") == 1     # the one arrow
 
 
-def test_photos_that_are_gone_or_changed_are_shown_by_their_numbers(tmp_path):
+def test_missing_and_changed_photos_are_shown_as_notes(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_photo(tmp_path, name, photo(1))
     write_output(tmp_path / "out", aligned(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]))
