@@ -138,7 +138,7 @@ def list_missing(source: Source, storage: Storage, state: ManifestState, run_id:
             raise
         held = manifest_folder.read_coverage(storage, state.id)  # read from the parts, to check them
     if held.gaps:
-        raise Broke(f"{len(held.gaps):,} stretches of names are not in the parts")
+        raise Broke(f"{len(held.gaps):,} ranges of names are missing from the parts")
     return held
 
 
