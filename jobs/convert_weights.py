@@ -1,4 +1,10 @@
-"""Convert an ultralytics checkpoint to our weights: `python -m jobs.convert_weights FILE.pt OUT_DIR --name yolov8n`.
+"""Convert weights: an ultralytics checkpoint to ours, or ours to ONNX.
+
+    python -m jobs.convert_weights import FILE.pt OUT_DIR --name yolov8n
+    python -m jobs.convert_weights export WEIGHTS_DIR keypointer-resnet18
+
+Without a word before FILE.pt it imports. An export lies beside the weights, and the card names it. Trainings export
+what they write.
 
 Unpickling a checkpoint runs the code in it. So a file is only read if its sha256 is known or given, or with `--trust`.
 A separate process reads it, without our packages and the caller's environment. Of a pose network only the boxes and
@@ -55,7 +61,7 @@ def unpickle(file: Path) -> dict[str, torch.Tensor]:
     """
     import safetensors.torch
 
-    from models.detector import ULTRALYTICS_ENV
+    from models.networks.yolo import ULTRALYTICS_ENV
 
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "tensors.safetensors"
@@ -75,7 +81,7 @@ def box_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, tor
 
     Raises WeightsError for any other network.
     """
-    from models.detector import load_network, network_tensors
+    from models.networks.yolo import load_network, network_tensors
 
     first = tensors.get("model.0.conv.weight")
     network = FIRST_CHANNELS.get(len(first)) if first is not None else None
@@ -133,14 +139,20 @@ def convert(file: Path, out_dir: Path, name: str, digest: str, command: str) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    parser = command_parser("convert-weights", "Convert YOLOv8 weights from .pt to safetensors.")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["export"]:
+        return run_command("convert-weights", partial(export_models, words[1:]), again="The same command starts again.")
+    parser = command_parser(
+        "convert-weights", "Convert YOLOv8 weights from .pt to safetensors: `import`, which may be left out. "
+        "`export WEIGHTS_DIR ROLE-NAME …` writes ONNX files beside weights."
+    )
     parser.add_argument("file", type=Path, metavar="FILE.pt", help="an ultralytics YOLOv8 checkpoint, detect or pose")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="weights folder for the result")
     parser.add_argument("--name", required=True, help="name of the detector: detector-NAME.safetensors")
     parser.add_argument("--sha256", help="the file's sha256, as its publisher gives it")
     parser.add_argument("--trust", action="store_true", help="run the code in a file of unknown sha256")
-    args = parser.parse_args(argv)
-    command = "python -m jobs.convert_weights " + shlex.join(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(words[1:] if words[:1] == ["import"] else words)
+    command = f"python -m jobs.convert_weights {shlex.join(words)}"
     return run_command("convert-weights", partial(convert_file, args, command), again="The same command starts again.")
 
 
@@ -149,6 +161,21 @@ def convert_file(args: argparse.Namespace, command: str) -> None:
     digest = check_trusted(args.file, args.sha256, args.trust)
     card = convert(args.file, args.out_dir, args.name, digest, command)
     print(f"{args.out_dir / card.file_name}: {card.identity}")
+
+
+def export_models(words: Sequence[str]) -> None:
+    """Write the ONNX file of every named model and its entry in the card. Raises WeightsError."""
+    from models.engines.onnx_export import write_export
+
+    parser = command_parser("convert-weights export", "Write models as ONNX files beside their weights.")
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS_DIR", help="the folder of the weights")
+    parser.add_argument("models", nargs="+", metavar="ROLE-NAME", help="for example keypointer-resnet18")
+    args = parser.parse_args(words)
+    for model in args.models:
+        role, _, name = model.partition("-")
+        card = write_export(args.weights, role, name)
+        size = (args.weights / card.export_name).stat().st_size
+        print(f"{args.weights / card.export_name}: {size / 1e6:.1f} MB, opset {card.exports['onnx']['opset']}")
 
 
 if __name__ == "__main__":

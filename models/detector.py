@@ -1,102 +1,32 @@
-"""The face detector: YOLOv8 with one class.
-
-Only the network is ultralytics'. Its predictor is not used: the letterbox there depends on the batch.
-"""
+"""The face detector: boxes and scores on square canvases."""
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torchvision.ops import box_convert, nms
 
-from models.device import to_device, torch_device
+from models.boxes import STRIDES_PX, decode_faces
+from models.engines.engine import Network, Runtime, open_network
 from models.padded_batches import PaddedBatches
-from models.store import StoredModel, WeightCard, WeightsError, own_folder
+from models.store import StoredModel
 
-if TYPE_CHECKING:
-    from ultralytics.nn.tasks import DetectionModel
-
-NETWORKS = ("yolov8n", "yolov8s", "yolov8m")
-STRIDE_PX = 32                        # of the coarsest grid; the input's side must be a multiple
-
-ULTRALYTICS_ENV = {
-    "YOLO_OFFLINE": "true",           # no connection to its servers and no telemetry
-    "YOLO_AUTOINSTALL": "false",      # no pip
-    "YOLO_VERBOSE": "false",
-}
-
-
-def import_ultralytics() -> None:
-    """Import ultralytics offline and quiet. Call this before every import from it: it reads its environment only once.
-
-    Its settings file goes to the folder for temporary files, not to the user's home.
-    """
-    os.environ.update(ULTRALYTICS_ENV)
-    if "YOLO_CONFIG_DIR" not in os.environ:
-        settings = own_folder(Path(tempfile.gettempdir()) / f"facelake-{os.getuid()}")
-        os.environ["YOLO_CONFIG_DIR"] = str(settings)
-    # If it is unset, the import sets it to 1, also for processes that are started later.
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    import ultralytics  # noqa: F401
-
-    logging.getLogger("ultralytics").setLevel(logging.WARNING)
-
-
-def build_network(network: str) -> DetectionModel:
-    """An untrained one-class network in training mode. network: one of `NETWORKS`, else WeightsError."""
-    if network not in NETWORKS:
-        raise WeightsError(f"detector network must be one of {', '.join(NETWORKS)}, got {network!r}")
-    import_ultralytics()
-    from ultralytics.nn.tasks import DetectionModel
-
-    return cast("DetectionModel", cast(Any, DetectionModel)(f"{network}.yaml", nc=1, verbose=False))
-
-
-def load_network(network: str, tensors: Mapping[str, torch.Tensor]) -> DetectionModel:
-    """The network with these tensors in it. Raises WeightsError when a name or shape differs."""
-    model = build_network(network)
-    expected = network_tensors(model)
-    wrong = sorted(
-        name for name in expected.keys() | tensors.keys()
-        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
-    )
-    if wrong:
-        raise WeightsError(f"these are not the tensors of a one-class {network}: {len(wrong)} differ, first {wrong[0]}")
-    model.load_state_dict(dict(tensors), strict=False)      # not strict: network_tensors leaves out the counters
-    return model
-
-
-def network_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a network, without the counters of its batch norms, which only training reads."""
-    return {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+STRIDE_PX = STRIDES_PX[-1]            # of the coarsest grid; the input's side must be a multiple
 
 
 class FaceDetector:
-    """Find faces on square canvases; a canvas gives the same faces in every batch."""
+    """Find faces on square canvases; a canvas gives the same faces in every batch.
+
+    network: (b, S, S, 3) uint8 RGB to the raw output (b, 65, cells) that `boxes.decode_faces` takes.
+    """
 
     def __init__(
-        self,
-        model: DetectionModel,
-        *,
-        device: torch.device,
-        min_score: float,
-        nms_iou: float,
-        batch_size: int,
-        max_detections: int,
+        self, network: Network, *, min_score: float, nms_iou: float, batch_size: int, max_detections: int
     ) -> None:
-        self._device = device
         self._min_score = min_score
         self._nms_iou = nms_iou
         self._max_detections = max_detections
-        self._model = to_device(cast(Any, model.eval()).fuse(verbose=False), device)
-        self._run = PaddedBatches(self._forward, batch_size)
+        self._batches = PaddedBatches(network, batch_size)
 
     def __call__(self, canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Boxes (n, 4) float32 x1 y1 x2 y2 in canvas pixels and scores (n,) float32 for every canvas.
@@ -112,25 +42,20 @@ class FaceDetector:
             )
         if not len(canvases):
             return []
-        return [self._faces(prediction) for prediction in self._run(canvases)]
-
-    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(b, S, S, 3) uint8 to (b, 5, cells): centre x, y, width, height in pixels, score."""
-        pixels = batch.to(self._device).permute(0, 3, 1, 2).float().div_(255)      # NHWC: this is channels_last
-        predictions: torch.Tensor = self._model(pixels)[0]      # the second are the raw heads
-        return predictions
-
-    def _faces(self, prediction: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        prediction = prediction[:, prediction[4] >= self._min_score]
-        boxes, scores = box_convert(prediction[:4].T, "cxcywh", "xyxy"), prediction[4]
-        kept = nms(boxes, scores, self._nms_iou)[: self._max_detections]
-        return boxes[kept].numpy(), scores[kept].numpy()
+        return [
+            decode_faces(
+                raw, canvases.shape[1], min_score=self._min_score, nms_iou=self._nms_iou,
+                max_detections=self._max_detections,
+            )
+            for raw in self._batches(canvases)
+        ]
 
 
 def load_detector(
     model: StoredModel,
+    runtime: Runtime,
     *,
-    device: str,
+    input_sides_px: Sequence[int],
     min_score: float,
     nms_iou: float,
     batch_size: int,
@@ -138,18 +63,11 @@ def load_detector(
 ) -> FaceDetector:
     """The detector ready to call.
 
-    device: auto, cpu or cuda. min_score: lower scores are dropped. nms_iou: of two boxes that overlap more, the one
-    with the lower score is dropped. max_detections: the most faces of a canvas. Raises WeightsError.
+    input_sides_px: the sides of the canvases it will get. min_score: lower scores are dropped. nms_iou: of two boxes
+    that overlap more, the one with the lower score is dropped. max_detections: the most faces of a canvas.
+    Raises WeightsError.
     """
+    network = open_network(model, runtime, [(batch_size, side, side, 3) for side in input_sides_px])
     return FaceDetector(
-        load_network(detector_network(model.card), model.tensors()), device=torch_device(device),
-        min_score=min_score, nms_iou=nms_iou, batch_size=batch_size, max_detections=max_detections,
+        network, min_score=min_score, nms_iou=nms_iou, batch_size=batch_size, max_detections=max_detections
     )
-
-
-def detector_network(card: WeightCard) -> str:
-    """The name of a detector's network. Raises WeightsError when the card's input is not what `FaceDetector` gives."""
-    preprocessing = card.preprocessing
-    if (preprocessing["mean"], preprocessing["std"], preprocessing["colour_order"]) != ([0] * 3, [255] * 3, "RGB"):
-        raise WeightsError(f"detector {card.name}: a detector takes RGB / 255, its card says {preprocessing}")
-    return str(card.architecture["network"])

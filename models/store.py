@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +32,7 @@ TASKS = {"detector": "face", "keypointer": "eyes", "embedder": "arcface"}
 _CARD_TYPES = {
     "name": str, "role": str, "architecture": dict, "preprocessing": dict, "licence": str, "commercial_use": bool,
     "started_from": str, "data": list, "metrics": dict, "command": str, "thresholds": dict, "sha256": str,
-    "tensors_sha256": str,
+    "tensors_sha256": str, "exports": dict,
 }
 _JSON_NAMES = {str: "a text", bool: "true or false", dict: "an object", list: "a list"}
 
@@ -53,6 +53,7 @@ class WeightCard:
     data: the training data, each with `name` and `licence`.
     thresholds: from false positive rate to cosine; embedders only.
     sha256: of the safetensors file. tensors_sha256: see `tensors_digest`.
+    exports: from a format, "onnx", to its file's sha256 and what an engine checks it with; not in the fingerprint.
     Raises ValueError for a wrong or missing value.
     """
 
@@ -69,6 +70,7 @@ class WeightCard:
     sha256: str
     tensors_sha256: str
     thresholds: dict[str, float] = field(default_factory=dict)
+    exports: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, kind in _CARD_TYPES.items():
@@ -101,6 +103,20 @@ class WeightCard:
         """Name of the safetensors file."""
         return f"{self.role}-{self.name}.safetensors"
 
+    @property
+    def export_name(self) -> str:
+        """Name of the ONNX file, if the model has one."""
+        return f"{self.role}-{self.name}.onnx"
+
+    def files(self) -> dict[str, str]:
+        """The files that belong to the card, and the sha256 of each."""
+        exported = {self.export_name: self.exports["onnx"]["sha256"]} if "onnx" in self.exports else {}
+        return {self.file_name: self.sha256, **exported}
+
+    def with_export(self, kind: str, entry: Mapping[str, Any]) -> WeightCard:
+        """The card with this entry in `exports`."""
+        return replace(self, exports={**self.exports, kind: dict(entry)})
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything about this model that can change a row of the output; JSON values."""
         return {
@@ -112,10 +128,20 @@ class WeightCard:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model's card, and the bytes of its safetensors file, which were checked against the card."""
+    """A model's card, the bytes of its safetensors file, which were checked against the card, and its folder."""
 
     card: WeightCard
     content: bytes
+    folder: Path
+
+    def read_export(self) -> bytes | None:
+        """The ONNX file that lies beside the weights; None if the card names none.
+
+        Raises WeightsError when it is missing or damaged.
+        """
+        if "onnx" not in self.card.exports:
+            return None
+        return _read_checked(self.folder / self.card.export_name, self.card.exports["onnx"]["sha256"])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by name, on the CPU; half precision becomes float32."""
@@ -151,14 +177,14 @@ def read_model(weights_dir: Path, role: str, name: str, *, known: WeightCard | N
     """
     path = weights_dir / f"{role}-{name}.json"
     card = _read_card_file(path, role, name)
-    content = _read_content(weights_dir / card.file_name, card)
+    content = _read_checked(weights_dir / card.file_name, card.sha256)
     if known is None or (known.sha256, known.tensors_sha256) != (card.sha256, card.tensors_sha256):
         digest = tensors_digest(content)
         if digest != card.tensors_sha256:
             raise WeightsError(
                 f"{path}: tensors_sha256 is {card.tensors_sha256}, the tensors have {digest}; mend the card"
             )
-    return StoredModel(card, content)
+    return StoredModel(card, content, weights_dir)
 
 
 def read_card(weights_dir: Path, role: str, name: str) -> WeightCard:
@@ -186,7 +212,7 @@ def save_model(
         **card_fields, sha256=hashlib.sha256(content).hexdigest(), tensors_sha256=tensors_digest(content)
     )
     weights_dir.mkdir(parents=True, exist_ok=True)
-    _write(weights_dir / card.file_name, content)
+    write_whole(weights_dir / card.file_name, content)
     write_card(weights_dir, card)
     return card
 
@@ -194,7 +220,7 @@ def save_model(
 def write_card(weights_dir: Path, card: WeightCard) -> None:
     """Replace a model's card, for example with new figures; the weights file stays."""
     text = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
-    _write((weights_dir / card.file_name).with_suffix(".json"), text.encode())
+    write_whole((weights_dir / card.file_name).with_suffix(".json"), text.encode())
 
 
 def fetch_weights(uri_or_dir: str | Path, cache_dir: Path, model: str | None = None) -> Path:
@@ -238,10 +264,11 @@ def _copy_from_bucket(uri: str, target: Path, model: str | None) -> list[str]:
     for name in names:
         content = bytes(obstore.get(store, name).bytes())
         card = _parse_card(f"{uri}/{name}", json.loads(content))
-        local = target / card.file_name
-        if not local.exists() or hashlib.sha256(local.read_bytes()).hexdigest() != card.sha256:
-            _write(local, bytes(obstore.get(store, card.file_name).bytes()))
-        _write(target / name, content)
+        for file_name, sha256 in card.files().items():
+            local = target / file_name
+            if not local.exists() or hashlib.sha256(local.read_bytes()).hexdigest() != sha256:
+                write_whole(local, bytes(obstore.get(store, file_name).bytes()))
+        write_whole(target / name, content)
     return names
 
 
@@ -308,7 +335,7 @@ def _parse_card(origin: Path | str, values: Any) -> WeightCard:
     known = {f.name for f in fields(WeightCard)}
     if not isinstance(values, dict):
         raise WeightsError(f"{origin} is no model card: an object is expected, got {type(values).__name__}")
-    if missing := sorted(known - {"thresholds"} - values.keys()):
+    if missing := sorted(known - {"thresholds", "exports"} - values.keys()):
         raise WeightsError(f"{origin} is no model card: {', '.join(missing)} missing")
     if extra := sorted(values.keys() - known):
         raise WeightsError(f"{origin} has fields that this version does not know: {', '.join(extra)}")
@@ -318,15 +345,15 @@ def _parse_card(origin: Path | str, values: Any) -> WeightCard:
         raise WeightsError(f"{origin} is no model card: {error}") from None
 
 
-def _read_content(path: Path, card: WeightCard) -> bytes:
+def _read_checked(path: Path, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing, only its card is there; copy it beside the card") from None
     digest = hashlib.sha256(content).hexdigest()
-    if digest != card.sha256:
+    if digest != sha256:
         raise WeightsError(
-            f"{path} is damaged or not its card's: sha256 {digest}, the card says {card.sha256}; copy both again"
+            f"{path} is damaged or not its card's: sha256 {digest}, the card says {sha256}; copy both again"
         )
     return content
 
@@ -345,7 +372,7 @@ def _require_keys(what: str, mapping: Mapping[str, Any], *keys: str) -> None:
         raise ValueError(f"{what} must have {', '.join(missing)}, got {sorted(mapping)}")
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write the whole file or nothing: another process may read it at any moment."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from models.resnet import deepened
+from models.networks.resnet import deepened
 from pipeline.errors import UserError
 
 CROP_BOX_RATIO = 1.55   # side of a crop in identities/ and faces/ over the side of its face box

@@ -58,14 +58,17 @@ def bench_embedders(device: str, rounds: int) -> None:
 
 def build_candidate(architecture: Mapping[str, Any], device: str) -> Candidate:
     """The network of an architecture, ready to run."""
-    from models.device import torch_device
-    from models.embedder import Embedder, build_embedder
+    from models.embedder import Embedder
+    from models.engines.engine import Runtime
+    from models.engines.torch_engine import TorchNetwork
+    from models.networks.faces import build_embedder
 
     cards = [read_card(DEFAULT_WEIGHTS_DIR, "embedder", name) for name in SHIPPED]
     card = next((card for card in cards if card.architecture == architecture), None)
     flip_average = bool(card and card.preprocessing.get("flip_average"))
     network = build_embedder(architecture)
-    embedder = Embedder(network, device=torch_device(device), batch_size=BATCH, flip_average=flip_average)
+    runs = TorchNetwork(network, Runtime(device), mean=[127.5] * 3, std=[127.5] * 3)
+    embedder = Embedder(runs, batch_size=BATCH, flip_average=flip_average)
     return Candidate(architecture, network, embedder, card, passes=1 + flip_average)
 
 

@@ -16,7 +16,8 @@ from jobs.command import run_command
 from jobs.evaluate.detection import detection
 from jobs.evaluate.eyes import eyes
 from jobs.evaluate.identity import identification, verification
-from jobs.options import DEVICES, command_parser, positive, share
+from jobs.evaluate.runtime import add_runtime_options
+from jobs.options import command_parser, positive, share
 from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.settings import RowSettings
 
@@ -51,7 +52,6 @@ def add_detection(command: argparse.ArgumentParser) -> None:
                          help="threshold for recall and precision (default: %(default)s)")
     command.add_argument("--nms-iou", type=share, default=defaults.nms_iou,
                          help="boxes that overlap more are one face (default: %(default)s)")
-    add_precision(command)
     add_common(command, "detector", "figures")
     command.set_defaults(evaluate=detection)
 
@@ -82,7 +82,6 @@ def add_identification(command: argparse.ArgumentParser) -> None:
                          "says")
     command.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors; float16 "
                          "shows the cost of extract --embedding-dtype float16 (default: %(default)s)")
-    add_precision(command)
     add_common(command, "embedder", "rates and thresholds")
     command.set_defaults(evaluate=identification)
 
@@ -106,17 +105,10 @@ def add_outcome(parser: argparse.ArgumentParser, role: str, recorded: str) -> No
 
 def add_common(parser: argparse.ArgumentParser, role: str, recorded: str) -> None:
     """The options of a subcommand that runs a network."""
-    parser.add_argument("--device", default="auto", choices=DEVICES,
-                        help="auto takes a GPU if there is one (default: %(default)s)")
+    add_runtime_options(parser)
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N",
                         help="images a batch of every network (default: %(default)s)")
     add_outcome(parser, role, recorded)
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """The option for the network's precision."""
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network: "
-                        "bfloat16 shows its cost in accuracy; slow on CPUs without avx512_bf16 (default: %(default)s)")
 
 
 def canvas_px(text: str) -> int:

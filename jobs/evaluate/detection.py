@@ -13,6 +13,7 @@ import numpy as np
 
 from jobs.evaluate.data import DataError, as_boxes, card_of, decode, is_output, made_by, read_output, read_table
 from jobs.evaluate.evaluation import Evaluation, Plot
+from jobs.evaluate.runtime import is_reference, runtime_note, runtime_of
 from models import metrics
 from models.store import StoredModel, WeightCard, read_model
 
@@ -56,8 +57,8 @@ def detection(args: argparse.Namespace) -> Evaluation:
     detection on no annotated box is false in every band, whatever its size. (COCO leaves small ones out, which gives
     higher figures.)
     """
-    if args.precision != "float32" and (args.update_card or is_output(args.photos)):
-        raise DataError("--precision shows the cost of bfloat16: leave it out for --update-card and for an output")
+    if not is_reference(args) and (args.update_card or is_output(args.photos)):
+        raise DataError("--engine and --precision show a cost: leave them out for --update-card and for an output")
     found = extracted_detections(args) if is_output(args.photos) else run_detector(args)
     photos = found.photos
     if not any(len(photo.truth_xyxy) for photo in photos):
@@ -70,7 +71,7 @@ def detection(args: argparse.Namespace) -> Evaluation:
     evaluation = Evaluation(
         f"Detection on {len(photos)} photos: {found.detector} at {found.input_px} px{found.note}",
         {"detector": found.detector, "input_px": found.input_px, "min_score": found.min_score, "photos": len(photos),
-         "by_min_height_px": bands, "network_dtype": args.precision},
+         "by_min_height_px": bands, "engine": args.engine, "network_dtype": args.precision},
         ("face height", "faces", "AP at IoU 0.5", "AP 0.5:0.95", "recall", "precision", "best F1 at score", "best F1"),
         [(f"≥ {height} px", str(band["faces"]), *(f"{band[column]:.3f}" for column in columns))
          for height, band in bands.items()],
@@ -87,7 +88,7 @@ def detection(args: argparse.Namespace) -> Evaluation:
 def run_detector(args: argparse.Namespace) -> Detections:
     """Run a detector of the weights folder over annotated photos. Raises WeightsError, DataError."""
     model = read_model(args.weights, "detector", args.detector)
-    note = f", min score {args.min_score}{', bfloat16' if args.precision == 'bfloat16' else ''}"
+    note = f", min score {args.min_score}{runtime_note(args)}"
     photos = detect_photos(model, args)
     return Detections(photos, model.card.identity, model.card, args.input_px, args.min_score, note)
 
@@ -106,27 +107,20 @@ def detect_photos(model: StoredModel, args: argparse.Namespace) -> list[Detected
 
     Raises WeightsError, DataError.
     """
-    import torch
-
     from models.detector import load_detector
-    from models.device import torch_device
     from pipeline.geometry import transform_boxes
     from pipeline.stages.detect import letterbox
 
     rows = read_annotations(args.photos, args.truth)
     detect = load_detector(
-        model, device=args.device, min_score=LOWEST_SCORE, nms_iou=args.nms_iou, batch_size=args.batch_size,
-        max_detections=1000,
+        model, runtime_of(args), input_sides_px=[args.input_px], min_score=LOWEST_SCORE, nms_iou=args.nms_iou,
+        batch_size=args.batch_size, max_detections=1000,
     )
-    half = args.precision == "bfloat16"
-    if half:       # the head keeps the grid of its first batch; a grid in bfloat16 would round boxes by 2 px and more
-        detect(np.zeros((1, args.input_px, args.input_px, 3), np.uint8))
     photos = []
     for start in range(0, len(rows), args.batch_size):
         chunk = rows.slice(start, args.batch_size).to_pylist()
         boxed = [letterbox(read_photo(args.photos, row, start + i), args.input_px) for i, row in enumerate(chunk)]
-        with torch.autocast(torch_device(args.device).type, torch.bfloat16, enabled=half):
-            finds = detect(np.stack([canvas for canvas, _ in boxed]))
+        finds = detect(np.stack([canvas for canvas, _ in boxed]))
         for row, (_, canvas_to_image), (boxes, scores) in zip(chunk, boxed, finds, strict=True):
             photos.append(DetectedPhoto(transform_boxes(canvas_to_image, boxes), scores, *annotated_boxes(row)))
     return photos

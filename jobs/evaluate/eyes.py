@@ -20,6 +20,7 @@ from jobs.evaluate.data import (
     read_table,
 )
 from jobs.evaluate.evaluation import Evaluation, Plot
+from jobs.evaluate.runtime import runtime_of
 from models import metrics
 from models.store import read_card, read_model
 
@@ -93,7 +94,7 @@ def read_annotated_faces(path: Path) -> AnnotatedFaces:
 
 def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
     """Run our detector and then the keypointer over the crops."""
-    from models.eyes import load_keypointer
+    from models.keypointer import load_keypointer
     from pipeline.geometry import transform
     from pipeline.stages.detect import cut_chip
 
@@ -101,7 +102,7 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
     found = [i for i, box in enumerate(boxes) if box is not None]
     cut = [cut_chip(image, box) for image, box in zip(faces.images, boxes, strict=True) if box is not None]
     model = read_model(args.weights, "keypointer", args.keypointer)
-    keypointer = load_keypointer(model, device=args.device, batch_size=args.batch_size)
+    keypointer = load_keypointer(model, runtime_of(args), batch_size=args.batch_size)
     points = np.full((len(boxes), 12, 2), np.nan)
     if found:
         to_image = np.array([matrix for _, matrix in cut])
@@ -116,8 +117,8 @@ def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarr
     from pipeline.stages.detect import letterbox
 
     detect = load_detector(
-        read_model(args.weights, "detector", args.detector), device=args.device, min_score=BOX_SCORE,
-        nms_iou=BOX_NMS_IOU, batch_size=args.batch_size, max_detections=100,
+        read_model(args.weights, "detector", args.detector), runtime_of(args), input_sides_px=[args.input_px],
+        min_score=BOX_SCORE, nms_iou=BOX_NMS_IOU, batch_size=args.batch_size, max_detections=100,
     )
     boxes: list[np.ndarray | None] = []
     for start in range(0, len(faces.images), args.batch_size):

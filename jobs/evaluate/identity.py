@@ -21,6 +21,7 @@ from jobs.evaluate.data import (
     read_table,
 )
 from jobs.evaluate.evaluation import Evaluation, Plot
+from jobs.evaluate.runtime import is_reference, runtime_of, runtime_words
 from models import metrics
 from models.store import StoredModel, WeightCard, read_model
 
@@ -70,7 +71,7 @@ def identification(args: argparse.Namespace) -> Evaluation:
         {"embedder": faces.embedder, "keypointer": faces.keypointer, "crops": len(faces.people),
          **{f"eyes_{name}": rounded_rates(by_fpr) for name, by_fpr in rates.items()},
          "distractors": faces.distractors, "flip": args.flip, "vector_dtype": args.dtype,
-         "network_dtype": args.precision,
+         "engine": args.engine, "network_dtype": args.precision,
          "reference_on_other_data": {f"{fpr:g}": tpr for fpr, tpr in REFERENCE_TPR.items()}},
         ("eyes", *(f"TPR at FPR {fpr:g}" for fpr in FPRS)),
         [*((name, *(f"{by_fpr[fpr][0]:.4f}" for fpr in FPRS)) for name, by_fpr in rates.items()),
@@ -88,8 +89,8 @@ def extracted_faces(args: argparse.Namespace) -> EmbeddedFaces:
     """The middle faces of an extract output. Raises DataError, WeightsError."""
     if args.truth is None:
         raise DataError(f"{args.crops} is an output of extract: name the people (name, identity) with --truth")
-    if args.flip or args.precision != "float32":
-        raise DataError(f"{args.crops} holds finished vectors: --flip and --precision need crops")
+    if args.flip or not is_reference(args):
+        raise DataError(f"{args.crops} holds finished vectors: --flip, --engine and --precision need crops")
     table, distractors = read_people(args.truth, ["name", "identity"], args.no_distractors)
     vectors, embedder, keypointer = extracted_vectors(args.crops, table["name"].to_pylist())
     card = card_of(args.weights, "embedder", embedder) if args.update_card else None
@@ -131,24 +132,20 @@ def read_people(path: Path, columns: Sequence[str], no_distractors: bool) -> tup
 def special_settings(args: argparse.Namespace) -> list[str]:
     """The settings that are not the default, in words."""
     words = {"without distractors": args.no_distractors, "flip-averaged": args.flip,
-            "float16 vectors": args.dtype == "float16", "bfloat16 network": args.precision == "bfloat16"}
+            "float16 vectors": args.dtype == "float16", runtime_words(args): not is_reference(args)}
     return [text for text, holds in words.items() if holds]
 
 
 def embed_crops(model: StoredModel, table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Unit vectors (n, dim) of the crops by the source of their eyes, see `align_crops`."""
-    import torch
-
-    from models.device import torch_device
     from models.embedder import load_embedder
 
-    embed = load_embedder(model, device=args.device, batch_size=args.batch_size)
+    embed = load_embedder(model, runtime_of(args), batch_size=args.batch_size)
     by_eyes = {}
     for name, crops in align_crops(table, args).items():
-        with torch.autocast(torch_device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-            vectors = embed(crops)
-            if args.flip:
-                vectors = vectors + embed(np.ascontiguousarray(crops[:, :, ::-1]))
+        vectors = embed(crops)
+        if args.flip:
+            vectors = vectors + embed(crops[:, :, ::-1])
         by_eyes[name] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return by_eyes
 
@@ -158,7 +155,7 @@ def align_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
 
     The template is the uncalibrated one, because the crops' boxes are not our detector's.
     """
-    from models.eyes import load_keypointer
+    from models.keypointer import load_keypointer
     from models.training import box_of_crop
     from pipeline.geometry import AlignmentTemplate, transform
     from pipeline.stages.align import align_chip
@@ -168,7 +165,7 @@ def align_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
     boxes = [box_of_crop(len(image)) for image in images]
     chips, to_image = zip(*(cut_chip(image, box) for image, box in zip(images, boxes, strict=True)), strict=True)
     model = read_model(args.weights, "keypointer", args.keypointer)
-    keypointer = load_keypointer(model, device=args.device, batch_size=args.batch_size)
+    keypointer = load_keypointer(model, runtime_of(args), batch_size=args.batch_size)
     landmarks = point_column(table, "landmarks", 5, args.crops)
     points = {
         "ours": transform(np.array(to_image), keypointer(chips).astype(np.float64)),

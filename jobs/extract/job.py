@@ -232,7 +232,7 @@ def stage_config(job: Job, device: str) -> StageConfig:
     """What the actors build their stages from."""
     return StageConfig(
         job.settings, job.models, device, batches(job.arguments, device), job.input_options,
-        job.arguments.image_column, job.arguments.weights,
+        job.arguments.image_column, job.arguments.weights, job.arguments.engine, job.arguments.precision,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from jobs.extract.stages import DEFAULT_BATCHES, Batches
 from jobs.options import DEFAULT_MODELS, DEVICES, ArgumentError, command_parser, count, positive, seconds, share
+from models.engines.engine import ENGINES, PRECISIONS
 from pipeline.boundary import STAGES
 from pipeline.input.containers import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
@@ -210,6 +211,12 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
     """Devices, pools and machines."""
     group.add_argument("--device", choices=DEVICES, default="auto", help=(
         "auto uses GPUs if Ray has some; default: %(default)s"))
+    group.add_argument("--engine", choices=ENGINES, default="auto", help=(
+        "what runs the networks: auto is OpenVINO on CPUs, torch on GPUs and where OpenVINO cannot run; "
+        "default: %(default)s"))
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=(
+        "what the networks compute in: auto is bfloat16 with OpenVINO on CPUs that have it in hardware, else float32. "
+        "Rows of two precisions differ a little, see docs/results.md; default: %(default)s"))
     group.add_argument("--pools", default="+".join(STAGES), metavar="LAYOUT", help=(
         "stages joined by + share a process, / starts another kind of process, :N sets how many: "
         "decode:8/detect+keypoint+align+embed; default: all in one process"))

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+from models.engines.engine import Runtime
 from models.store import (
     DEFAULT_WEIGHTS_DIR,
     StoredModel,
@@ -71,8 +72,8 @@ DEFAULT_BATCHES: Mapping[str, Batches] = MappingProxyType(
 class StageConfig:
     """All that the stages are built from. It is sent to every actor.
 
-    models: as the driver found them. device: "cpu" or "cuda". image_column: the column of images, where INPUT is
-    Parquet files. weights: a folder or a bucket URI; None is the folder of this repository.
+    models: as the driver found them. device: "cpu" or "cuda". engine, precision: see `Runtime`. image_column: the
+    column of images, where INPUT is Parquet files. weights: a folder or a bucket URI; None is this repository's.
     """
 
     settings: RowSettings
@@ -82,6 +83,8 @@ class StageConfig:
     store_options: StoreOptions = FROM_ENVIRONMENT
     image_column: str | None = None
     weights: str | None = None
+    engine: str = "auto"
+    precision: str = "auto"
 
 
 def stage_builders(config: StageConfig) -> StageBuilders:
@@ -112,15 +115,14 @@ def build_decode(config: StageConfig, threads: int) -> Decode:
 
 
 def build_detect(config: StageConfig, threads: int) -> Detect:
-    """Load the detector. The builders import torch only here and below, so an actor that only decodes runs without."""
+    """Load the detector."""
     from models.detector import load_detector
-    from models.device import set_threads
 
-    set_threads(threads)
     settings, batch_size = config.settings, config.batches.detect
+    sides_px = [settings.detect_px, *filter(None, [settings.second_pass_px])]
     detector = load_detector(
-        model_of(config, config.models.detector), device=config.device, min_score=settings.min_score,
-        nms_iou=settings.nms_iou, batch_size=batch_size, max_detections=MAX_DETECTIONS,
+        model_of(config, config.models.detector), runtime_of(config, threads), input_sides_px=sides_px,
+        min_score=settings.min_score, nms_iou=settings.nms_iou, batch_size=batch_size, max_detections=MAX_DETECTIONS,
     )
     return Detect(
         detector, input_px=settings.detect_px, second_pass_px=settings.second_pass_px,
@@ -131,12 +133,10 @@ def build_detect(config: StageConfig, threads: int) -> Detect:
 
 def build_keypoint(config: StageConfig, threads: int) -> Keypoint:
     """Load the eye model."""
-    from models.device import set_threads
-    from models.eyes import load_keypointer
+    from models.keypointer import load_keypointer
 
-    set_threads(threads)
     model = model_of(config, config.models.keypointer)
-    return Keypoint(load_keypointer(model, device=config.device, batch_size=config.batches.faces))
+    return Keypoint(load_keypointer(model, runtime_of(config, threads), batch_size=config.batches.faces))
 
 
 def build_align(config: StageConfig, threads: int) -> Align:
@@ -146,12 +146,15 @@ def build_align(config: StageConfig, threads: int) -> Align:
 
 def build_embed(config: StageConfig, threads: int) -> Embed:
     """Load the embedder."""
-    from models.device import set_threads
     from models.embedder import load_embedder
 
-    set_threads(threads)
     model = model_of(config, config.models.embedder)
-    return Embed(load_embedder(model, device=config.device, batch_size=config.batches.faces))
+    return Embed(load_embedder(model, runtime_of(config, threads), batch_size=config.batches.faces))
+
+
+def runtime_of(config: StageConfig, threads: int) -> Runtime:
+    """How the networks of an actor run."""
+    return Runtime(config.device, threads, config.engine, config.precision)
 
 
 def model_of(config: StageConfig, card: WeightCard) -> StoredModel:

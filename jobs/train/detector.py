@@ -35,6 +35,7 @@ from jobs.train.options import (
     sources,
 )
 from models.device import torch_device
+from models.engines.onnx_export import write_export
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model, save_model
 from models.training import TrainingError, average_tensors, check_precision
 
@@ -187,6 +188,7 @@ def _save(args: argparse.Namespace, network: str, tensors: Mapping[str, torch.Te
         command=args.command,
     )
     card = save_model(args.out, fields, tensors, half=True)
+    card = write_export(args.out, card.role, card.name)
     print(f"{args.out / card.file_name}: {card.identity}")
 
 

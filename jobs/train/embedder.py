@@ -45,9 +45,9 @@ from jobs.train.faces import (
 )
 from jobs.train.options import add_training_options, content_name, files_digest, rate, run_training, weight
 from jobs.train.teachers import ONNX_INPUTS, Teacher, class_means, join_vectors, teacher_vectors
-from models.embedder import build_embedder, faces_to_input
 from models.metrics import pair_cosines, tpr_at_fpr
-from models.resnet import RESNETS
+from models.networks.faces import build_embedder, faces_to_input
+from models.networks.resnet import RESNETS
 from models.store import EMBEDDING_DIM
 from models.training import Batch, EmbedderLoss, Schedule, TrainingError, box_of_crop, first_process_first, fit
 from pipeline import geometry

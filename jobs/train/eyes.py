@@ -27,8 +27,11 @@ from jobs.evaluate.data import decode_image, point_column, read_batches, read_ta
 from jobs.options import command_parser, positive, share
 from jobs.train.face_network import batch_threads, prepare, run_settings, save_trained, start_network
 from jobs.train.options import add_training_options, content_name, files_digest, rate, run_training
-from models.eyes import POINTS, EyeResNet, Keypointer, build_keypointer, chips_to_input
+from models.engines.engine import Runtime
+from models.engines.torch_engine import TorchNetwork
+from models.keypointer import POINTS, Keypointer
 from models.metrics import eye_errors
+from models.networks.eyes import EyeResNet, build_keypointer, chips_to_input
 from models.training import (
     Batch,
     Schedule,
@@ -311,9 +314,7 @@ def centre(network: EyeResNet, faces: LabelledFaces, device: torch.device) -> No
     A network that sees both cannot learn this. The NME on eyes/val falls from 3.34% to 3.17%.
     """
     view_fraction = FACE_BOX_PX * geometry.CHIP_BOX_RATIO * CHIP_FRACTION / FACE_PX
-    found = Keypointer(
-        network, device=device, batch_size=64, input_px=network.input_px, chip_fraction=view_fraction
-    )(faces.images)
+    found = keypointer_of(network, network.input_px, view_fraction, device)(faces.images)
     error = (faces.points - found).mean((0, 1)) / (FACE_PX * view_fraction)
     bias = cast(nn.Linear, network.head[1]).bias
     bias.add_(torch.from_numpy(np.tile(error, POINTS)).to(bias))
@@ -407,8 +408,13 @@ def evaluate(
     network: nn.Module, chips: Sequence[np.ndarray], points: np.ndarray, input_px: int, device: torch.device
 ) -> dict[str, float]:
     """The network's errors on validation chips and their points (n, 12, 2)."""
-    keypointer = Keypointer(network, device=device, batch_size=64, input_px=input_px, chip_fraction=CHIP_FRACTION)
-    return eye_errors(keypointer(chips), points)
+    return eye_errors(keypointer_of(network, input_px, CHIP_FRACTION, device)(chips), points)
+
+
+def keypointer_of(network: nn.Module, input_px: int, chip_fraction: float, device: torch.device) -> Keypointer:
+    """A keypointer that runs the network, and sets it to evaluation mode."""
+    runs = TorchNetwork(network, Runtime(device.type), mean=[127.5] * 3, std=[127.5] * 3)
+    return Keypointer(runs, batch_size=64, input_px=input_px, chip_fraction=chip_fraction)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jobs.train.options import check_paths, content_name, sources
 from models.device import to_device, torch_device
+from models.engines.onnx_export import write_export
 from models.store import save_model
 from models.training import Schedule, average_tensors, check_precision, load_start, process_rank
 
@@ -80,3 +81,4 @@ def save_trained(
         "data": sources(args, data), "metrics": dict(metrics), "command": args.command,
     }
     save_model(args.weights, card, network.state_dict(), half=True)
+    write_export(args.weights, role, args.name)

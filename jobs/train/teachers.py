@@ -12,7 +12,7 @@ import torch
 
 from jobs.train.faces import Faces, five_point_matrix, warp
 from models.device import to_device
-from models.embedder import build_embedder, faces_to_input
+from models.networks.faces import build_embedder, faces_to_input
 from models.training import TrainingError, load_start
 from pipeline.geometry import CROP_PX
 

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import torch
 
-from models.detector import build_network, import_ultralytics, load_network
 from models.device import torch_device
+from models.networks.yolo import build_network, import_ultralytics, load_network
 from models.training import TrainingError
 
 import_ultralytics()      # before the imports below

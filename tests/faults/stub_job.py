@@ -133,18 +133,22 @@ def detect_on_small_gpu(
     """The stub detector through the real `PaddedBatches`, which gets the real error for more than `fits` canvases."""
     import torch
 
+    from models.engines.engine import Runtime
+    from models.engines.torch_engine import TorchNetwork
     from models.padded_batches import PaddedBatches
 
-    def checksums(canvases: torch.Tensor) -> torch.Tensor:
-        if len(canvases) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
-        return torch.tensor([zlib.crc32(canvas.numpy()) % 4 for canvas in canvases])
+    class Checksums(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            if len(pixels) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+            canvases = pixels.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
+            return torch.tensor([zlib.crc32(canvas) % 4 for canvas in canvases])
 
-    batches = PaddedBatches(checksums, batch_size)
+    batches = PaddedBatches(TorchNetwork(Checksums(), Runtime(), mean=[0, 0, 0], std=[1, 1, 1]), batch_size)
 
     def detect(canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         found = detect_faces(canvases)
-        assert [len(scores) for _, scores in found] == batches(canvases).int().tolist()
+        assert [len(scores) for _, scores in found] == batches(canvases).astype(int).tolist()
         assert batches.batch_size <= fits
         return found
 

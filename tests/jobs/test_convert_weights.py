@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from jobs.convert_weights import box_tensors, main
-from models.detector import build_network, network_tensors
-from models.store import WeightsError, read_model
+from models.networks.yolo import build_network, network_tensors
+from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model
 
 
 class Evil:
@@ -105,3 +108,22 @@ def test_the_network_is_found_by_its_tensors(network: str) -> None:
     found, kept = box_tensors(tensors)
     assert found == network
     assert all(torch.equal(kept[name], tensor) for name, tensor in tensors.items())
+
+
+def test_import_may_be_said(tmp_path: Path, capsys) -> None:
+    assert main(["import", str(tmp_path / "none.pt"), str(tmp_path), "--name", "x"]) == 2
+    assert "none.pt" in capsys.readouterr().err
+
+
+def test_models_are_exported_beside_their_weights(tmp_path: Path, capsys) -> None:
+    for file in DEFAULT_WEIGHTS_DIR.glob("keypointer-resnet18.[js]*"):
+        shutil.copy(file, tmp_path)
+    values = json.loads((tmp_path / "keypointer-resnet18.json").read_text())
+    shipped = values.pop("exports")
+    (tmp_path / "keypointer-resnet18.json").write_text(json.dumps(values))
+    assert main(["export", str(tmp_path), "keypointer-resnet18"]) == 0
+    assert "keypointer-resnet18.onnx: 5.8 MB, opset 17" in capsys.readouterr().out
+    card = read_model(tmp_path, "keypointer", "resnet18").card
+    assert np.allclose(card.exports["onnx"]["answers"]["112"], shipped["onnx"]["answers"]["112"], atol=1e-4)
+    assert main(["export", str(tmp_path), "keypointer-none"]) == 2
+    assert "there is no keypointer 'none'" in capsys.readouterr().err

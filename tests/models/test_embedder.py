@@ -8,10 +8,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from models.embedder import Embedder, build_embedder, faces_to_input, load_embedder
+from models.embedder import Embedder, load_embedder
+from models.engines.engine import Runtime
+from models.engines.torch_engine import TorchNetwork
+from models.networks.faces import build_embedder, faces_to_input
 from models.store import WeightsError, read_model, save_model
 
 SMALL = {"network": "resnet18", "width": 8}
+REFERENCE = Runtime(engine="torch", precision="float32")
 START = Path(__file__).parents[3] / "shared/weights/embedder_start.safetensors"
 EDGEFACE = Path(__file__).parents[3] / "shared/weights/edgeface_xs.safetensors"
 
@@ -38,6 +42,10 @@ class LeftEdge(nn.Module):
         return torch.stack([faces[:, 0, 0, 0], faces[:, 0, 0, -1]], dim=1)
 
 
+def run(module: nn.Module) -> TorchNetwork:
+    return TorchNetwork(module, REFERENCE, mean=[127.5] * 3, std=[127.5] * 3)
+
+
 class NeverCalled(nn.Module):
     def forward(self, faces):
         raise AssertionError("the network was called")
@@ -49,7 +57,7 @@ def test_vectors_of_any_number_of_crops(n: int, batch_size: int, flip_average: b
     faces = np.zeros((n, 112, 112, 3), np.uint8)
     faces[:, 0, 0, 0], faces[:, 0, -1, 0] = 255, np.arange(n)
     faces.flags.writeable = False
-    embed = Embedder(LeftEdge(), device=torch.device("cpu"), batch_size=batch_size, flip_average=flip_average)
+    embed = Embedder(run(LeftEdge()), batch_size=batch_size, flip_average=flip_average)
     left, right = np.ones(n), (np.arange(n) - 127.5) / 127.5     # 255 ↦ 1, 0 ↦ −1
     expected = np.stack([left + right, left + right] if flip_average else [left, right], axis=1)
     vectors = embed(faces)
@@ -59,13 +67,13 @@ def test_vectors_of_any_number_of_crops(n: int, batch_size: int, flip_average: b
 
 
 def test_without_crops_the_network_is_not_called() -> None:
-    embed = Embedder(NeverCalled(), device=torch.device("cpu"), batch_size=4, flip_average=True)
+    embed = Embedder(run(NeverCalled()), batch_size=4, flip_average=True)
     vectors = embed(crops(0))
     assert (vectors.shape, vectors.dtype) == ((0, 512), np.float32)
 
 
 def test_crops_of_another_size_are_refused() -> None:
-    embed = Embedder(LeftEdge(), device=torch.device("cpu"), batch_size=2, flip_average=False)
+    embed = Embedder(run(LeftEdge()), batch_size=2, flip_average=False)
     with pytest.raises(ValueError, match=r"\(n, 112, 112, 3\), got \(1, 96, 96, 3\)"):
         embed(np.zeros((1, 96, 96, 3), np.uint8))
 
@@ -105,14 +113,15 @@ def test_a_stored_embedder_gives_the_same_vectors_in_any_batch(tmp_path: Path) -
     with torch.inference_mode():
         expected = network(faces_to_input(torch.from_numpy(crops(3).copy()))).numpy()
     for batch_size in (1, 2, 8):
-        vectors = load_embedder(read_model(tmp_path, "embedder", "tiny"), device="cpu", batch_size=batch_size)(crops(3))
+        embed = load_embedder(read_model(tmp_path, "embedder", "tiny"), REFERENCE, batch_size=batch_size)
+        vectors = embed(crops(3))
         assert np.abs(vectors - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_tensors_of_another_network_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path, card_fields(), build_embedder({"network": "resnet18", "width": 4}).state_dict())
     with pytest.raises(WeightsError, match="'tiny': its tensors are not those of"):
-        load_embedder(read_model(tmp_path, "embedder", "tiny"), device="cpu", batch_size=2)
+        load_embedder(read_model(tmp_path, "embedder", "tiny"), REFERENCE, batch_size=2)
 
 
 @pytest.mark.parametrize(

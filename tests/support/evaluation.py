@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from models.embedder import build_embedder
-from models.eyes import build_keypointer
+from models.networks.eyes import build_keypointer
+from models.networks.faces import build_embedder
 from models.store import DEFAULT_WEIGHTS_DIR, save_model
 from tests.support.photos import ZIDANE, read_photo
 

@@ -12,7 +12,9 @@ import torch
 
 from jobs.train import embedder as train_embedder
 from jobs.train import teachers
-from models.embedder import build_embedder, load_embedder
+from models.embedder import load_embedder
+from models.engines.engine import Runtime
+from models.networks.faces import build_embedder
 from models.store import read_model
 from tests.jobs.train.crops import table
 
@@ -53,7 +55,8 @@ def test_a_whole_run_writes_a_model_and_its_card(data: Path, monkeypatch: pytest
     assert card["preprocessing"]["alignment"] == {"box_side_px": 110.0, "eyes_in_box_xy": [0.5, 0.4]}
     assert set(card["metrics"]["identities_val_own_landmarks"]) == {f"tpr_{f}" for f in ("0.2", "0.1", "0.05", "0.01",
                                                                                         "0.001")}
-    embed = load_embedder(read_model(data.parent / "weights", "embedder", "tiny"), device="cpu", batch_size=2)
+    model = read_model(data.parent / "weights", "embedder", "tiny")
+    embed = load_embedder(model, Runtime(engine="torch"), batch_size=2)
     assert embed(np.zeros((1, 112, 112, 3), np.uint8)).shape == (1, 512)
 
 

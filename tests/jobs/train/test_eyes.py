@@ -22,13 +22,14 @@ from jobs.train.eyes import (
     centre,
     face_matrix,
     keep_face,
+    keypointer_of,
     label_faces,
     main,
     read_points,
     training_view,
     unlabelled_faces,
 )
-from models.eyes import EyeResNet, Keypointer
+from models.networks.eyes import EyeResNet
 from models.training import TrainingError, box_of_crop, wing_loss
 from pipeline import geometry
 
@@ -149,7 +150,7 @@ def test_centring_removes_the_mean_error() -> None:
     points = np.stack([POINTS, POINTS + np.array([3, 0]), POINTS + np.array([0, 6])])
 
     def mean_error() -> np.ndarray:
-        located = Keypointer(network, device=torch.device("cpu"), batch_size=4, input_px=64, chip_fraction=0.6)(faces)
+        located = keypointer_of(network, 64, 0.6, torch.device("cpu"))(faces)
         return (points - located).mean((0, 1))
 
     assert np.abs(mean_error()).max() > 1

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.eyes import Keypointer, build_keypointer, load_keypointer, middle, resize
+from models.engines.engine import Runtime
+from models.engines.torch_engine import TorchNetwork
+from models.keypointer import Keypointer, load_keypointer, middle, resize
+from models.networks.eyes import build_keypointer
 from models.store import WeightsError, read_model, save_model
 
 SMALL = {"network": "resnet18", "width": 4, "input_px": 64}
@@ -24,8 +27,8 @@ class BrightestPixel(nn.Module):
 
 
 def keypointer(input_px: int, chip_fraction: float, batch_size: int = 4) -> Keypointer:
-    return Keypointer(BrightestPixel(), device=torch.device("cpu"), batch_size=batch_size, input_px=input_px,
-                      chip_fraction=chip_fraction)
+    network = TorchNetwork(BrightestPixel(), Runtime(), mean=[127.5] * 3, std=[127.5] * 3)
+    return Keypointer(network, batch_size=batch_size, input_px=input_px, chip_fraction=chip_fraction)
 
 
 def chip_with_spot(side: int, left: int, top: int, size: int) -> np.ndarray:
@@ -112,7 +115,7 @@ def test_a_stored_keypointer_gives_the_same_points_in_any_batch(tmp_path: Path) 
     save_model(tmp_path, fields, network.state_dict())
     chips = [np.random.default_rng(i).integers(0, 256, (128, 128, 3), np.uint8) for i in range(3)]
     model = read_model(tmp_path, "keypointer", "tiny")
-    one, many = (load_keypointer(model, device="cpu", batch_size=size)(chips) for size in (1, 8))
+    one, many = (load_keypointer(model, Runtime(engine="torch"), batch_size=size)(chips) for size in (1, 8))
     assert np.abs(one - many).max() < 1e-3
     view = torch.from_numpy(resize(chips[0][16:112, 16:112], 64)).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
@@ -120,4 +123,4 @@ def test_a_stored_keypointer_gives_the_same_points_in_any_batch(tmp_path: Path) 
     assert np.abs(one[0] - expected).max() < 1e-3
     save_model(tmp_path, fields | {"architecture": SMALL | {"width": 8}}, network.state_dict())
     with pytest.raises(WeightsError, match="'tiny': its tensors are not those of"):
-        load_keypointer(read_model(tmp_path, "keypointer", "tiny"), device="cpu", batch_size=1)
+        load_keypointer(read_model(tmp_path, "keypointer", "tiny"), Runtime(engine="torch"), batch_size=1)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from models.embedder import FaceResNet
-from models.resnet import RESNETS, deepened, residual_stages
+from models.networks.faces import FaceResNet
+from models.networks.resnet import RESNETS, deepened, residual_stages
 
 
 @pytest.mark.parametrize("name", sorted(RESNETS))

@@ -1,0 +1,82 @@
+"""Which engine runs a network, in which precision; and the network itself, ready to be called."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.store import StoredModel, WeightsError
+
+logger = logging.getLogger(__name__)
+
+Network = Callable[[np.ndarray], np.ndarray]
+"""A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32, which the next call may overwrite.
+
+Raises OutOfDeviceMemory."""
+
+Shape = tuple[int, int, int, int]
+
+ENGINES = ("auto", "openvino", "torch")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+class EngineError(Exception):
+    """The engine cannot run this network on this machine; the message is the reason."""
+
+
+class OutOfDeviceMemory(Exception):   # noqa: N818
+    """The device has no memory for a batch of this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How networks are run.
+
+    device: "cpu" or "cuda". threads: of the CPU; None leaves torch's number, and gives OpenVINO all cores.
+    engine: one of `ENGINES`; auto is OpenVINO on a CPU where it is installed and can run the network, else torch.
+    precision: one of `PRECISIONS`; auto is the fastest that agrees with float32: bfloat16 with OpenVINO on a CPU that
+    has it in hardware, else float32.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, known in (("device", ("cpu", "cuda")), ("engine", ENGINES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+def open_network(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> Network:
+    """The network of a model, ready for batches of these shapes.
+
+    With engine auto torch takes over where OpenVINO cannot run the network, and one line of the log says why.
+    Raises WeightsError.
+    """
+    if runtime.engine == "openvino" or (runtime.engine == "auto" and runtime.device == "cpu"):
+        try:
+            return _with_openvino(model, runtime, shapes)
+        except EngineError as error:
+            if runtime.engine == "openvino":
+                raise WeightsError(f"--engine openvino: {error}; use --engine torch") from None
+            logger.warning("%s runs with torch, not with OpenVINO: %s", model.card.identity, error)
+    from models.engines.torch_engine import TorchNetwork, module_of
+
+    preprocessing = model.card.preprocessing
+    return TorchNetwork(module_of(model), runtime, mean=preprocessing["mean"], std=preprocessing["std"])
+
+
+def _with_openvino(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> Network:
+    if runtime.device != "cpu":
+        raise EngineError("it runs on CPUs only")
+    if importlib.util.find_spec("openvino") is None:
+        raise EngineError("the package openvino is not installed")
+    from models.engines.openvino_engine import OpenVinoNetwork
+
+    return OpenVinoNetwork(model, runtime, shapes)

@@ -1,0 +1,57 @@
+"""The keypointer: twelve eye points for every face chip, six around each eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from models.engines.engine import Network, Runtime, open_network
+from models.padded_batches import PaddedBatches
+from models.store import StoredModel
+
+POINTS = 12
+
+
+class Keypointer:
+    """Chips to eye points, in batches of one fixed shape.
+
+    network: (b, input_px, input_px, 3) uint8 RGB to (b, 12, 2), points as fractions of the input. chip_fraction: the
+    share of the chip's side that the network sees, around the middle.
+    """
+
+    def __init__(self, network: Network, *, batch_size: int, input_px: int, chip_fraction: float) -> None:
+        self._input_px, self._chip_fraction = input_px, chip_fraction
+        self._batches = PaddedBatches(network, batch_size)
+
+    def __call__(self, chips: Sequence[np.ndarray]) -> np.ndarray:
+        """chips: n × (s, s, 3) uint8 RGB, any s. Returns (n, 12, 2) float32 points in pixels of their chip."""
+        if len(chips) == 0:
+            return np.zeros((0, POINTS, 2), np.float32)
+        views = [middle(chip, self._chip_fraction) for chip in chips]
+        fractions = self._batches(np.stack([resize(view, self._input_px) for view, _ in views]))
+        sides = np.array([len(view) for view, _ in views], np.float32)
+        margins = np.array([margin for _, margin in views], np.float32)
+        return fractions * sides[:, None, None] + margins[:, None, None]
+
+
+def middle(chip: np.ndarray, fraction: float) -> tuple[np.ndarray, int]:
+    """The middle square of a chip (s, s, 3) and its margin in pixels; its side is about fraction × s, at least 1."""
+    margin = min(round(len(chip) * (1 - fraction) / 2), (len(chip) - 1) // 2)
+    return chip[margin : len(chip) - margin, margin : len(chip) - margin], margin
+
+
+def resize(image: np.ndarray, side_px: int) -> np.ndarray:
+    """A square image at another size: averaged if it shrinks, interpolated if it grows."""
+    interpolation = cv2.INTER_AREA if len(image) > side_px else cv2.INTER_LINEAR
+    return cv2.resize(image, (side_px, side_px), interpolation=interpolation)
+
+
+def load_keypointer(model: StoredModel, runtime: Runtime, *, batch_size: int) -> Keypointer:
+    """The keypointer ready to call. Raises WeightsError."""
+    input_px = model.card.architecture["input_px"]
+    return Keypointer(
+        open_network(model, runtime, [(batch_size, input_px, input_px, 3)]), batch_size=batch_size, input_px=input_px,
+        chip_fraction=model.card.preprocessing["chip_fraction"],
+    )

@@ -1,0 +1,1 @@
+"""The networks, in torch. Only training, the export and the torch engine import them."""
