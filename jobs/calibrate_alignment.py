@@ -20,7 +20,8 @@ import numpy as np
 from jobs.command import run_command
 from jobs.evaluate.data import DataError
 from jobs.evaluate.eyes import AnnotatedFaces, find_boxes, read_annotated_faces
-from jobs.options import DEVICES, command_parser, positive
+from jobs.evaluate.runtime import add_runtime_options
+from jobs.options import command_parser, positive
 from models.store import DEFAULT_WEIGHTS_DIR, read_card, write_card
 from pipeline import geometry
 from pipeline.geometry import EYE_DISTANCE_PX, AlignmentTemplate
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="take each N-th face; medians need a few hundred (default: %(default)s)")
     parser.add_argument("--input-px", type=positive, default=320, metavar="PX",
                         help="side of the detector's input (default: %(default)s)")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    add_runtime_options(parser)
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="default: %(default)s")
     args = parser.parse_args(argv)
     return run_command("calibrate-alignment", partial(calibrate_cards, args), again="The same command starts again.")

@@ -28,13 +28,15 @@ class CountingHashlib:
         return hashlib.sha256(content)
 
 
-def test_an_actor_hashes_each_model_once(monkeypatch):
-    builders = stage_builders(config())
+@pytest.mark.parametrize(("engine", "files"), [("torch", 1), ("openvino", 2)])
+def test_an_actor_hashes_each_file_of_a_model_once(monkeypatch, engine, files):
+    """The weights, and the export that OpenVINO runs."""
+    builders = stage_builders(replace(config(), engine=engine))
     counting = CountingHashlib()
     monkeypatch.setattr(store, "hashlib", counting)
     for number, stage in enumerate(("detect", "keypoint", "embed"), 1):
         builders[stage](1)
-        assert counting.digests == number
+        assert counting.digests == files * number
 
 
 def test_every_stage_has_a_builder():
