@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.bench import decode_scale, detect, embedders, manifest, memory, plan, pools, scale, stages
+from jobs.bench import decode_scale, detect, embedders, engines, manifest, memory, plan, pools, scale, stages
 from jobs.command import run_command
 from jobs.options import command_parser, count, positive, seconds
 from pipeline.run.interrupt import leave
@@ -15,6 +15,7 @@ from pipeline.run.interrupt import leave
 DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants in one run.
 
     python -m jobs.bench stages PHOTOS               time of every stage, images and faces per second
+    python -m jobs.bench engines PHOTOS              the stages by engine and precision, and how far the faces differ
     python -m jobs.bench pools PHOTOS                three layouts of pools
     python -m jobs.bench detect-batch PHOTOS         the detector with batches of 1, 2, 4, 8 and 16 images
     python -m jobs.bench detect-size PHOTOS          the detector with inputs of 640, 800 and 960 px
@@ -67,6 +68,8 @@ def add_photo_benchmarks(add: AddCommand) -> None:
     ):
         command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")
         add_device(command)
+    command = add("engines", lambda given: engines.bench_engines(given.photos))
+    command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")
 
 
 def add_model_benchmarks(add: AddCommand) -> None:

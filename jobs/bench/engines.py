@@ -1,0 +1,89 @@
+"""`jobs.bench engines`: the stages by engine and precision, in turns over the same photos; how far the faces differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from jobs.bench.in_process import build_stages, default_config, no_seconds, photo_rows, run_stages
+from models.engines.openvino_engine import computes_in_bfloat16
+from models.metrics import box_iou
+from pipeline.batch import FaceBatch, TodoRow
+
+CHUNK_IMAGES = 16
+COMPARED_PX = 40            # shorter box side of the faces that are compared
+AGREES_IOU, AGREES_COSINE = 0.97, 0.98
+
+
+@dataclass
+class Variant:
+    """One engine in one precision, its stages, and what it has done so far."""
+
+    engine: str
+    precision: str
+    seconds: dict[str, float] = field(default_factory=no_seconds)
+    faces: list[FaceBatch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = replace(default_config("cpu"), engine=self.engine, precision=self.precision)
+        self.stages = build_stages(config)
+
+    def run(self, rows: Sequence[TodoRow], *, warm_up: bool = False) -> None:
+        """Run all stages over some photos."""
+        batches = list(run_stages(self.stages, list(rows), no_seconds() if warm_up else self.seconds))
+        if not warm_up:
+            self.faces += batches
+
+
+def bench_engines(photos: str) -> None:
+    """Print images per second and the ratio to torch in float32, and the agreement of the faces with it."""
+    rows = photo_rows(photos)
+    names = [("torch", "float32"), ("openvino", "float32")]
+    variants = [Variant(*name) for name in names + [("openvino", "bfloat16")] * computes_in_bfloat16()]
+    for variant in variants:
+        variant.run(rows[:CHUNK_IMAGES], warm_up=True)
+    for start in range(0, len(rows), CHUNK_IMAGES):
+        for variant in variants:      # in turns, so that a change of the machine's speed affects all
+            variant.run(rows[start : start + CHUNK_IMAGES])
+    reference = variants[0]
+    print(f"{len(rows)} images, {sum(map(len, reference.faces))} faces")
+    print("| engine | images/s | ratio | ms an image: " + ", ".join(reference.seconds)
+          + f" | faces of {COMPARED_PX} px: found, IoU p5, cosine p5, agreeing |\n|---|---|---|---|---|")
+    for variant in variants:
+        total = sum(variant.seconds.values())
+        stages = ", ".join(f"{1000 * spent / len(rows):.1f}" for spent in variant.seconds.values())
+        print(f"| {variant.engine} {variant.precision} | {len(rows) / total:.2f} | "
+              f"{sum(reference.seconds.values()) / total:.2f} | {stages} | {agreement(variant, reference)} |")
+
+
+def agreement(variant: Variant, reference: Variant) -> str:
+    """How the faces of the reference are found again: share found, IoU and cosine at the fifth percentile, share that
+    has at least `AGREES_IOU` and `AGREES_COSINE`.
+    """
+    pairs = np.array([
+        pair for found, wanted in zip(variant.faces, reference.faces, strict=True) for pair in face_pairs(found, wanted)
+    ])
+    if not len(pairs):
+        return "no faces"
+    agreeing = (pairs[:, 0] >= AGREES_IOU) & (pairs[:, 1] >= AGREES_COSINE)
+    iou, cosine = np.percentile(pairs, 5, axis=0)
+    return f"{(pairs[:, 0] > 0.5).mean():.3f}, {iou:.3f}, {cosine:.3f}, {agreeing.mean():.3f}"
+
+
+def face_pairs(found: FaceBatch, wanted: FaceBatch) -> list[tuple[float, float]]:
+    """IoU and cosine of every compared face of `wanted` with the face of the same image that overlaps it most."""
+    pairs = []
+    images_found, images = (np.repeat(np.arange(len(batch.records)), batch.face_counts) for batch in (found, wanted))
+    for i, (image, box) in enumerate(zip(images, wanted.boxes_xyxy, strict=True)):
+        if min(box[2:] - box[:2]) < COMPARED_PX:
+            continue
+        candidates = np.flatnonzero(images_found == image)
+        if not len(candidates):
+            pairs.append((0.0, 0.0))
+            continue
+        ious = box_iou(found.boxes_xyxy[candidates], box[None])[:, 0]
+        best = candidates[ious.argmax()]
+        pairs.append((float(ious.max()), float(found.embeddings[best] @ wanted.embeddings[i])))
+    return pairs
