@@ -17,8 +17,9 @@ POINTS = 12
 class Keypointer:
     """Chips to eye points, in batches of one fixed shape.
 
-    network: (b, input_px, input_px, 3) uint8 RGB to (b, 12, 2), points as fractions of the input. chip_fraction: the
-    share of the chip's side that the network sees, around the middle.
+    network: (b, input_px, input_px, 3) uint8 RGB to (b, 12, 2), points as fractions of the input; or to (b, 13, 2), the
+    last row the spreads of the left and the right eye, as fractions of the input's side. chip_fraction: the share of
+    the chip's side that the network sees, around the middle.
     """
 
     def __init__(self, network: Network, *, batch_size: int, input_px: int, chip_fraction: float) -> None:
@@ -27,13 +28,23 @@ class Keypointer:
 
     def __call__(self, chips: Sequence[np.ndarray]) -> np.ndarray:
         """chips: n × (s, s, 3) uint8 RGB, any s. Returns (n, 12, 2) float32 points in pixels of their chip."""
+        return self.with_spreads(chips)[0]
+
+    def with_spreads(self, chips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The points, and how far the left and the right eye may be off, (n, 2) float32 pixels of the chip.
+
+        The spreads are NaN if the network does not say them.
+        """
         if len(chips) == 0:
-            return np.zeros((0, POINTS, 2), np.float32)
+            return np.zeros((0, POINTS, 2), np.float32), np.zeros((0, 2), np.float32)
         views = [middle(chip, self._chip_fraction) for chip in chips]
         fractions = self._batches(np.stack([resize(view, self._input_px) for view, _ in views]))
         sides = np.array([len(view) for view, _ in views], np.float32)
         margins = np.array([margin for _, margin in views], np.float32)
-        return fractions * sides[:, None, None] + margins[:, None, None]
+        points = fractions[:, :POINTS] * sides[:, None, None] + margins[:, None, None]
+        if fractions.shape[1] == POINTS:
+            return points, np.full((len(points), 2), np.nan, np.float32)
+        return points, fractions[:, POINTS] * sides[:, None]
 
 
 def middle(chip: np.ndarray, fraction: float) -> tuple[np.ndarray, int]:

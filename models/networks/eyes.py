@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.keypointer import POINTS
+from models.networks.eye_spread import HEADS, SpreadEyes
 from models.networks.resnet import RESNETS, residual_stages
 from models.store import WeightsError
 
@@ -40,20 +41,25 @@ class EyeResNet(nn.Module):
         return 0.5 + offsets.reshape(-1, POINTS, 2)
 
 
-def build_keypointer(architecture: Mapping[str, Any]) -> EyeResNet:
+def build_keypointer(architecture: Mapping[str, Any]) -> EyeResNet | SpreadEyes:
     """The untrained network of a card's architecture.
 
     `{"network": "resnet18" | "resnet34" | "resnet50" | "resnet101", "width": int, "input_px": int}`; the reference is
-    resnet50 of width 64. Raises WeightsError for anything else.
+    resnet50 of width 64. With `"head": "direct" | "maps"` the network also says how sure it is of each eye. Raises
+    WeightsError for anything else.
     """
     match dict(architecture):
+        case {"network": str(name), "width": int(width), "input_px": int(input_px), "head": str(head), **rest} if (
+            name in RESNETS and head in HEADS and not rest
+        ):
+            return SpreadEyes(name, width, input_px, head)
         case {"network": str(name), "width": int(width), "input_px": int(input_px), **rest} if (
             name in RESNETS and not rest
         ):
             return EyeResNet(name, width, input_px)
     raise WeightsError(
         f"no keypointer has the architecture {dict(architecture)}; "
-        f"known: {', '.join(RESNETS)}, each with width and input_px"
+        f"known: {', '.join(RESNETS)}, each with width and input_px, and perhaps a head ({', '.join(HEADS)})"
     )
 
 
