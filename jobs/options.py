@@ -35,7 +35,8 @@ def program(name: str) -> str:
     """How this process was called, for messages: `facelake extract` or `python -m jobs.extract`."""
     called = sys.argv[0]
     if Path(called).name != "facelake":
-        return f"python -m jobs.{name.replace('-', '_')}"
+        command, *rest = name.split(" ")
+        return " ".join([f"python -m jobs.{command.replace('-', '_')}", *rest])
     return f"{'facelake' if shutil.which('facelake') == called else shlex.quote(called)} {name}"
 
 

@@ -1,25 +1,27 @@
-"""Train a model: `python -m jobs.train detector | eyes | embedder …`. Each has its own --help."""
+"""Train a model: `python -m jobs.train detector | eyes | embedder …`. Each has its own --help.
+
+label-eyes and agree-eyes, in this order, make labels of eye points that several networks agree on.
+"""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import cast
 
-from jobs.options import program
+from jobs.options import command_parser
 
-MODELS = ("detector", "eyes", "embedder")
+MODELS = ("detector", "eyes", "embedder", "label-eyes", "agree-eyes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Pass the words after the model's name to its training; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog=program("train"), description=__doc__, allow_abbrev=False)
+    parser = command_parser("train", str(__doc__))
     parser.add_argument("model", choices=MODELS)
     model = parser.parse_args(words[:1]).model
-    return cast(int, importlib.import_module(f"jobs.train.{model}").main(words[1:]))
+    return cast(int, importlib.import_module(f"jobs.train.{model.replace('-', '_')}").main(words[1:]))
 
 
 if __name__ == "__main__":

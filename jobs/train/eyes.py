@@ -29,9 +29,10 @@ from jobs.train.face_network import batch_threads, prepare, run_settings, save_t
 from jobs.train.options import add_training_options, content_name, files_digest, rate, run_training
 from models.engines.engine import Runtime
 from models.engines.torch_engine import TorchNetwork
+from models.eye_layout import FACE_BOX_PX, FACE_PX, MIRRORED, WFLW_EYES
 from models.keypointer import POINTS, Keypointer
 from models.metrics import eye_errors
-from models.networks.eyes import EyeResNet, build_keypointer, chips_to_input
+from models.networks.eyes import EyeResNet, chips_to_input
 from models.training import (
     Batch,
     Schedule,
@@ -47,11 +48,8 @@ from models.training import (
 from pipeline import geometry
 from pipeline.stages.detect import cut_chip
 
-FACE_PX, FACE_BOX_PX = 192, 96        # side of a kept face, and of its box in the middle (the longer side)
 CHIP_FRACTION = 0.75                  # the network sees 1.2 × the box: the eyes lie inside and get more pixels
 LEAST_BOX_PX = 40                     # labels of smaller faces in detection/ are unreliable
-MIRRORED = np.array([9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4])   # each eye point's place in the mirrored face
-WFLW_EYES = np.array([60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75])   # of 98 points, the twelve of 300-W
 TEACHER_BOX_PX = 86                   # it likes 0.9 × our boxes: NME 3.65% on eyes/val, 3.81% at 1.0, 4.43% at 1.2
 LABEL_DISAGREEMENT = 0.05             # most difference of a face's and its mirror's label, of the outer-eye distance
 HARD_FACES_TIMES = 3                  # profiles, sunglasses (a tenth of the faces) are drawn this often
@@ -429,7 +427,7 @@ def train(args: argparse.Namespace) -> None:
     errors = partial(evaluate, chips=chips, points=points, input_px=args.input_px, device=device)
 
     architecture = {"network": args.arch, "width": args.width, "input_px": args.input_px}
-    network, start = start_network(build_keypointer(architecture), args, device)
+    network, start = start_network(EyeResNet(args.arch, args.width, args.input_px), args, device)
     schedule = Schedule(
         steps=args.steps, lr=args.lr, weight_decay=0.05, evaluate_every=max(1, args.steps // 8),
         precision=args.precision, compiled=args.compile, patience=args.patience,

@@ -155,7 +155,7 @@ def run_training(
 
             train_on_ray(model, args, process_group=process_group)
         else:
-            importlib.import_module(f"jobs.train.{model}").train(args)
+            importlib.import_module(f"jobs.train.{model.replace('-', '_')}").train(args)
 
     again = f"The same command resumes from the last checkpoint: {args.command}"
     return run_command(f"train {model}", run, again=again)

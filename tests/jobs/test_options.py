@@ -37,6 +37,7 @@ def test_abbreviated_options_are_refused(capsys):
 def test_messages_name_the_program_as_it_was_called(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["/repo/jobs/convert_weights.py"])
     assert program("convert-weights") == "python -m jobs.convert_weights"
+    assert program("train label-eyes") == "python -m jobs.train label-eyes"
     installed = tmp_path / "my bin/facelake"
     installed.parent.mkdir()
     shutil.copy("/bin/true", installed)
