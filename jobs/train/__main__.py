@@ -1,6 +1,6 @@
 """Train a model: `python -m jobs.train detector | eyes | embedder …`. Each has its own --help.
 
-label-eyes and agree-eyes, in this order, make labels of eye points that several networks agree on.
+label-eyes, agree-eyes and eyes-consensus, in this order, train an eye-point network that says how sure it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import cast
 
 from jobs.options import command_parser
 
-MODELS = ("detector", "eyes", "embedder", "label-eyes", "agree-eyes")
+MODELS = ("detector", "eyes", "embedder", "label-eyes", "agree-eyes", "eyes-consensus")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
