@@ -17,6 +17,7 @@ from jobs.evaluate.detection import detection
 from jobs.evaluate.eyes import eyes
 from jobs.evaluate.identity import identification, verification
 from jobs.evaluate.runtime import add_runtime_options
+from jobs.evaluate.stability import stability
 from jobs.options import command_parser, positive, share
 from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.settings import RowSettings
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add_options, name, line in (
         (add_detection, "detection", "average precision of a face detector on annotated photos"),
         (add_eyes, "eyes", "errors of eye points on annotated faces"),
+        (add_stability, "stability", "how far eyes and vectors move when boxes are off by a little"),
         (add_identification, "identification", "true positive rates on photos of people not trained on"),
         (add_verification, "verification", "accuracy on pairs of photos, from an output of extract"),
     ):
@@ -58,7 +60,8 @@ def add_detection(command: argparse.ArgumentParser) -> None:
 
 def add_eyes(command: argparse.ArgumentParser) -> None:
     """The options of `eyes`."""
-    command.add_argument("faces", type=Path, help=f"Parquet (file or folder) with image and points, {OUTPUT_TOO}")
+    command.add_argument("faces", type=Path, help="Parquet (file or folder) with image and points; Parquet file with "
+                         f"image, points98 and perhaps kinds and turned; {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name and points: 68 pairs x, y a "
                          "face, in pixels")
     command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
@@ -67,6 +70,23 @@ def add_eyes(command: argparse.ArgumentParser) -> None:
                          help="side of the detector's input (default: %(default)s)")
     add_common(command, "keypointer", "figures")
     command.set_defaults(evaluate=eyes)
+
+
+def add_stability(command: argparse.ArgumentParser) -> None:
+    """The options of `stability`."""
+    defaults = RowSettings()
+    command.add_argument("photos", type=Path, help="folder of photos")
+    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--embedder", default="edgenext", help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--detector", default="yolov8n", help="its boxes cut the chips (default: %(default)s)")
+    command.add_argument("--input-px", type=canvas_px, default=640,
+                         help="side of the detector's input (default: %(default)s)")
+    command.add_argument("--min-score", type=share, default=defaults.min_score,
+                         help="least score of a face (default: %(default)s)")
+    command.add_argument("--min-face-px", type=positive, default=40, help="least longer side (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=7, help="of the jitter (default: %(default)s)")
+    add_common(command, "keypointer", "figures")
+    command.set_defaults(evaluate=stability)
 
 
 def add_identification(command: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +22,12 @@ from jobs.evaluate.data import (
 )
 from jobs.evaluate.evaluation import Evaluation, Plot
 from jobs.evaluate.runtime import runtime_of
+from jobs.evaluate.wild import POINTS_COLUMN, wild_eyes
 from models import metrics
 from models.store import read_card, read_model
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BOX_SCORE, BOX_NMS_IOU = 0.3, 0.5     # for the detector: only one face is wanted
 MIN_OVERLAP = 0.2                     # least IoU of a face's box with the extent of its points
@@ -38,11 +43,15 @@ class AnnotatedFaces:
 
 @dataclass(frozen=True)
 class FoundEyes:
-    """Eye points (n, 12, 2) in image pixels, NaN for a face that was not found, and the models that found them."""
+    """Eye points (n, 12, 2) in image pixels, NaN for a face that was not found, and the models that found them.
+
+    spreads: (n,), the larger of both eyes' in longer box sides; NaN if the network does not say it.
+    """
 
     points: np.ndarray
     keypointer: str
     detector: str
+    spreads: np.ndarray
 
 
 def eyes(args: argparse.Namespace) -> Evaluation:
@@ -54,6 +63,8 @@ def eyes(args: argparse.Namespace) -> Evaluation:
         points = point_column(truth, "points", 68, args.truth)
         eyes_found = extracted_eyes(args.faces, truth["name"].to_pylist(), points)
         card = card_of(args.weights, "keypointer", eyes_found.keypointer) if args.update_card else None
+    elif (wild := read_wild(args.faces)) is not None:
+        return wild_eyes(wild, args)
     else:
         faces = read_annotated_faces(args.faces)
         points = faces.points
@@ -83,6 +94,18 @@ def eyes(args: argparse.Namespace) -> Evaluation:
     return evaluation
 
 
+def read_wild(path: Path) -> pa.Table | None:
+    """The table of a Parquet file of faces with 98 points; None for any other file. Raises DataError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        wild = path.is_file() and path.suffix == ".parquet" and POINTS_COLUMN in pq.read_schema(path).names
+    except pa.ArrowInvalid:
+        return None
+    return read_table(path, ["image", POINTS_COLUMN], ["kinds", "turned"]) if wild else None
+
+
 def read_annotated_faces(path: Path) -> AnnotatedFaces:
     """The images and points of a Parquet file, or of several in a folder, with the columns `image` and `points`.
 
@@ -103,11 +126,14 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
     cut = [cut_chip(image, box) for image, box in zip(faces.images, boxes, strict=True) if box is not None]
     model = read_model(args.weights, "keypointer", args.keypointer)
     keypointer = load_keypointer(model, runtime_of(args), batch_size=args.batch_size)
-    points = np.full((len(boxes), 12, 2), np.nan)
+    points, spreads = np.full((len(boxes), 12, 2), np.nan), np.full(len(boxes), np.nan)
     if found:
         to_image = np.array([matrix for _, matrix in cut])
-        points[found] = transform(to_image, keypointer([chip for chip, _ in cut]).astype(np.float64))
-    return FoundEyes(points, model.card.identity, args.detector)
+        chip_points, chip_spreads = keypointer.with_spreads([chip for chip, _ in cut])
+        points[found] = transform(to_image, chip_points.astype(np.float64))
+        longer = np.array([max(box[2] - box[0], box[3] - box[1]) for box in boxes if box is not None])
+        spreads[found] = chip_spreads.max(1) * to_image[:, 0, 0] / longer
+    return FoundEyes(points, model.card.identity, args.detector, spreads)
 
 
 def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarray | None]:
@@ -146,4 +172,5 @@ def extracted_eyes(output: Path, names: Sequence[str], points: np.ndarray) -> Fo
         own = box_of_points(image.boxes_xyxy(), points[i])
         if own is not None:
             found[i] = np.array(image.faces[own]["eye_points"]).reshape(12, 2)
-    return FoundEyes(found, made_by(images, "keypointer"), made_by(images, "detector"))
+    nothing_said = np.full(len(names), np.nan)
+    return FoundEyes(found, made_by(images, "keypointer"), made_by(images, "detector"), nothing_said)

@@ -1,0 +1,162 @@
+"""`jobs.evaluate stability`: how far eyes and vectors move when the detector's boxes are off by a little.
+
+Boxes of the same face differ from photo to photo by 1 to 2% of their longer side. What does not hold under that says
+nothing about the face.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.evaluate.data import DataError, decode_image
+from jobs.evaluate.evaluation import Evaluation, Plot
+from jobs.evaluate.runtime import runtime_of
+from models.store import read_model
+from pipeline.geometry import AlignmentTemplate, eye_centres, transform, transform_boxes
+from pipeline.stages.align import align_chip
+from pipeline.stages.detect import cut_chip, letterbox
+
+JITTERS = (0.005, 0.01, 0.02)         # standard deviations, shares of the longer side
+SPREAD_SHARE_LEFT_OUT = 0.05          # of the faces, those with the largest spread
+SIZES = ((40, 80), (80, 160), (160, float("inf")))     # longer sides in pixels
+LOWEST_COSINE = 0.5                   # of the plot
+EyeModel = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
+"""Chips to eye points (n, 12, 2) and spreads (n, 2), both in chip pixels."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What came of n faces with one set of boxes: eye centres (n, 2, 2) in pixels, unit vectors (n, dim), spreads (n,).
+
+    A spread is the larger of both eyes', in longer box sides; NaN where the network does not say it.
+    """
+
+    eyes: np.ndarray
+    vectors: np.ndarray
+    spreads: np.ndarray
+
+
+def stability(args: argparse.Namespace) -> Evaluation:
+    """Cosines of every face with itself under jittered boxes, and how far its eyes move."""
+    from jobs.extract.stages import alignment_template
+    from models.embedder import load_embedder
+    from models.keypointer import load_keypointer
+
+    photos, boxes = find_faces(args)
+    eye_model = read_model(args.weights, "keypointer", args.keypointer)
+    embed_model = read_model(args.weights, "embedder", args.embedder)
+    template = alignment_template(embed_model.card)
+    keypointer = load_keypointer(eye_model, runtime_of(args), batch_size=args.batch_size)
+    embed = load_embedder(embed_model, runtime_of(args), batch_size=args.batch_size)
+    sides = np.concatenate([(of[:, 2:] - of[:, :2]).max(1) for of in boxes])
+
+    def look(jittered: Sequence[np.ndarray]) -> Looks:
+        return look_at(photos, boxes, jittered, keypointer.with_spreads, embed, template)
+
+    rng = np.random.default_rng(args.seed)
+    unmoved = look(boxes)
+    by_jitter = {jitter: moved_by(unmoved, look(jitter_boxes(boxes, jitter, rng)), sides) for jitter in JITTERS}
+    figures = {f"{jitter:.1%}": jitter_figures(*moved, unmoved.spreads, sides) for jitter, moved in by_jitter.items()}
+    evaluation = Evaluation(
+        f"Stability of {len(sides)} faces of {args.min_face_px} px and more: {eye_model.card.identity}, "
+        f"{embed_model.card.identity}, boxes of {args.detector}",
+        {"keypointer": eye_model.card.identity, "embedder": embed_model.card.identity, "detector": args.detector,
+         "faces": len(sides), "seed": args.seed, "jitter": figures},
+        ("box jitter, share of the longer side", "p1", "p5", "median", "eyes move (share of the side)",
+         "p1 without the 5% of largest spread"),
+        [(name, *(f"{of[key]:.3f}" for key in ("p1", "p5", "median")), f"{of['eyes_move']:.2%}",
+          f"{of['p1_sure']:.3f}" if "p1_sure" in of else "") for name, of in figures.items()],
+        Plot("cosine with the face of the unmoved box", "share of the faces with at most that cosine",
+             {f"{jitter:.1%}": _curve(cosines) for jitter, (cosines, _) in by_jitter.items()}, (LOWEST_COSINE, 1)),
+    )
+    if args.update_card:
+        evaluation.record(args.weights, eye_model.card, "stability", args.command_line)
+    return evaluation
+
+
+def find_faces(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The photos of the folder that have faces, and their boxes (n, 4) of at least --min-face-px. Raises DataError."""
+    from models.detector import load_detector
+
+    detect = load_detector(
+        read_model(args.weights, "detector", args.detector), runtime_of(args), input_sides_px=[args.input_px],
+        min_score=args.min_score, nms_iou=0.5, batch_size=1, max_detections=1000,
+    )
+    photos, boxes = [], []
+    for path in sorted(args.photos.iterdir()) if args.photos.is_dir() else []:
+        pixels = decode_image(path.read_bytes()) if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else None
+        if pixels is None:
+            continue
+        canvas, to_image = letterbox(pixels, args.input_px)
+        found = transform_boxes(to_image, detect(canvas[None])[0][0])
+        height, width = pixels.shape[:2]
+        found = np.clip(found, 0, np.array([width, height] * 2, np.float32))
+        found = found[(found[:, 2:] - found[:, :2]).max(1, initial=0) >= args.min_face_px]
+        if len(found):
+            photos.append(pixels)
+            boxes.append(found)
+    if not photos:
+        raise DataError(f"{args.photos} holds no photo with a face of {args.min_face_px} px")
+    return photos, boxes
+
+
+def jitter_boxes(boxes: Sequence[np.ndarray], jitter: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Boxes (n, 4) by photo, every side moved on its own: normal, `jitter` of the box's longer side."""
+    return [
+        (of + rng.normal(0, jitter, of.shape) * (of[:, 2:] - of[:, :2]).max(1, keepdims=True)).astype(np.float32)
+        for of in boxes
+    ]
+
+
+def look_at(
+    photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray], jittered: Sequence[np.ndarray], keypointer: EyeModel,
+    embed: Callable[[np.ndarray], np.ndarray], template: AlignmentTemplate,
+) -> Looks:
+    """Eyes and vectors of all faces, cut out and aligned by the jittered boxes; spreads by the sides of the others."""
+    cut = [(*cut_chip(photo, box), box) for photo, of in zip(photos, jittered, strict=True) for box in of]
+    sides = np.concatenate([(of[:, 2:] - of[:, :2]).max(1) for of in boxes])
+    to_image = np.array([matrix for _, matrix, _ in cut])
+    chip_points, chip_spreads = keypointer([chip for chip, _, _ in cut])
+    points = transform(to_image, chip_points.astype(np.float64))
+    crops = np.stack([
+        align_chip(chip, matrix, box, eyes, template).crop
+        for (chip, matrix, box), eyes in zip(cut, points, strict=True)
+    ])
+    vectors = embed(crops)
+    return Looks(
+        np.stack(eye_centres(points), 1), vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+        chip_spreads.max(1) * to_image[:, 0, 0] / sides,
+    )
+
+
+def moved_by(unmoved: Looks, moved: Looks, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines (n,) between both, and how far the eyes are apart on average, (n,) in longer box sides."""
+    cosines = (unmoved.vectors * moved.vectors).sum(1)
+    return cosines, np.linalg.norm(unmoved.eyes - moved.eyes, axis=2).mean(1) / sides
+
+
+def jitter_figures(cosines: np.ndarray, moves: np.ndarray, spreads: np.ndarray, sides: np.ndarray) -> dict[str, Any]:
+    """The figures of one jitter over n faces; `p1_sure` leaves out the largest spreads, where they are known."""
+    figures: dict[str, Any] = _percentiles(cosines) | {"eyes_move": round(float(np.median(moves)), 5)}
+    if np.isfinite(spreads).all():
+        sure = np.argsort(spreads, kind="stable")[: round(len(spreads) * (1 - SPREAD_SHARE_LEFT_OUT))]
+        figures["p1_sure"] = _percentiles(cosines[sure])["p1"]
+    figures["by_size"] = {
+        f"{low}-{high}" if np.isfinite(high) else f"{low}-": {"faces": int(rows.sum())} | _percentiles(cosines[rows])
+        for low, high in SIZES if (rows := (sides >= low) & (sides < high)).any()
+    }
+    return figures
+
+
+def _percentiles(cosines: np.ndarray) -> dict[str, float]:
+    return {name: round(float(np.percentile(cosines, q)), 5) for name, q in (("p1", 1), ("p5", 5), ("median", 50))}
+
+
+def _curve(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    at = np.linspace(LOWEST_COSINE, 1, 201)
+    return at, np.searchsorted(np.sort(cosines), at, side="right") / len(cosines)
