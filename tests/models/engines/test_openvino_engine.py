@@ -22,7 +22,7 @@ from models.networks.faces import build_embedder
 from models.store import DEFAULT_WEIGHTS_DIR, StoredModel, WeightsError, read_model, save_model
 
 SHIPPED = [("detector", "yolov8n", 320), ("detector", "yolov8n", 96), ("keypointer", "resnet18", 112),
-           ("embedder", "edgenext", 112)]
+           ("keypointer", "resnet18-maps", 112), ("embedder", "edgenext", 112)]
 
 
 def pictures(count: int, side: int) -> np.ndarray:
