@@ -11,6 +11,7 @@ import numpy as np
 
 from models.engines.engine import EngineError, Runtime, Shape
 from models.engines.self_check import check_answer, check_input
+from models.engines.signal_stack import kept_signal_stack
 from models.store import StoredModel
 
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}      # elsewhere OpenVINO emulates bfloat16, which is slower than float32
@@ -72,7 +73,8 @@ class OpenVinoNetwork:
         steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
             [float(value) for value in self._preprocessing["mean"]]
         ).scale([float(value) for value in self._preprocessing["std"]])
-        return self._core.compile_model(steps.build(), "CPU", self._properties).create_infer_request()
+        with kept_signal_stack():
+            return self._core.compile_model(steps.build(), "CPU", self._properties).create_infer_request()
 
     def _check(self, precision: str, answers: Mapping[str, list[float]]) -> None:
         """Compare with the stored answer, at the input size of a shape in use if there is an answer for it."""

@@ -1,0 +1,50 @@
+"""A thread's stack for signal handlers survives a library that replaces it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.engines.signal_stack import DISABLED, _Stack, kept_signal_stack
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are replaced on Linux only")
+
+
+def signal_stack() -> tuple[int | None, int, int]:
+    stack = _Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack.address, stack.flags, stack.size
+
+
+def test_the_stack_is_the_same_afterwards() -> None:
+    memory = ctypes.create_string_buffer(1 << 16)
+    before = signal_stack()
+    with kept_signal_stack():
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(ctypes.addressof(memory), 0, len(memory))), None)
+        assert signal_stack()[0] == ctypes.addressof(memory)
+    after = signal_stack()
+    assert after == before or after[1] == DISABLED
+
+
+def test_a_signal_after_a_network_is_gone_is_handled() -> None:
+    code = """
+import gc, signal
+from models.engines.engine import Runtime
+from models.engines.openvino_engine import OpenVinoNetwork
+from models.store import DEFAULT_WEIGHTS_DIR, read_model
+network = OpenVinoNetwork(read_model(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18"), Runtime(), [(1, 112, 112, 3)])
+del network
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("handled")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
