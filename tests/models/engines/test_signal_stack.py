@@ -39,6 +39,7 @@ from models.store import DEFAULT_WEIGHTS_DIR, read_model
 network = OpenVinoNetwork(read_model(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18"), Runtime(), [(1, 112, 112, 3)])
 del network
 gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background job ignores it
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
