@@ -37,30 +37,25 @@ class Baseline:
     expected: Tables
 
 
-FIGURES: list[tuple[str, dict[str, object]]] = []
-
-
 @pytest.fixture
-def figures() -> Callable[..., None]:
-    """Call it with a name and figures. They are printed at once, and again at the end of the session."""
+def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Call it with a name and figures. They are printed at the end of the session."""
 
     def record(name: str, **values: object) -> None:
-        FIGURES.append((name, values))
-        print(f"faults: {name}: {as_text(values)}")
+        text = ", ".join(f"{value_of.replace('_', ' ')} {value}" for value_of, value in values.items())
+        request.node.user_properties.append(("faults", f"{name}: {text}"))
 
     return record
 
 
-def as_text(values: dict[str, object]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the figures of all tests."""
-    if FIGURES:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    lines = [text for report in reports if report.when == "call" for _, text in report.user_properties]
+    if lines:
         terminalreporter.section("faults")
-        for name, values in FIGURES:
-            terminalreporter.write_line(f"faults: {name}: {as_text(values)}")
+        for line in lines:
+            terminalreporter.write_line(f"faults: {line}")
 
 
 @pytest.fixture(scope="session")
