@@ -25,11 +25,19 @@ from torch.nn import functional as F
 
 from jobs.evaluate.data import decode_image, point_column, read_batches, read_table
 from jobs.options import command_parser, positive, share
+from jobs.train.eye_teachers import Pfld
 from jobs.train.face_network import batch_threads, prepare, run_settings, save_trained, start_network
-from jobs.train.options import add_training_options, content_name, files_digest, rate, run_training
+from jobs.train.options import (
+    add_eye_network_options,
+    add_training_options,
+    content_name,
+    files_digest,
+    rate,
+    run_training,
+)
 from models.engines.engine import Runtime
 from models.engines.torch_engine import TorchNetwork
-from models.eye_layout import FACE_BOX_PX, FACE_PX, MIRRORED, WFLW_EYES
+from models.eye_layout import FACE_BOX_PX, FACE_PX, MIRRORED
 from models.keypointer import POINTS, Keypointer
 from models.metrics import eye_errors
 from models.networks.eyes import EyeResNet, chips_to_input
@@ -50,7 +58,6 @@ from pipeline.stages.detect import cut_chip
 
 CHIP_FRACTION = 0.75                  # the network sees 1.2 × the box: the eyes lie inside and get more pixels
 LEAST_BOX_PX = 40                     # labels of smaller faces in detection/ are unreliable
-TEACHER_BOX_PX = 86                   # it likes 0.9 × our boxes: NME 3.65% on eyes/val, 3.81% at 1.0, 4.43% at 1.2
 LABEL_DISAGREEMENT = 0.05             # most difference of a face's and its mirror's label, of the outer-eye distance
 HARD_FACES_TIMES = 3                  # profiles, sunglasses (a tenth of the faces) are drawn this often
 EYE_DISAGREEMENT = 0.05               # most difference of an eye of the label and the data's landmark, of the box
@@ -151,42 +158,21 @@ def unlabelled_faces(data: Path, every: int) -> Iterator[tuple[np.ndarray, np.nd
 
 
 class Landmarks:
-    """The twelve eye points of a 98-point network (WFLW) in ONNX, one 112×112 image a call.
-
-    Raises TrainingError for another file.
-    """
+    """The twelve eye points by `Pfld`, averaged with those of the mirror image. Raises TrainingError as that does."""
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4            # errors are raised, not logged
-        options.intra_op_num_threads = 1          # several calls side by side are faster
-        try:
-            self._session = onnxruntime.InferenceSession(path, options)
-            self._input = self._session.get_inputs()[0].name
-            self(np.zeros((FACE_PX, FACE_PX, 3), np.uint8))
-        except Exception as error:                # onnxruntime's errors have no base class; NumPy's for other shapes
-            reason = str(error).partition("\n")[0]
-            raise TrainingError(f"{path} is no network of 98 points over 112×112: {reason}") from error
+        self._pfld = Pfld(path)
 
     def __call__(self, face: np.ndarray) -> tuple[np.ndarray, float]:
-        """A kept face's eye points (12, 2), averaged with those of its mirror image, and the distance of the two.
+        """A kept face's eye points (12, 2), and the distance of those of the face and of its mirror image.
 
         The distance is the mean over the points, as a share of the outer-eye distance.
         """
-        straight = self._points(face)
-        mirrored = self._points(np.ascontiguousarray(face[:, ::-1]))[MIRRORED] * (-1, 1) + (FACE_PX, 0)
+        straight = self._pfld(face)
+        mirrored = self._pfld(np.ascontiguousarray(face[:, ::-1]))[MIRRORED] * (-1, 1) + (FACE_PX, 0)
         points = (straight + mirrored) / 2
         apart = np.linalg.norm(straight - mirrored, axis=1).mean() / max(np.linalg.norm(points[0] - points[9]), 1e-6)
         return points, float(apart)
-
-    def _points(self, face: np.ndarray) -> np.ndarray:
-        margin = (FACE_PX - TEACHER_BOX_PX) // 2
-        box = cv2.resize(face[margin:-margin, margin:-margin], (112, 112), interpolation=cv2.INTER_LINEAR)
-        values = self._session.run(None, {self._input: (box.astype(np.float32) / 255).transpose(2, 0, 1)[None]})[0]
-        points: np.ndarray = values.reshape(98, 2)[WFLW_EYES].astype(np.float64)
-        return points * TEACHER_BOX_PX + margin
 
 
 @dataclass(frozen=True)
@@ -325,12 +311,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="folder with eyes/ and, for --teacher, identities/, faces/, detection/")
     parser.add_argument("--teacher", type=Path, metavar="FILE.onnx",
                         help="98-point landmark network that labels more faces (default: only annotated faces)")
-    parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18",
-                        help="default: %(default)s; the reference is resnet50")
-    parser.add_argument("--width", type=positive, default=64, metavar="N",
-                        help="channels of the stem (default: %(default)s)")
-    parser.add_argument("--input-px", type=positive, default=112, metavar="PX",
-                        help="side of the network's input (default: %(default)s)")
+    add_eye_network_options(parser, default_width=64)
     parser.add_argument("--loss", choices=["wing", "mse"], default="wing",
                         help="mse is the reference's (default: %(default)s)")
     parser.add_argument("--labelled-share", type=share, default=0.7, metavar="SHARE",

@@ -27,6 +27,7 @@ from jobs.train.consensus_faces import Drawn, HeldOut, read_labels
 from jobs.train.eyes import CHIP_FRACTION
 from jobs.train.options import (
     add_card_options,
+    add_eye_network_options,
     add_place_options,
     check_paths,
     model_name,
@@ -189,12 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help="output folder of agree-eyes")
     parser.add_argument("--name", required=True, type=model_name,
                         help="of the model in the weights folder, and of the run's folder")
-    parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18",
-                        help="default: %(default)s")
-    parser.add_argument("--width", type=positive, default=32, metavar="N",
-                        help="channels of the stem (default: %(default)s)")
-    parser.add_argument("--input-px", type=positive, default=112, metavar="PX",
-                        help="side of what the network sees (default: %(default)s)")
+    add_eye_network_options(parser, default_width=32)
     parser.add_argument("--head", choices=HEADS, default="maps", help="default: %(default)s")
     # Held-out labels, the same run: hard faces 0.75% of the box with wing, 0.88% with huber and either head.
     parser.add_argument("--loss", choices=["huber", "wing"], default="wing", help="default: %(default)s")

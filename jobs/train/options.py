@@ -41,6 +41,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                         help="weights folder for the trained model (default: models/weights)")
 
 
+def add_eye_network_options(parser: argparse.ArgumentParser, default_width: int) -> None:
+    """The options of an eye network's shape."""
+    parser.add_argument("--arch", choices=["resnet18", "resnet34", "resnet50"], default="resnet18",
+                        help="default: %(default)s; the reference is resnet50")
+    parser.add_argument("--width", type=positive, default=default_width, metavar="N",
+                        help="channels of the stem (default: %(default)s)")
+    parser.add_argument("--input-px", type=positive, default=112, metavar="PX",
+                        help="side of the network's input (default: %(default)s)")
+
+
 def add_card_options(parser: argparse.ArgumentParser, default_sources: str) -> None:
     """The options about data and rights in the card. default_sources: what it names without --source."""
     parser.add_argument("--source", action="append", default=[], type=source_argument, metavar="NAME=LICENCE",
