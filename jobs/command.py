@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pipeline.errors import UserError
+from pipeline.errors import EnvironmentFault, UserError
 from pipeline.run.interrupt import Interrupted, Stalled, interruptible
 from pipeline.text import printable
 
@@ -19,8 +19,8 @@ class Broke(Exception):   # noqa: N818
 def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
     """Run a command, and print how it ended. Returns the exit code.
 
-    run: returns the exit code, or None for 0. A UserError gives 2. again: printed after every other error and after an
-    interruption; it says how to continue.
+    run: returns the exit code, or None for 0. A UserError gives 2. An EnvironmentFault, here or in a process of Ray,
+    gives 1. again: printed after every other error and after an interruption; it says how to continue.
     """
     with interruptible():
         try:
@@ -35,7 +35,11 @@ def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
             say(f"\n{name}: the run broke: {error}. {again}")
             return BROKEN
         except Exception as error:
-            say(f"\n{name}: the run broke. {cause(error)}\n{again}")
+            fault = original(error)
+            if isinstance(fault, EnvironmentFault):
+                say(f"\n{name}: the run broke: {fault}. {again}")
+            else:
+                say(f"\n{name}: the run broke. {cause(error)}\n{again}")
             return BROKEN
 
 
@@ -44,9 +48,15 @@ def say(line: str) -> None:
     print("\n".join(map(printable, line.split("\n"))), file=sys.stderr, flush=True)
 
 
-def cause(error: BaseException) -> str:
-    """The first line of the original error, without the errors that Ray wraps around it."""
+def original(error: BaseException) -> BaseException:
+    """The error that Ray has wrapped in others."""
     while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner
+    return error
+
+
+def cause(error: BaseException) -> str:
+    """The first line of the original error, without the errors that Ray wraps around it."""
+    error = original(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

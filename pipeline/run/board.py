@@ -22,17 +22,9 @@ class Board:
     run_id: str
 
     def report(self, status: bytes) -> None:
-        """Write the status of this process over its last one; takes half a millisecond.
-
-        An actor that Ray restarts counts as the same process.
-        """
-        import ray
-
-        context = ray.get_runtime_context()
+        """Write the status of this process over its last one; takes half a millisecond."""
         with _store() as store:
-            store._internal_kv_put(
-                f"{self.run_id}/status/{context.get_actor_id() or context.get_worker_id()}", status, **_NAMESPACE
-            )
+            store._internal_kv_put(f"{self.run_id}/status/{self.process}", status, **_NAMESPACE)
 
     def reports(self) -> list[bytes]:
         """The status of every process. Raises Ray's errors."""
@@ -42,28 +34,50 @@ class Board:
         found = [internal_kv._internal_kv_get(key, **_NAMESPACE) for key in keys]
         return [content for content in found if content is not None]
 
-    def count(self, what: str) -> int:
-        """Add one to the count of this; returns the count before."""
-        key, before = self._count_key(what), 0
-        with _store() as store:
-            before = int(store._internal_kv_get(key, **_NAMESPACE) or 0)
-        with _store() as store:
-            store._internal_kv_put(key, str(before + 1).encode(), **_NAMESPACE)
-        return before
+    def begin(self, what: str) -> None:
+        """Note that this process, on this node, begins something; `finish` takes the note back."""
+        import ray
 
-    def reset(self, what: str) -> None:
-        """Set the count of this to 0."""
+        node = str(ray.get_runtime_context().get_node_id())
+        nodes = [*self.unfinished(what), node]
         with _store() as store:
-            store._internal_kv_del(self._count_key(what), **_NAMESPACE)
+            store._internal_kv_put(self._key(what), " ".join(nodes).encode(), **_NAMESPACE)
+
+    def unfinished(self, what: str) -> list[str]:
+        """The nodes on which this was begun and not finished, one for each time."""
+        noted = b""
+        with _store() as store:
+            noted = store._internal_kv_get(self._key(what), **_NAMESPACE) or b""
+        return noted.decode().split()
+
+    def finish(self, what: str) -> None:
+        """Forget how often this was begun."""
+        with _store() as store:
+            store._internal_kv_del(self._key(what), **_NAMESPACE)
+
+    def living_nodes(self) -> frozenset[str]:
+        """The nodes that are alive."""
+        import ray
+
+        untyped: Any = ray
+        return frozenset(node["NodeID"] for node in untyped.nodes() if node["Alive"])
+
+    @property
+    def process(self) -> str:
+        """The name of this process. An actor that Ray restarts keeps it."""
+        import ray
+
+        context = ray.get_runtime_context()
+        return str(context.get_actor_id() or context.get_worker_id())
 
     def clear(self) -> None:
         """Delete all notes of the run."""
         with _store() as store:
             store._internal_kv_del(f"{self.run_id}/", del_by_prefix=True, **_NAMESPACE)
 
-    def _count_key(self, what: str) -> str:
+    def _key(self, what: str) -> str:
         digest = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()      # a uri may be long
-        return f"{self.run_id}/count/{digest}"
+        return f"{self.run_id}/begun/{digest}"
 
 
 @contextmanager

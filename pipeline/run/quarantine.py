@@ -1,44 +1,144 @@
 """Leaves out an image that kills its process, so that it cannot stop the run.
 
 A decoder that crashes, or a process that the system kills for its memory, raises no exception. Ray starts a new
-process with the same block, and that process dies too, for ever. So the board counts how often each block was begun
-and not finished.
+process with the same block, and that process dies too, for ever. So the board keeps which rows were begun and not
+finished. A block at which processes died is cut into pieces, the piece at which one dies into smaller ones, down to
+the image: of 100,000 images it takes six steps.
+
+The node may be what died, a spot instance for example: then no image is at fault. So only deaths on nodes that are
+alive count, as of the moment when they are counted. An image that takes its node with it is found more slowly.
+
+The order of the rows is never changed, and cuts are only added: Ray drops the first outputs of a repeated block if it
+has seen as many of the attempt before, so each of them must hold no more rows than before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, Status, TodoRow
-from pipeline.run.board import Board
 
-DEATHS_OF_BLOCK = 2     # after so many, its images run one by one
-DEATHS_OF_IMAGE = 2     # after so many alone in its process, it is left out; one of them may be a lost node
+DEATHS_OF_BLOCK = 2     # after so many, it is cut into pieces
+DEATHS_OF_PIECE = 1     # a piece is suspect already
+DEATHS_OF_IMAGE = 2     # after so many alone in its process, it is left out
+LOST_NODES = 4          # so many attempts that ended with their node count as one death
+PIECES = 8              # a step of halves would be three deaths, and a death costs the start of a process
+
+
+class Notes(Protocol):
+    """What was begun and not finished, on which nodes, and which nodes are alive: the board."""
+
+    def begin(self, what: str) -> None:
+        """Note that this process begins something."""
+
+    def unfinished(self, what: str) -> Sequence[str]:
+        """The nodes on which this was begun and not finished, one for each time."""
+
+    def finish(self, what: str) -> None:
+        """Forget how often this was begun."""
+
+    def living_nodes(self) -> frozenset[str]:
+        """The nodes that are alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Neighbouring rows of a block, at least one, to be done in one go.
+
+    suspect: a process died at them; nothing else should run in this process meanwhile, or it would be suspected too.
+    left_out: one image that has killed its process; it must not be touched again.
+    """
+
+    rows: Sequence[TodoRow]
+    suspect: bool = False
+    left_out: bool = False
+
+    @property
+    def name(self) -> str:
+        """The same for the same rows in every attempt."""
+        return f"{len(self.rows)} images from {self.rows[0].uri}"
+
+    @property
+    def cut_name(self) -> str:
+        """The note that these rows are cut."""
+        return f"cut {self.name}"
+
+
+class Quarantine:
+    """Cuts blocks at which processes died. One object serves all blocks of a process."""
+
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+
+    def portions(self, rows: Sequence[TodoRow]) -> Iterator[Portion]:
+        """All rows of a block, in order. Ask for the next portion only when `doing` the last one has ended."""
+        if not rows:
+            return
+        cut: list[Portion] = []
+        yield from self._cut(Portion(rows), DEATHS_OF_BLOCK, cut)
+        for portion in cut:
+            self._notes.finish(portion.name)
+            self._notes.finish(portion.cut_name)
+
+    @contextmanager
+    def doing(self, portion: Portion) -> Iterator[None]:
+        """Inside the `with` block the rows of a portion are done; they are finished when it ends without an error."""
+        if portion.left_out:
+            yield
+            return
+        self._notes.begin(portion.name)
+        yield
+        self._notes.finish(portion.name)
+
+    def _cut(self, portion: Portion, deaths_allowed: int, cut: list[Portion]) -> Iterator[Portion]:
+        """The portion, or its pieces. cut: gets all that is cut; an image keeps its deaths, since the block may die."""
+        if not self._is_cut(portion, deaths_allowed):
+            yield portion
+        elif len(portion.rows) == 1:
+            yield Portion(portion.rows, suspect=True, left_out=True)
+        else:
+            cut.append(portion)
+            size = -(-len(portion.rows) // PIECES)
+            for start in range(0, len(portion.rows), size):
+                piece = Portion(portion.rows[start : start + size], suspect=True)
+                yield from self._cut(piece, DEATHS_OF_IMAGE if len(piece.rows) == 1 else DEATHS_OF_PIECE, cut)
+
+    def _is_cut(self, portion: Portion, deaths_allowed: int) -> bool:
+        """Once cut, always cut, even if a node that seemed alive turns out to be lost."""
+        nodes = self._notes.unfinished(portion.name)
+        if nodes and self._notes.unfinished(portion.cut_name):
+            return True
+        if not nodes or self._deaths(nodes) < deaths_allowed:
+            return False
+        self._notes.begin(portion.cut_name)
+        return True
+
+    def _deaths(self, nodes: Sequence[str]) -> int:
+        living = self._notes.living_nodes()
+        on_living = sum(node in living for node in nodes)
+        return on_living + (len(nodes) - on_living) // LOST_NODES
 
 
 def decode_quarantined(
-    decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], board: Board, rows: Sequence[TodoRow]
+    decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], notes: Notes, rows: Sequence[TodoRow]
 ) -> Iterator[ImageBatch]:
-    """The batches of `decode`. If the process has died at this block before, the images are decoded one by one.
+    """The batches of `decode`, one record for every row, in order; images that killed their process are left out.
 
     The pool asks for the next batch only when the last one is finished.
     """
-    if not rows:
-        return
-    block = f"block {rows[0].uri}"
-    if board.count(block) < DEATHS_OF_BLOCK:
-        yield from decode(rows)
-    else:
-        for row in rows:
-            image = f"image {row.uri}"
-            if board.count(image) < DEATHS_OF_IMAGE:
-                yield from decode([row])
-                board.reset(image)
+    quarantine = Quarantine(notes)
+    for portion in quarantine.portions(rows):
+        with quarantine.doing(portion):
+            if portion.left_out:
+                yield ImageBatch((left_out(portion.rows[0]),), (NO_PIXELS,))
             else:
-                yield ImageBatch((_left_out(row),), (NO_PIXELS,))
-    board.reset(block)
+                yield from decode(portion.rows)
 
 
-def _left_out(row: TodoRow) -> ImageRecord:
+def left_out(row: TodoRow) -> ImageRecord:
+    """The record of an image that has killed its process."""
     error = f"the process died {DEATHS_OF_IMAGE} times at this image alone: a crash in a library, or out of memory"
     return ImageRecord(row.uri, Status.FAILED, error, etag=row.etag, mtime=row.mtime, file_bytes=row.size)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.errors import EnvironmentFault, is_device_fault
 from pipeline.run.board import Board
 from pipeline.run.quarantine import decode_quarantined
 from pipeline.run.status import FileReader, StatusReporter
 from pipeline.run.telemetry import PoolMeter
 
+logger = logging.getLogger(__name__)
+
 StageBuilders = Mapping[str, Callable[[int], Any]]
 """For each stage, the function that builds it inside the actor from the number of threads it may use."""
 
 Batch = ImageBatch | FaceBatch
+
+DEVICE_FAULTS = 12      # of an actor, one after the other; finding an image that causes them takes up to ten
 
 
 class DecodeStage(FileReader, Protocol):
@@ -26,13 +35,30 @@ class DecodeStage(FileReader, Protocol):
         """One record for every row, in the order of the rows."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).splitlines() or [""])[0]
+
+
+def end_process() -> None:
+    """End this process at once; Ray starts another one."""
+    sys.stderr.flush()
+    os._exit(1)
+
+
 class StageRunner:
-    """Builds and runs the stages of one actor; reports them to the watchdog and to Prometheus."""
+    """Builds and runs the stages of one actor; reports them to the watchdog and to Prometheus.
+
+    end_process: called when the GPU has failed, because each further call in this process would fail too.
+    """
 
     def __init__(
-        self, stages: Sequence[str], builders: StageBuilders, threads: int, board: Board, meter: PoolMeter
+        self, stages: Sequence[str], builders: StageBuilders, threads: int, board: Board, meter: PoolMeter,
+        end_process: Callable[[], object] = end_process,
     ) -> None:
-        self._board, self._meter = board, meter
+        self._board, self._meter, self._end_process = board, meter, end_process
+        self._device_faults = f"device faults of {board.process}"
+        self._had_fault, self._last_stage = bool(board.unfinished(self._device_faults)), stages[-1]
         self._reporter = StatusReporter("+".join(stages), board.report)
         self._reporter.start()
         self._stages = {name: self._build(name, builders[name], threads) for name in stages}
@@ -42,11 +68,16 @@ class StageRunner:
         return decode_quarantined(self._decode, self._board, rows)
 
     def run(self, name: str, batch: Batch) -> FaceBatch:
-        """The batch after a stage. If the stage raises, its images run one by one, and those at fault are `failed`."""
+        """The batch after a stage. If the stage raises, its images run one by one, and those at fault are `failed`.
+
+        Raises EnvironmentFault where no image is at fault.
+        """
         try:
             with self._running(name, [record.uri for record in batch.records]):
                 faces: FaceBatch = self._stages[name](batch)
                 return faces
+        except EnvironmentFault:
+            raise
         except Exception as error:
             if len(batch.records) == 1:
                 return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
@@ -73,12 +104,34 @@ class StageRunner:
 
     @contextmanager
     def _running(self, name: str, uris: Sequence[str]) -> Iterator[None]:
-        with self._reporter.doing(name, uris), self._meter.stage(name):
-            yield
+        try:
+            with self._reporter.doing(name, uris), self._meter.stage(name):
+                yield
+        except Exception as error:
+            if is_device_fault(error):
+                self._leave_device(name, error)
+            if fault := EnvironmentFault.of(error):
+                raise fault from error
+            raise
+        if self._had_fault and name == self._last_stage:
+            self._board.finish(self._device_faults)
+            self._had_fault = False
+
+    def _leave_device(self, name: str, error: Exception) -> None:
+        """End this process, so that Ray starts another one; raises EnvironmentFault if that did not help before."""
+        reason = f"{name}: the GPU failed on {socket.gethostname()}: {type(error).__name__}: {first_line(error)}"
+        self._board.begin(self._device_faults)
+        if len(self._board.unfinished(self._device_faults)) >= DEVICE_FAULTS:
+            raise EnvironmentFault(
+                f"{reason}. So it did {DEVICE_FAULTS} times in a row, in new processes; look at nvidia-smi and dmesg "
+                "there"
+            ) from error
+        logger.warning("%s. The process ends, Ray starts another one", reason)
+        self._end_process()
 
 
 def _failed(record: ImageRecord, stage: str, error: Exception) -> ImageRecord:
-    reason = f"{stage}: {type(error).__name__}: {error}".splitlines()[0]
+    reason = f"{stage}: {type(error).__name__}: {first_line(error)}"
     return replace(
         record, status=Status.FAILED, error=reason, detect_pass=None, rotation_deg=None, n_faces=None,
         faces_truncated=None,

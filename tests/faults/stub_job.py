@@ -6,6 +6,7 @@ functions of the pixels. The variable STUB_FAULTS holds the fields of `Faults` a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -41,10 +42,12 @@ class Faults:
 
     image_s: seconds that the detector takes per image. block: the detector never returns from the image of this name.
     kill: at the image of this name the process of the detector kills itself, kill_times times. memory: the n-th call
-    of the detector in each process raises MemoryError. between_s: seconds between the `faces` and the `images` half of
-    a part. cuda_memory: the most images per batch that fit on the simulated GPU. stale_s: a run without a heartbeat
+    of the detector in each process raises MemoryError. device: so many times in all, a call of the detector raises an
+    error of CUDA. full_disk: each call of the detector finds the disk full. between_s: seconds between the `faces` and
+    the `images` half of a part. cuda_memory: the most images per batch that fit on the simulated GPU. stale_s: a run without a heartbeat
     for so many seconds is taken over. marks: a folder for files `<event>-<pid>-<time>`; "detect" is a detector that
-    loads, "between" a writer that has written only the `faces` half, "killed" a death by `kill`.
+    loads, "between" a writer that has written only the `faces` half, "killed" a death by `kill`,
+    "device" an error by `device`.
     """
 
     image_s: float = 0.0
@@ -52,6 +55,8 @@ class Faults:
     kill: str | None = None
     kill_times: int = 1
     memory: int | None = None
+    device: int = 0
+    full_disk: bool = False
     between_s: float = 0.0
     cuda_memory: int | None = None
     stale_s: float | None = None
@@ -103,6 +108,11 @@ class FaultyDetect:
         self._calls += 1
         if self._calls == self._faults.memory:
             raise MemoryError("injected")
+        if self._faults.full_disk:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self._faults.device and self._faults.count("device") < self._faults.device:
+            self._faults.mark("device")
+            raise RuntimeError("CUDA error: an illegal memory access was encountered (injected)")
         for record in batch.records:
             name = record.uri.rsplit("/", 1)[-1]
             time.sleep(self._faults.image_s)

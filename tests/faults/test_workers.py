@@ -54,6 +54,25 @@ def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, shared
     figures("an image that kills its process", deaths=deaths, images_left_out=1, rows_lost=0)
 
 
+def test_a_gpu_that_fails_costs_a_process_and_no_image(on_disk, new_output, shared_ray, tmp_path, figures):
+    place, faults = new_output(on_disk), Faults(device=3, marks=str(tmp_path))
+    shared_ray.run(place, faults=faults)
+    assert_exact(place, on_disk.expected)
+    assert len(set(marked_pids(tmp_path, "device"))) == 3
+    figures("errors of the GPU (simulated)", processes_ended=3, rows_lost=0)
+
+
+def test_a_full_disk_in_an_actor_ends_the_run_and_marks_no_image(on_disk, new_output, shared_ray, figures):
+    place = new_output(on_disk)
+    job = shared_ray.start(place, faults=Faults(full_disk=True))
+    assert job.wait() == 1
+    assert "the run broke: [Errno 28] No space left on device: free space" in job.printed()
+    assert "Traceback" not in job.printed() and len(ledger.read_ledger(place.storage, ("uri",))) == 0
+    shared_ray.run(place)
+    assert_exact(place, on_disk.expected)
+    figures("the disk of an actor is full", images_failed=0, rows_lost=0)
+
+
 def test_a_node_is_lost_and_another_one_comes(on_disk, new_output, own_ray, tmp_path, figures):
     """A head with one CPU and a node with two run two actors of one CPU each, so the lost node runs at least one."""
     place = new_output(on_disk)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -19,9 +18,14 @@ from pipeline.stages.embed import Embed
 class FakeBoard:
     """The board of `pipeline.run.board` in one process. It keeps all statuses, not only the last."""
 
-    def __init__(self, **counts: int) -> None:
+    process = "actor"
+
+    def __init__(self, **begun: int | Sequence[str]) -> None:
+        """begun: how often something was begun and not finished, on the node "here", or on which nodes."""
         self.statuses: list[ProcessStatus] = []
-        self.counts = Counter(counts)
+        self.node, self.lost_nodes = "here", set[str]()
+        self.begun = {what: ["here"] * nodes if isinstance(nodes, int) else list(nodes)
+                      for what, nodes in begun.items()}
         self._changed = threading.Condition()
 
     def report(self, status: bytes) -> None:
@@ -34,12 +38,17 @@ class FakeBoard:
         with self._changed:
             return self._changed.wait_for(lambda: any(status.doing == doing for status in self.statuses), timeout=20)
 
-    def count(self, what: str) -> int:
-        self.counts[what] += 1
-        return self.counts[what] - 1
+    def begin(self, what: str) -> None:
+        self.begun.setdefault(what, []).append(self.node)
 
-    def reset(self, what: str) -> None:
-        del self.counts[what]
+    def unfinished(self, what: str) -> list[str]:
+        return self.begun.get(what, [])
+
+    def finish(self, what: str) -> None:
+        self.begun.pop(what, None)
+
+    def living_nodes(self) -> frozenset[str]:
+        return frozenset({"here", *(node for nodes in self.begun.values() for node in nodes)} - self.lost_nodes)
 
 
 class StubDecode:

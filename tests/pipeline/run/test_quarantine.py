@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, TodoRow
-from pipeline.run.quarantine import decode_quarantined
+from pipeline.run.quarantine import LOST_NODES, Quarantine, decode_quarantined
 from tests.support.stages import FakeBoard
 
 
@@ -26,37 +26,104 @@ def attempt(board, uris, deadly):
     return done
 
 
+def do_block(board, uris, deadly):
+    """The images of a block, done by one process after the other until one does not die; and the number of deaths."""
+    for deaths in range(1000):
+        try:
+            return attempt(board, uris, deadly), deaths
+        except Died:
+            pass
+    raise AssertionError("for ever")
+
+
 @pytest.mark.parametrize(
     ("uris", "deadly", "deaths", "left_out"),
-    [("", "", 0, ""), ("a", "", 0, ""), ("abcde", "", 0, ""), ("a", "a", 4, "a"), ("abcde", "c", 4, "c"),
+    [("", "", 0, ""), ("a", "", 0, ""), ("abcde", "", 0, ""), ("a", "a", 2, "a"), ("abcde", "c", 4, "c"),
      ("abcde", "ae", 6, "ae")],
 )
 def test_an_image_that_kills_its_process_is_left_out_and_all_others_are_done(uris, deadly, deaths, left_out):
-    board, died = FakeBoard(), 0
-    while True:
-        try:
-            done = attempt(board, uris, set(deadly))
-            break
-        except Died:
-            died += 1
+    board = FakeBoard()
+    done, died = do_block(board, uris, set(deadly))
     assert died == deaths
     assert [(uri, str(status)) for batch in done for uri, status in batch] == [
         (uri, "failed" if uri in left_out else "ok") for uri in uris
     ]
     assert all(len(batch) == (1 if deaths else min(2, len(uris) - 2 * i)) for i, batch in enumerate(done))
-    assert set(board.counts) == {f"image {uri}" for uri in left_out}    # a later death in the block leaves them out
+
+
+@pytest.mark.parametrize(
+    ("images", "deadly", "deaths"), [(8, {3}, 4), (9, {8}, 4), (64, {0}, 5), (100_000, {99_999}, 8), (64, {0, 63}, 8)]
+)
+def test_a_large_block_is_cut_down_to_the_image_in_a_few_steps(images, deadly, deaths):
+    board, uris = FakeBoard(), [str(i) for i in range(images)]
+    done, died = do_block(board, uris, {str(i) for i in deadly})
+    assert died == deaths
+    assert [int(uri) for batch in done for uri, _ in batch] == list(range(images))
+    assert {int(uri) for batch in done for uri, status in batch if status == "failed"} == deadly
+    alone = sum(len(batch) == 1 for batch in done)
+    assert alone <= 16 * len(deadly)           # the others still go in batches
+    assert all(name.startswith("1 images") for name in board.begun if not name.startswith("cut 1 images"))
+
+
+def test_each_attempt_cuts_where_the_last_one_did():
+    """Ray drops the first outputs of a repeated block that it has seen before, so none may hold more rows than then."""
+    board, uris, before = FakeBoard(), [str(i) for i in range(64)], set()
+    for _ in range(10):
+        portions, quarantine = [], Quarantine(board)
+        for portion in quarantine.portions([TodoRow(uri) for uri in uris]):
+            portions.append(int(portion.rows[0].uri))
+            if not portion.left_out and "40" in {row.uri for row in portion.rows}:
+                board.begin(portion.name)
+                break
+            with quarantine.doing(portion):
+                pass
+        else:
+            break
+        assert before <= set(portions)
+        before = set(portions)
+    else:
+        raise AssertionError("for ever")
 
 
 def test_after_one_death_the_block_is_decoded_as_before():
-    """A lost node takes all blocks of its processes with it."""
     board = FakeBoard()
     with pytest.raises(Died):
         attempt(board, "abc", {"b"})
     assert attempt(board, "abc", set()) == [[("a", "ok"), ("b", "ok")], [("c", "ok")]]
-    assert not board.counts
+    assert not board.begun
+
+
+@pytest.mark.parametrize(("lost", "whole"), [(0, True), (2, True), (LOST_NODES, True), (2 * LOST_NODES, False)])
+def test_the_loss_of_nodes_is_not_the_fault_of_an_image_until_it_happens_again_and_again(lost, whole):
+    board = FakeBoard()
+    for i in range(lost):
+        board.node = f"spot {i}"
+        with pytest.raises(Died):
+            attempt(board, "abc", {"b"})
+        board.lost_nodes.add(board.node)
+    board.node = "here"
+    assert (len(attempt(board, "abc", set())) == 2) is whole
+
+
+def test_what_is_cut_stays_cut_when_its_node_turns_out_to_be_lost():
+    board = FakeBoard()
+    for board.node in ("spot", "here"):
+        with pytest.raises(Died):
+            attempt(board, "abcd", {"a"})
+    with pytest.raises(Died):
+        attempt(board, "abcd", {"d"})
+    board.lost_nodes = {"spot"}
+    assert [len(batch) for batch in attempt(board, "abcd", set())] == [1, 1, 1, 1]
+
+
+def test_what_is_suspect_is_said():
+    quarantine = Quarantine(FakeBoard(**{"3 images from a": 2, "1 images from b": 2}))
+    found = [(p.rows[0].uri, p.suspect, p.left_out) for p in quarantine.portions([TodoRow(uri) for uri in "abc"])]
+    assert found == [("a", True, False), ("b", True, True), ("c", True, False)]
+    assert [(p.suspect, p.left_out) for p in Quarantine(FakeBoard()).portions([TodoRow("a")])] == [(False, False)]
 
 
 def test_the_record_names_the_reason():
-    board = FakeBoard(**{"block a": 2, "image a": 2})
+    board = FakeBoard(**{"1 images from a": 2})
     record = next(decode_quarantined(decode, board, [TodoRow("a", size=7, etag="e")])).records[0]
     assert "died 2 times at this image" in record.error and (record.file_bytes, record.etag) == (7, "e")

@@ -1,10 +1,13 @@
+import errno
+import re
 import threading
 
 import numpy as np
 import pytest
 
 from pipeline.batch import NO_PIXELS, FaceBatch, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
-from pipeline.run.runner import StageRunner
+from pipeline.errors import EnvironmentFault
+from pipeline.run.runner import DEVICE_FAULTS, StageRunner
 from pipeline.run.telemetry import PoolMeter
 from pipeline.stages.decode import Decode
 from tests.support.stages import FakeBoard, StubDecode, faces_on, grey_image
@@ -160,6 +163,78 @@ def test_the_file_that_decode_waits_for_is_reported():
 
 
 def test_an_image_that_killed_its_process_is_left_out():
-    board = FakeBoard(**{"block /0": 2, "image /0": 2})
+    board = FakeBoard(**{"2 images from /0": 2, "1 images from /0": 2})
     first, second = build(board, decode=StubDecode(two_a_batch)).decode(rows(2))
     assert [record.status for batch in (first, second) for record in batch.records] == [Status.FAILED, Status.OK]
+
+
+class ProcessEnds(BaseException):
+    """Stands for the end of the process."""
+
+
+def end():
+    raise ProcessEnds
+
+
+def failing(error):
+    def stage(batch):
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize("error", [
+    EnvironmentFault("the credentials have expired"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EMFILE, "Too many open files"),
+])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_fault_of_the_environment_is_no_fault_of_an_image(error, n):
+    with pytest.raises(EnvironmentFault, match=re.escape(str(error))):
+        build(detect=failing(error)).run("detect", greys(*map(str, range(n))))
+
+    def decode(todo):
+        raise error
+        yield
+
+    with pytest.raises(EnvironmentFault, match=re.escape(str(error))):
+        list(build(decode=StubDecode(decode)).decode(rows(n)))
+
+
+@pytest.mark.parametrize(("message", "ends"), [
+    ("CUDA error: an illegal memory access was encountered\nmore", True),
+    ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+    ("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling cublasCreate", True),
+    ("CUDA error: uncorrectable ECC error encountered", True),
+    ("CUDA error: out of memory", False),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
+    ("CUDA out of memory. Tried to allocate 2 GiB", False),
+    ("shapes do not match", False),
+])
+def test_an_error_of_the_gpu_ends_the_process_and_marks_no_image(message, ends):
+    builders = {"detect": lambda threads: failing(RuntimeError(message))}
+    runner = StageRunner(("detect",), builders, 1, FakeBoard(), PoolMeter(("detect",)), end)
+    if ends:
+        with pytest.raises(ProcessEnds):
+            runner.run("detect", greys("0", "1"))
+    else:
+        assert {record.status for record in runner.run("detect", greys("0", "1")).records} == {Status.FAILED}
+
+
+def test_a_gpu_that_fails_in_every_new_process_ends_the_run():
+    board, builders = FakeBoard(), {"detect": lambda threads: failing(RuntimeError("CUDA error: lost\nand more"))}
+
+    def process():
+        StageRunner(("detect",), builders, 1, board, PoolMeter(("detect",)), end).run("detect", greys("0"))
+
+    for _ in range(DEVICE_FAULTS - 1):
+        with pytest.raises(ProcessEnds):
+            process()
+    with pytest.raises(EnvironmentFault, match=r"the GPU failed on .*CUDA error: lost\. So it did 12 times in a row"):
+        process()
+
+
+def test_a_batch_that_comes_through_forgives_the_gpu():
+    board = FakeBoard(**{"device faults of actor": DEVICE_FAULTS - 1})
+    build(board, detect=one_face_each).run("detect", greys("0"))
+    assert not board.begun
