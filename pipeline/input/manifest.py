@@ -38,6 +38,8 @@ MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
 
 _TEXT_LINES = 100_000
 _CSV_BLOCK_BYTES = 8 << 20
+_PARQUET_ROWS = 65_536
+_PARQUET_READ_BYTES = 1 << 20
 
 # URIs that already have the form of a listing. All others are converted one by one, which is slower.
 _PLAIN_REMOTE = rf"^(?:{'|'.join(REMOTE_SCHEMES)})://[^/@]+(?:/|$)"
@@ -148,12 +150,14 @@ def _open(path: str, options: StoreOptions) -> BinaryIO:
 
 
 def _parse_parquet(file: BinaryIO) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as parquet:
+    # With pre_buffer or without buffer_size a whole row group is held. A single one may have ten million rows.
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_READ_BYTES) as parquet:
         present = parquet.schema_arrow.names
         _check_uri(present)
         columns = [name for name in LISTING.names if name in present]
-        for group in range(parquet.num_row_groups):     # iter_batches keeps several: 900 MB for 10 million rows
-            yield parquet.read_row_group(group, columns=columns)
+        for group in range(parquet.num_row_groups):     # of several groups iter_batches keeps more than one
+            for batch in parquet.iter_batches(_PARQUET_ROWS, [group], columns, use_threads=False):
+                yield pa.table(batch)
 
 
 def _parse_csv(file: BinaryIO, delimiter: str) -> Iterator[pa.Table]:

@@ -121,6 +121,16 @@ def test_columns_of_a_parquet_file_are_cast(tmp_path):
     assert nameless == 2
 
 
+@pytest.mark.parametrize("row_group_size", [1000, 200_000])
+def test_a_row_group_of_any_size_is_read_in_small_pieces(tmp_path, row_group_size):
+    """The memory of the driver must not depend on how the manifest was written."""
+    names = [f"/a/{i}.jpg" for i in range(200_000)]
+    pq.write_table(pa.table({"uri": names}), tmp_path / "m.parquet", row_group_size=row_group_size)
+    pieces = [len(piece) for piece, _ in read_manifest(str(tmp_path / "m.parquet"), StoreOptions())]
+    assert sum(pieces) == 200_000 and max(pieces) <= 65_536
+    assert uris(tmp_path / "m.parquet") == names
+
+
 def test_a_manifest_in_a_bucket(bucket):
     bucket.put("lists/m.txt", b"a.jpg\n../up/b.jpg\n/local.jpg\ns3://other/k\n")
     assert uris(f"{bucket.uri}/lists/m.txt") == [
