@@ -6,9 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS ?=
 DEMO := demo-output
+# Make would take a $ in the folder's name for one of its variables.
+override PHOTOS := $(value PHOTOS)
+export PHOTOS
 # Files of tests run in two processes, in the order of the folders: those that start Ray and wait come first.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
-export PHOTOS
 
 .PHONY: help setup demo test test-faults test-browser test-gpu lint options lock clean
 .DEFAULT_GOAL := help
@@ -32,9 +34,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
-	@photos="$$PHOTOS"; \
+	@photos="$$PHOTOS"; test -e "$$photos" || photos="$${photos/#'~/'/$$HOME/}"; \
 	  test -n "$$photos" || photos="$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("ultralytics").submodule_search_locations[0])')/assets"; \
-	  $(BIN)/facelake extract "$$photos" $(DEMO) --overwrite --preview $(DEMO)/preview.html
+	  $(BIN)/facelake extract --overwrite --preview $(DEMO)/preview.html -- "$$photos" $(DEMO)
 	@echo
 	@echo "Parquet:  $$PWD/$(DEMO)/{faces,images}/*.parquet"
 	@echo "Preview:  $$PWD/$(DEMO)/preview.html"

@@ -9,7 +9,6 @@ the box once the eyes fit the template, and the place of the eyes' middle in the
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.command import run_command
+from jobs.command import run_command, run_process
 from jobs.evaluate.data import DataError
 from jobs.evaluate.eyes import AnnotatedFaces, find_boxes, read_annotated_faces
 from jobs.evaluate.runtime import add_runtime_options
@@ -87,4 +86,4 @@ def calibrate_cards(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

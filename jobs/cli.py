@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn, cast
 
-from pipeline.run.interrupt import leave
+from jobs.command import run_process
 
 
 class Command(NamedTuple):
@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType({
 
 def run() -> NoReturn:
     """The entry point of the `facelake` script: ends the process with the command's exit code."""
-    leave(main(sys.argv[1:]))
+    run_process(lambda: main(sys.argv[1:]))
 
 
 def main(argv: list[str]) -> int:

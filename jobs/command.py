@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
+from jobs.streams import keep_streams
 from pipeline.errors import EnvironmentFault, UserError
-from pipeline.run.interrupt import Interrupted, Stalled, interruptible
+from pipeline.run.interrupt import Interrupted, Stalled, interruptible, leave
 from pipeline.text import printable
 
 DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
@@ -14,6 +16,12 @@ DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
 
 class Broke(Exception):   # noqa: N818
     """The work ended early. The message is complete: it needs no traceback."""
+
+
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Run a command as the whole of this process, which ends with the code that `main` returns."""
+    keep_streams()
+    leave(main())
 
 
 def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:

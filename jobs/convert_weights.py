@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import run_command
+from jobs.command import run_command, run_process
 from jobs.options import command_parser
 from models.store import WeightCard, WeightsError, save_model
 
@@ -179,4 +179,4 @@ def export_models(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs.command import Broke, run_command, say
+from jobs.command import Broke, run_command, run_process, say
 from jobs.options import ArgumentError, command_parser, positive, program
 from pipeline.input import manifest_folder
 from pipeline.input.buckets import bucket_stretches, folder_key, list_objects
@@ -25,7 +25,7 @@ from pipeline.input.names import InputError
 from pipeline.input.rows import Span, Stretch
 from pipeline.input.rules import Rules
 from pipeline.output.lease import Lease, check_held
-from pipeline.run.interrupt import Interrupted, leave
+from pipeline.run.interrupt import Interrupted
 from pipeline.run.progress import Progress
 from pipeline.schemas import LISTING
 from pipeline.storage import Storage, open_storage
@@ -246,4 +246,4 @@ def list_gaps(source: Source, gaps: list[Span], writer: PartWriter) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    run_process(main)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command import run_command
+from jobs.command import run_command, run_process
 from jobs.options import command_parser
 from pipeline.run.cluster import REPOSITORY, check_working_dir
-from pipeline.run.interrupt import leave
 
 DESCRIPTION = """Print how much code `ray job submit --working-dir .` sends, and fail if Ray would refuse it.
 
@@ -29,4 +28,4 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    run_process(main)

@@ -1,8 +1,7 @@
 """The old name of `python -m jobs.train embedder`, kept for one version."""
 
-import sys
-
+from jobs.command import run_process
 from jobs.train.embedder import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.bench import decode_scale, detect, embedders, engines, manifest, memory, plan, pools, scale, stages
-from jobs.command import run_command
+from jobs.command import run_command, run_process
 from jobs.options import command_parser, count, positive, seconds
-from pipeline.run.interrupt import leave
 
 DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants in one run.
 
@@ -113,4 +112,4 @@ def cpu_name() -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    run_process(main)

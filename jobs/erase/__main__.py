@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from jobs.command import run_command, say
+from jobs.command import run_command, run_process, say
 from jobs.erase.delete import erase_uris, forget_uris, write_list
 from jobs.erase.find import DEFAULT_FALSE_POSITIVE_RATE, finder
 from jobs.options import command_parser, count, program, share
 from pipeline.errors import OutputError
 from pipeline.output import claim
-from pipeline.run.interrupt import leave
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import parse_input_uri
 
@@ -108,4 +107,4 @@ def read_output_json(storage: Storage) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    leave(main())
+    run_process(main)

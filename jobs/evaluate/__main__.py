@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from jobs.command import run_command
+from jobs.command import run_command, run_process
 from jobs.evaluate.detection import detection
 from jobs.evaluate.eyes import eyes
 from jobs.evaluate.identity import identification, verification
@@ -154,4 +154,4 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

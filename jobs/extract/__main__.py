@@ -1,7 +1,7 @@
 """The main job's command: `python -m jobs.extract INPUT… OUTPUT`; see --help."""
 
+from jobs.command import run_process
 from jobs.extract.job import main
-from pipeline.run.interrupt import leave
 
 if __name__ == "__main__":
-    leave(main())
+    run_process(main)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.command import run_command
+from jobs.command import run_command, run_process
 from jobs.options import command_parser, count
 from jobs.preview.write import MAX_IMAGES, write_preview
-from pipeline.run.interrupt import leave
 
 DESCRIPTION = """Write one HTML page that shows photos of an output, with each face before and after alignment.
 
@@ -40,4 +39,4 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    leave(main())
+    run_process(main)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
+from jobs.command import run_process
 from jobs.options import command_parser
 
 MODELS = ("detector", "eyes", "embedder", "label-eyes", "agree-eyes", "eyes-consensus")
@@ -25,4 +26,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)
