@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import simplejpeg
 
-from pipeline.stages import headers
+from pipeline.stages import headers, jpeg_quirks
 from pipeline.stages.codec import StoredImage, decode_failure, exif_orientation
 
 
@@ -46,20 +46,19 @@ def jpeg_scale(width: int, height: int, min_side_px: int | None) -> float:
 def decode(content: bytes, size_wh: tuple[int, int], scale: float) -> np.ndarray:
     """The pixels as stored, (h, w, 3) uint8 RGB; each side is multiplied by `scale` and rounded up.
 
-    Raises `DecodeError`.
+    A fault that costs no pixel does not matter. Raises `DecodeError`.
     """
     try:
         return _libjpeg(content, size_wh, scale, strict=True)
     except ValueError:
-        stripped = headers.strip_metadata(content, "jpeg")
-    # libjpeg reports only its first warning. Without the metadata no harmless warning can hide that pixels are missing.
+        rewritten = jpeg_quirks.rewrite(content)
     try:
-        return _libjpeg(stripped, size_wh, scale, strict=True)
+        return _libjpeg(rewritten or headers.strip_metadata(content, "jpeg"), size_wh, scale, strict=True)
     except ValueError as error:
         # Stray bytes before the end marker are harmless: all blocks were read. Before another marker, blocks are lost.
-        if "extraneous bytes before marker 0xd9" not in str(error):
+        if rewritten is None or "extraneous bytes before marker 0xd9" not in str(error):
             raise decode_failure(str(error), "jpeg", content, "pixels") from error
-        return _libjpeg(stripped, size_wh, scale, strict=False)
+        return _libjpeg(rewritten, size_wh, scale, strict=False)
 
 
 def _libjpeg(content: bytes, size_wh: tuple[int, int], scale: float, *, strict: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ import io
 import operator
 import os
 import random
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -135,6 +136,64 @@ def turned(format: str, orientation: int, **options: object) -> bytes:
 def jpeg(**options: object) -> bytes:
     """The picture as a good JPEG."""
     return encode(picture(), "JPEG", **{"quality": 95, "subsampling": 0, **options})
+
+
+def jpeg_quirks() -> Iterator[tuple[str, bytes]]:
+    """The picture as JPEGs with faults that cost no pixel, as cameras and programs write them."""
+    plain, progressive = jpeg(), jpeg(progressive=True)
+    trailer = b"\0\0\x01\x0a\x0e\0\0\0Image_UTC_Data1700000000000SEFH" + bytes(24) + b"SEFT"
+    movie = b"\0\0\0\x18ftypmp42" + random.Random(5).randbytes(3000)
+    for name, at, value in (("se-0", 1, 0), ("se-64", 1, 64), ("ss-1", 0, 1), ("al-1", 2, 1), ("ah-1", 2, 16)):
+        scan = plain.index(b"\xff\xda") + 5 + 2 * 3 + at
+        yield name, plain[:scan] + bytes([value]) + plain[scan + 1 :]
+    for kind, content in (("plain", plain), ("progressive", progressive), ("restarts", jpeg(restart_marker_rows=1)),
+                          ("in-scans", in_scans(plain))):
+        body = content[:-2]
+        yield f"{kind}-no-end", body
+        yield f"{kind}-half-an-end", body + b"\xff"
+        yield f"{kind}-zeros-for-the-end", body + bytes(4096)
+        yield f"{kind}-ones-for-the-end", body + b"\xff" * 4096
+        yield f"{kind}-trailer-for-the-end", body + trailer + movie
+        yield f"{kind}-next-picture-for-the-end", body + content
+        yield f"{kind}-zeros-before-the-end", body + bytes(64) + content[-2:]
+        yield f"{kind}-comment-before-the-end", body + jpeg_segment(0xFE, b"by a camera") + content[-2:]
+    for number in range(progressive.count(b"\xff\xda")):
+        yield f"scan-{number}-twice", repeated_scan(progressive, number)
+        yield f"scan-{number}-twice-no-end", repeated_scan(progressive, number)[:-2]
+    yield "zeros-between-scans", insert(progressive, b"\xff\xc4", bytes(64), last=True)
+    restarts = jpeg(restart_marker_rows=1)
+    yield "restarts-from-1", b"".join(
+        restarts[i : i + 1] if not (i and restarts[i - 1] == 0xFF and 0xD0 <= restarts[i] < 0xD8)
+        else bytes([0xD0 + (restarts[i] - 0xD0 + 1) % 8]) for i in range(len(restarts)))
+    yield "restarts-announced-only", insert(plain, b"\xff\xda", b"\xff\xdd\0\4\0\5")
+    for transform in (2, 7):
+        adobe = jpeg_segment(0xEE, b"Adobe\0\x64\0\0\0\0" + bytes([transform]))
+        yield f"adobe-transform-{transform}", plain[:2] + adobe + plain[20:]
+
+
+def in_scans(content: bytes) -> bytes:
+    """The picture as a baseline JPEG with one scan for each component: three grey JPEGs of Pillow in one.
+
+    content: a JPEG of the picture, whose first segment is kept.
+    """
+    luma_chroma = [encode(plane, "JPEG", quality=95, optimize=False)
+                   for plane in Image.fromarray(picture()).convert("YCbCr").split()]
+    frame_at = luma_chroma[0].index(b"\xff\xc0")
+    tables = luma_chroma[0][20:frame_at] + luma_chroma[0][frame_at + 13 : luma_chroma[0].index(b"\xff\xda")]
+    frame = jpeg_segment(0xC0, struct.pack(">BHHB", 8, HEIGHT, WIDTH, 3) + b"\1\x11\0\2\x11\0\3\x11\0")
+    body = b"".join(
+        jpeg_segment(0xDA, bytes([1, name, 0, 0, 63, 0])) + plane[plane.index(b"\xff\xda") + 10 : -2]
+        for name, plane in enumerate(luma_chroma, 1))
+    return content[:20] + tables + frame + body + b"\xff\xd9"
+
+
+def repeated_scan(progressive: bytes, number: int) -> bytes:
+    """A progressive JPEG with one of its scans twice, one after the other."""
+    starts = [found.start() for found in re.finditer(rb"\xff\xda", progressive)]
+    ends = (found.start() for found in re.finditer(rb"\xff[\xc4\xd9]", progressive))
+    end = next(at for at in ends if at > starts[number])
+    scan = progressive[starts[number] : end]
+    return progressive[: starts[number]] + scan + progressive[starts[number] :]
 
 
 def cmyk(rgb: np.ndarray) -> np.ndarray:
@@ -347,6 +406,8 @@ def good_samples() -> Iterator[Sample]:
     yield good("stray-bytes-in-header.jpg", insert(jpeg(), b"\xff\xdb", b"\0abc"), "jpeg", error=1)
     yield good("stray-bytes-before-end.jpg", insert(jpeg(progressive=True), b"\xff\xd9", b"\0abc", last=True),
                "jpeg", error=1)
+    for name, content in jpeg_quirks():
+        yield good(f"quirk-{name}.jpg", content, "jpeg", error=4)
     yield good("odd-jfif-version.jpg", jpeg().replace(b"JFIF\0\1", b"JFIF\0\x09"), "jpeg", error=1)
     for name, body, orientation in broken_exifs():
         seen = np.rot90(rgb, -1) if orientation == 6 else rgb
@@ -605,9 +666,24 @@ def bad_samples() -> Iterator[Sample]:
         content = whole[extension][1]
         yield Sample(f"cut-and-ended.{extension}", content[: len(content) * 3 // 4] + b"\xff\xd9",
                      unreadable("jpeg", DAMAGED_PIXELS), "jpeg")
-        yield Sample(f"end-marker-missing.{extension}", content[:-2], unreadable("jpeg", CUT_OFF), "jpeg")
         zeroed = content[: len(content) * 3 // 4] + bytes(len(content) // 8) + content[len(content) * 7 // 8 :]
         yield Sample(f"zeros-inside.{extension}", zeroed, unreadable("jpeg", DAMAGED_PIXELS), "jpeg")
+    for kind, content in (("jpg", jpeg()), ("progressive.jpg", jpeg(progressive=True)), ("scans.jpg", in_scans(jpeg())),
+                          ("restarts.jpg", jpeg(restart_marker_rows=1))):
+        for share in (0.5, 0.8, 0.97):
+            part = content[: int(len(content) * share)]
+            for name, rest in (("zeros", bytes(len(content) - len(part))), ("ones", b"\xff" * 4096),
+                               ("a-trailer", b"\0\0\x01\x0a\x0e\0\0\0Image_UTC_DataSEFH\0\0SEFT"),
+                               ("the-next-picture", content)):
+                outcomes = unreadable("jpeg", CUT_OFF, DAMAGED_PIXELS)
+                yield Sample(f"cut-at-{share}-then-{name}.{kind}", part + rest, outcomes, "jpeg")
+    whole_scans = jpeg(progressive=True)
+    yield Sample("last-scan-missing.jpg", whole_scans[: whole_scans.rindex(b"\xff\xc4")],
+                 unreadable("jpeg", CUT_OFF), "jpeg")
+    in_rows = jpeg(restart_marker_rows=1)
+    rows = [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", in_rows)]
+    yield Sample("rows-missing.jpg", in_rows[: rows[3]] + in_rows[rows[4] :],
+                 unreadable("jpeg", DAMAGED_PIXELS), "jpeg")
     stray = insert(jpeg(), b"\xff\xdb", b"\0abc")
     yield Sample("stray-bytes-and-cut.jpg", stray[: len(stray) // 2], unreadable("jpeg", CUT_OFF), "jpeg")
     yield Sample("stray-bytes-and-cut-and-ended.jpg", stray[: len(stray) // 2] + b"\xff\xd9",

@@ -61,7 +61,7 @@ def test_a_large_block_is_cut_down_to_the_image_in_a_few_steps(images, deadly, d
     assert [int(uri) for batch in done for uri, _ in batch] == list(range(images))
     assert {int(uri) for batch in done for uri, status in batch if status == "failed"} == deadly
     alone = sum(len(batch) == 1 for batch in done)
-    assert alone <= 16 * len(deadly)           # the others still go in batches
+    assert alone <= 32 * len(deadly)           # the others still go in batches
     assert all(name.startswith("1 images") for name in board.begun if not name.startswith("cut 1 images"))
 
 
