@@ -1,8 +1,9 @@
-# make setup | demo | test | test-faults | test-browser | test-gpu | lint | options | lock | help
+# make setup | demo | test | test-faults | test-browser | test-gpu | bench | bench-peers | lint | options | lock | help
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PHOTOS ?=
 DEMO := demo-output
@@ -12,7 +13,7 @@ export PHOTOS
 # Files of tests run in two processes, in the order of the folders: those that start Ray and wait come first.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-faults test-browser test-gpu lint options lock clean
+.PHONY: help setup demo test test-faults test-browser test-gpu bench bench-peers lint options lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -53,6 +54,18 @@ test-browser: setup ## show the preview page to Chromium or Chrome; skipped with
 test-gpu: setup ## run the job on a CUDA device; skipped without
 	@$(BIN)/python -m pytest -q -rs -m gpu tests
 
+bench: setup ## measure the job beside its limit, a loop and other libraries, on make bench PHOTOS=folder BENCH="--rounds 5"
+	@$(BIN)/python -m jobs.bench all $${PHOTOS:+"$$PHOTOS"} $(BENCH)
+
+bench-peers: $(PEERS)/.installed ## make .venv-peers, the environment of the other libraries for make bench
+
+$(PEERS)/.installed: requirements-peers.lock $(VENV)/.installed
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+	  echo "the other libraries need Python 3.11 or 3.12; name one with make bench-peers PYTHON=python3.12"; exit 1; }
+	@$(BIN)/uv venv --quiet --allow-existing --python $$(command -v $(PYTHON)) $(PEERS)
+	$(BIN)/uv pip sync --quiet --python $(PEERS)/bin/python --require-hashes requirements-peers.lock
+	@touch $@
+
 lint: setup ## check style, imports and types
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-cache --no-logo
@@ -61,9 +74,11 @@ lint: setup ## check style, imports and types
 options: setup ## write docs/options.md, the table of all options
 	@$(BIN)/python -m jobs.options_table > docs/options.md
 
-lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock again
+lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock and requirements-peers.lock again
 	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --extra heif --extra train --group dev \
 	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+	@$(BIN)/uv pip compile --quiet --group peers --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --output-file requirements-peers.lock
 
 clean: ## remove what make demo and the tests left
 	rm -rf $(DEMO) .pytest_cache .ruff_cache

@@ -7,16 +7,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.bench import decode_scale, detect, embedders, engines, manifest, memory, plan, pools, scale, stages
+from jobs.bench import compare, decode_scale, detect, embedders, engines, manifest, memory, plan, scale, stages
 from jobs.command import run_command, run_process
 from jobs.options import command_parser, count, positive, seconds
 
 DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants in one run.
 
+    python -m jobs.bench all PHOTOS                  the job beside the limit, a notebook's loop, other libraries
     python -m jobs.bench stages PHOTOS               time of every stage, images and faces per second
     python -m jobs.bench engines PHOTOS              the stages by engine and precision, and how far the faces differ
-    python -m jobs.bench pools PHOTOS                three layouts of pools
-    python -m jobs.bench detect-batch PHOTOS         the detector with batches of 1, 2, 4, 8 and 16 images
     python -m jobs.bench detect-size PHOTOS          the detector with inputs of 640, 800 and 960 px
     python -m jobs.bench embedders                   embedding networks: time by depth and width, and accuracy
     python -m jobs.bench decode-scale FACES.parquet  accuracy with JPEGs decoded at half size
@@ -48,6 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
+    add_comparison(add)
     add_photo_benchmarks(add)
     add_model_benchmarks(add)
     add_scale_benchmarks(add)
@@ -57,12 +57,34 @@ def argument_parser() -> argparse.ArgumentParser:
 AddCommand = Callable[[str, Callable[[argparse.Namespace], None]], argparse.ArgumentParser]
 
 
+def add_comparison(add: AddCommand) -> None:
+    """The benchmark of everything."""
+    command = add("all", lambda given: compare.bench_all(compare.Choices(**{
+        name: value for name, value in vars(given).items() if name != "run"
+    })))
+    command.add_argument("photos", nargs="*", metavar="PHOTOS", help=(
+        "folders of photos, each measured alone; default: the two photos of ultralytics"))
+    command.add_argument("--images", type=positive, metavar="N", help=(
+        "so many names of each folder: photos are repeated or left out; default: all, and 120 of the two photos"))
+    command.add_argument("--slow-images", type=positive, metavar="N", help=(
+        "at most so many for the loop and the other libraries, which are slow; default: all, and 60 of the two photos"))
+    command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
+    command.add_argument("--pools", dest="layouts", nargs="+", default=compare.LAYOUTS, metavar="LAYOUT", help=(
+        "layouts of the job, as in jobs.extract; default: one pool, and decode apart from the rest"))
+    command.add_argument("--peers-python", type=Path, default=compare.PEERS_PYTHON, metavar="FILE", help=(
+        "the Python with the other libraries; default: that of make bench-peers"))
+    command.add_argument("--facenet", type=Path, metavar="FILE.pt", help=(
+        "weights of facenet-pytorch's InceptionResnetV1, as its authors publish them; default: random ones, which "
+        "take the same time"))
+    command.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="FOLDER", help=(
+        "gets bench.md, bench.json and bench.png; default: %(default)s"))
+    add_device(command)
+
+
 def add_photo_benchmarks(add: AddCommand) -> None:
     """Benchmarks on a folder of photos."""
     for command in (
         add("stages", lambda given: stages.bench_stages(given.photos, given.device)),
-        add("pools", lambda given: pools.bench_pools(given.photos, given.device)),
-        add("detect-batch", lambda given: detect.bench_batch(given.photos, given.device)),
         add("detect-size", lambda given: detect.bench_size(given.photos, given.device)),
     ):
         command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")

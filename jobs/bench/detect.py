@@ -1,27 +1,13 @@
-"""`jobs.bench detect-batch` and `detect-size`: the detect stage alone, on decoded photos."""
+"""`jobs.bench detect-size`: the detect stage alone, on decoded photos."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from jobs.bench.in_process import build_stage, default_config, photo_rows
 from jobs.extract.stages import StageConfig
 from pipeline.batch import ImageBatch
 from pipeline.settings import RowSettings
-
-
-def bench_batch(photos: str, device: str) -> None:
-    """Print images per second by batch size."""
-    config = default_config(device)
-    decoded, images = decode(photos, config)
-    print("| batch | images/s | against 1 |\n|---|---|---|")
-    first = None
-    for size in (1, 2, 4, 8, 16):
-        spent, _ = detect(decoded, replace(config, batches=replace(config.batches, detect=size)))
-        rate = images / spent
-        first = first or rate
-        print(f"| {size} | {rate:.2f} | {rate / first:.2f} |")
 
 
 def bench_size(photos: str, device: str) -> None:

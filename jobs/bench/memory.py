@@ -6,16 +6,82 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import cv2
 import numpy as np
 import psutil
 
 # Parts of the command lines of Ray's own processes.
-RAY_SERVICES = ("gcs_server", "raylet", "log_monitor", "dashboard", "runtime_env", "agent.py", "monitor.py")
-SAMPLE_S = 0.5
+RAY_SERVICES = (
+    "gcs_server", "raylet", "log_monitor", "dashboard", "runtime_env", "agent.py", "monitor.py", "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent", "ray::ActorLocationTracker", "ray::_StatsActor", "ray::_AutoscalingCoordinatorActor",
+)
+SAMPLE_S = 1.0
+WRITER = "ray::MapBatches(write)"      # what Ray calls the process of a task of the sink
+KINDS = ("rss", "pss", "uss")
+
+
+class JobMemory:
+    """The memory of a process and its descendants, without Ray's services, sampled inside the `with` block.
+
+    peaks: the most bytes at one moment: resident (rss), shared pages counted once (pss), not shared (uss), and the uss
+    of driver, actors and writers.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.peaks: dict[str, int] = dict.fromkeys((*KINDS, "driver", "actors", "writers"), 0)
+        self._pid = pid
+        self._writers: set[int] = set()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_sampling, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def sample(self) -> None:
+        """Measure now."""
+        now = dict.fromkeys(self.peaks, 0)
+        for process, command, memory in processes_of(self._pid):
+            if command.startswith(WRITER):
+                self._writers.add(process)
+            role = "driver" if process == self._pid else "writers" if process in self._writers else "actors"
+            now[role] += memory["uss"]
+            for kind in KINDS:
+                now[kind] += memory[kind]
+        self.peaks = {name: max(peak, now[name]) for name, peak in self.peaks.items()}
+
+    def _keep_sampling(self) -> None:
+        while not self._closed.wait(SAMPLE_S):
+            self.sample()
+
+
+def processes_of(pid: int) -> Iterator[tuple[int, str, dict[str, int]]]:
+    """Pid, command and memory of a process and of its descendants, without Ray's services."""
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in processes:
+        try:
+            command = " ".join(process.cmdline()[:3])
+            if any(service in command for service in RAY_SERVICES):
+                continue
+            memory = process.memory_full_info()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        yield process.pid, command, {kind: getattr(memory, kind) for kind in KINDS}
 
 
 def bench_memory(photos: int, megapixels: float) -> None:
@@ -26,16 +92,15 @@ def bench_memory(photos: int, megapixels: float) -> None:
         write_photos(source, photos, megapixels)
         command = [sys.executable, "-m", "jobs.extract", str(source), str(output)]
         job = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        peaks = {"rss": 0, "pss": 0}
-        while job.poll() is None:
-            for kind, amount in memory_of_job(job.pid).items():
-                peaks[kind] = max(peaks[kind], amount)
-            time.sleep(SAMPLE_S)
+        with JobMemory(job.pid) as memory:
+            job.wait()
         run = json.loads((output / "run.json").read_text())
     print(f"exit code {job.returncode}, {run['this_run']['images']} images of {megapixels:g} megapixels, "
           f"{run['throughput']['images_per_s']} images/s")
-    print(f"peak of all processes but Ray's services: {peaks['pss'] / 2**30:.2f} GiB (shared pages counted once), "
-          f"{peaks['rss'] / 2**30:.2f} GiB (counted in every process)")
+    in_gib = {name: f"{peak / 2**30:.2f} GiB" for name, peak in memory.peaks.items()}
+    print(f"peak of all processes but Ray's services: {in_gib['pss']} (shared pages counted once), "
+          f"{in_gib['rss']} (counted in every process), {in_gib['uss']} (without shared pages; driver "
+          f"{in_gib['driver']}, actors {in_gib['actors']}, writers {in_gib['writers']})")
 
 
 def write_photos(folder: Path, count: int, megapixels: float) -> None:
@@ -47,23 +112,3 @@ def write_photos(folder: Path, count: int, megapixels: float) -> None:
     picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for i in range(count):
         cv2.imwrite(str(folder / f"{i:04}.jpg"), np.roll(picture, 37 * i, axis=1), [cv2.IMWRITE_JPEG_QUALITY, 90])
-
-
-def memory_of_job(pid: int) -> dict[str, int]:
-    """Bytes of a process and its descendants, without Ray's services: resident (rss), and shared pages once (pss)."""
-    total = {"rss": 0, "pss": 0}
-    try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return total
-    for process in processes:
-        try:
-            command = " ".join(process.cmdline()[:3])
-            if any(service in command for service in RAY_SERVICES):
-                continue
-            memory = process.memory_full_info()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        total["rss"] += memory.rss
-        total["pss"] += memory.pss
-    return total

@@ -3,7 +3,9 @@ import pytest
 from jobs.bench.__main__ import main
 
 
-@pytest.mark.parametrize("argv", [[], ["stages"], ["nothing"], ["embedders", "--round", "1"]])
+@pytest.mark.parametrize("argv", [
+    [], ["stages"], ["nothing"], ["pools", "photos"], ["all", "--rounds", "0"], ["embedders", "--round", "1"],
+])
 def test_wrong_commands_end_with_2(argv, capsys):
     with pytest.raises(SystemExit) as end:
         main(argv)

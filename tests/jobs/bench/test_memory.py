@@ -1,10 +1,12 @@
+import os
 import subprocess
 import sys
+import time
 
 import cv2
 import pytest
 
-from jobs.bench.memory import memory_of_job, write_photos
+from jobs.bench.memory import JobMemory, processes_of, write_photos
 
 
 @pytest.mark.parametrize(("name", "counted"), [("worker", True), ("raylet", False)])
@@ -13,13 +15,24 @@ def test_memory_counts_children_without_rays_services(name, counted):
     parent = f"import subprocess, sys; subprocess.run([{name!r}, '-c', {hold!r}], executable=sys.executable)"
     process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.read(1)
-    memory = memory_of_job(process.pid)
+    memory = JobMemory(process.pid)
+    memory.sample()
     process.communicate(b"\n")
-    assert (memory["pss"] > 200 << 20) == (memory["rss"] > 200 << 20) == counted
+    memory.sample()
+    large = {kind for kind, peak in memory.peaks.items() if peak > 200 << 20}
+    assert large == ({"rss", "pss", "uss", "actors"} if counted else set())
 
 
-def test_memory_of_a_process_that_is_gone():
-    assert memory_of_job(2**22 + 1) == {"rss": 0, "pss": 0}
+def test_a_process_that_is_gone_has_no_memory():
+    assert list(processes_of(2**22 + 1)) == []
+
+
+def test_memory_is_sampled_while_the_block_runs(monkeypatch):
+    monkeypatch.setattr("jobs.bench.memory.SAMPLE_S", 0.01)
+    with JobMemory(os.getpid()) as memory:
+        while not memory.peaks["driver"]:
+            time.sleep(0.01)
+    assert memory.peaks["rss"] >= memory.peaks["pss"] >= memory.peaks["uss"] > 0
 
 
 def test_photos_for_the_memory_bench_have_the_given_size(tmp_path):

@@ -1,0 +1,189 @@
+"""`jobs.bench all`: the limit of the machine, the job, a notebook's loop and other libraries, in turns."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from jobs.bench import table
+from jobs.bench.gpu_meter import nvml
+from jobs.bench.in_process import photo_rows
+from jobs.bench.job import JobRounds
+from jobs.bench.loop import NAME as LOOP
+from jobs.bench.measurement import Measurement
+from jobs.bench.resident import LeftOut, Resident
+from jobs.bench.start import Start
+from jobs.bench.table import Results
+from jobs.command import say
+from pipeline.boundary import STAGES
+from pipeline.errors import UserError
+from pipeline.run.cluster import REPOSITORY
+from pipeline.storage.uris import is_remote
+
+DEFAULT_IMAGES, DEFAULT_SLOW_IMAGES = 120, 60      # when the photos are the two of ultralytics
+ONE_POOL = "+".join(STAGES)
+LAYOUTS = (ONE_POOL, "decode/" + "+".join(STAGES[1:]))
+PEERS_PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
+PEER_NAMES = ("facenet-pytorch", "face_recognition")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The options of the command.
+
+    photos: folders; none are the two photos of ultralytics. images: names of each folder, repeated or cut off.
+    slow_images: names that the loop and the peers get. layouts: of the job. facenet: weights of InceptionResnetV1.
+    """
+
+    photos: Sequence[str]
+    images: int | None
+    slow_images: int | None
+    rounds: int
+    device: str
+    layouts: Sequence[str]
+    peers_python: Path
+    facenet: Path | None
+    out: Path
+
+
+class Contender(Protocol):
+    """Something that is measured in every round."""
+
+    @property
+    def name(self) -> str:
+        """What it is called when it is left out."""
+
+    def measure(self) -> list[Measurement]:
+        """Run one round."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+def bench_all(choices: Choices) -> None:
+    """Measure every folder, print the table, and write it as Markdown, JSON and a chart."""
+    results = [bench_folder(choices, folder) for folder in choices.photos or [str(demo_photos())]]
+    about = machine(choices.device)
+    text = "\n\n".join(f"{each.photos}\n\n{table.markdown(each)}" for each in results)
+    text = f"{', '.join(f'{name} {value}' for name, value in about.items())}\n\n{text}"
+    print(text)
+    choices.out.mkdir(parents=True, exist_ok=True)
+    (choices.out / "bench.md").write_text(text + "\n", encoding="utf-8")
+    (choices.out / "bench.json").write_text(table.as_json(about, results), encoding="utf-8")
+    table.draw(results, choices.out / "bench.png")
+    print(f"\n{choices.out}: bench.md, bench.json, bench.png")
+
+
+def bench_folder(choices: Choices, folder: str) -> Results:
+    """All rounds over the photos of one folder."""
+    files = photo_files(folder)
+    demo = not choices.photos
+    count = choices.images or (DEFAULT_IMAGES if demo else len(files))
+    slow_count = min(count, choices.slow_images or (DEFAULT_SLOW_IMAGES if demo else count))
+    results = Results(f"{count:,} names of {len(files):,} photos in {folder}")
+    with tempfile.TemporaryDirectory() as scratch:
+        photos = named(Path(scratch) / "photos", files, count)
+        slow = named(Path(scratch) / "slow", files, slow_count)
+        two = named(Path(scratch) / "two", files, 2)
+        with opened(choices, photos, slow, two, results) as contenders:
+            for number in range(choices.rounds):
+                say(f"round {number + 1} of {choices.rounds}")
+                run_round(number, contenders, results)
+    return results
+
+
+def run_round(number: int, contenders: list[Contender], results: Results) -> None:
+    """Measure everyone once, in every second round in the other order. Who ends is left out from then on."""
+    for contender in contenders[:: -1 if number % 2 else 1]:
+        try:
+            results.add(number, contender.measure())
+        except LeftOut as error:
+            results.left_out[contender.name] = str(error)
+            contenders.remove(contender)
+
+
+@contextmanager
+def opened(choices: Choices, photos: Path, slow: Path, two: Path, results: Results) -> Iterator[list[Contender]]:
+    """Everyone who can run here; the others are left out with a line."""
+    device, options = choices.device, ["--device", choices.device]
+    found: list[Contender] = [
+        JobRounds(f"job: {layout_name(layout)}", photos, ["--pools", layout, *options], nvml())
+        for layout in choices.layouts
+    ]
+    found.append(Start(two, options, cold=device == "cuda"))
+    for name, command in resident_commands(choices, photos, slow).items():
+        try:
+            found.append(Resident(name, command))
+        except FileNotFoundError:
+            results.left_out[name] = f"there is no {command[0]}, which `make bench-peers` makes"
+        except LeftOut as error:
+            results.left_out[name] = str(error)
+    try:
+        yield found
+    finally:
+        for each in found:
+            each.close()
+
+
+def resident_commands(choices: Choices, photos: Path, slow: Path) -> dict[str, list[str]]:
+    """The processes that load once: the limit, the loop and the peers."""
+    ours, device = [sys.executable, "-m"], choices.device
+    commands = {
+        "limit": [*ours, "jobs.bench.limit", str(photos), device],
+        LOOP: [*ours, "jobs.bench.loop", str(slow), device],
+    }
+    for name in PEER_NAMES:
+        weights = [str(choices.facenet)] if choices.facenet and name == "facenet-pytorch" else []
+        commands[f"peer: {name}"] = [
+            str(choices.peers_python), "-m", "jobs.bench.peer", name, str(slow), device, *weights
+        ]
+    return commands
+
+
+def layout_name(layout: str) -> str:
+    """A layout of pools in words, if it has some."""
+    return "one pool" if layout == ONE_POOL else layout
+
+
+def demo_photos() -> Path:
+    """The two photos that ultralytics brings."""
+    spec = find_spec("ultralytics")
+    if spec is None or spec.origin is None:
+        raise UserError("the package ultralytics is not installed; name a folder of photos")
+    return Path(spec.origin).parent / "assets"
+
+
+def photo_files(folder: str) -> list[Path]:
+    """The photos of a local folder. Raises UserError without any."""
+    if is_remote(folder):
+        raise UserError(f"{folder} is not a local folder: the loop and the other libraries read files")
+    return sorted(Path(row.uri) for row in photo_rows(folder))
+
+
+def named(folder: Path, files: Sequence[Path], count: int) -> Path:
+    """A folder with so many names for these files, links to them in turn."""
+    folder.mkdir()
+    for i in range(count):
+        file = files[i % len(files)]
+        (folder / f"{i:07}{file.suffix}").symlink_to(file.absolute())
+    return folder
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What was measured on."""
+    from jobs.bench.__main__ import cpu_name
+
+    found: dict[str, Any] = {"CPU": cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()}
+    if device == "cuda":
+        import torch
+
+        found["GPU"] = torch.cuda.get_device_name()
+    return found

@@ -1,0 +1,74 @@
+import json
+import sys
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.bench.job import Commit, JobRounds, commits_of, run_job, steady
+from jobs.command import Broke
+
+# Stands for jobs.extract: writes an output of seven parts, half a second apart in their times.
+FAKE_JOB = """
+import json, os, pathlib, sys, time
+import pyarrow as pa, pyarrow.parquet as pq
+photos, output = map(pathlib.Path, sys.argv[1:3])
+assert sys.argv[3:] == ["--pools", "x"] and os.environ["GIVEN"] == "yes"
+(output / "images").mkdir()
+for i in range(7):
+    part = output / "images" / f"part-{i}.parquet"
+    pq.write_table(pa.table({"uri": ["a"] * 10}), part)
+    os.utime(part, (time.time(), 2e9 + i / 2))
+run = {"this_run": {"images": 70, "faces": 140}}
+(output / "run.json").write_text(json.dumps(run))
+"""
+
+
+@pytest.mark.parametrize(
+    ("commits", "expected"),
+    [
+        ([], None),
+        ([(1, 10)] * 5, None),      # too few parts
+        ([(1, 10)] * 6, None),      # all at one moment
+        # half of the 60 images are done by the third commit; then 30 in 10 s
+        ([(4, 10), (5, 10), (6, 10), (9, 10), (12, 10), (16, 10)], (6, 3.0)),
+        # the second part brings more than half
+        ([(4, 10), (5, 50), (6, 10), (9, 10), (12, 10), (15, 10)], (5, 4.0)),
+    ],
+)
+def test_the_rate_is_that_of_the_second_half(commits, expected):
+    assert steady([Commit(*commit) for commit in commits]) == expected
+
+
+def test_commits_come_in_the_order_of_their_times(tmp_path):
+    import os
+
+    (tmp_path / "images").mkdir()
+    assert commits_of(tmp_path) == []
+    for name, rows, moment in (("a", 2, 20.5), ("b", 1, 10.25)):
+        pq.write_table(pa.table({"uri": ["u"] * rows}), tmp_path / "images" / f"{name}.parquet")
+        os.utime(tmp_path / "images" / f"{name}.parquet", (0, moment))
+    assert commits_of(tmp_path) == [Commit(10.25, 1), Commit(20.5, 2)]
+
+
+def test_a_round_runs_the_job_and_reads_its_output(tmp_path):
+    rounds = JobRounds(
+        "job: x", tmp_path, ["--pools", "x"], lambda: 50.0, (sys.executable, "-c", FAKE_JOB), {"GIVEN": "yes"}
+    )
+    [found] = rounds.measure()
+    assert (found.name, found.value, found.unit) == ("job: x", pytest.approx(20.0), "images/s")     # 30 in 1.5 s
+    assert found.notes["faces"] == 140 and found.notes["in all, s"] > 0
+    few = replace(rounds, command=(sys.executable, "-c", FAKE_JOB.replace("range(7)", "range(2)")))
+    [found] = few.measure()
+    assert found.value == pytest.approx(70 / found.notes["in all, s"])
+
+
+def test_a_job_that_fails_ends_the_benchmark_with_its_words(tmp_path):
+    with pytest.raises(Broke, match=r"ended with 1: no such folder\n$"):
+        run_job(tmp_path, [], command=(sys.executable, "-c", "raise SystemExit('no such folder')"))
+
+
+def test_the_figures_of_a_job_can_be_written_as_json(tmp_path):
+    rounds = JobRounds("job", tmp_path, ["--pools", "x"], None, (sys.executable, "-c", FAKE_JOB), {"GIVEN": "yes"})
+    assert json.loads(json.dumps(rounds.measure()[0].notes))["memory, GB"] >= 0
