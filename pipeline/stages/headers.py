@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,39 +215,93 @@ class TiffParts:
     cut_off: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TiffDirectory:
+    """The first directory of a TIFF. entries: number, type, count and value of each tag. data_end: of the tags.
+
+    big: whether it is a BigTIFF, with offsets of 8 bytes.
+    """
+
+    content: bytes
+    order: str                # of `struct`: "<" or ">"
+    big: bool
+    entries: tuple[tuple[int, int, int, bytes], ...]
+    data_end: int
+
+    def tags(self) -> list[int]:
+        """The numbers of the tags."""
+        return [tag for tag, *_ in self.entries]
+
+    def numbers(self, wanted: int) -> list[int]:
+        """The whole numbers of a tag; none if it is missing, of another type, or outside the file. Raises BombError."""
+        for tag, kind, length, value in self.entries:
+            if tag == wanted and kind in _TIFF_NUMBERS:
+                return [int(number) for number in self._array(kind, length, value)]
+        return []
+
+    def number(self, wanted: int, default: int) -> int:
+        """The first number of a tag."""
+        return (self.numbers(wanted) or [default])[0]
+
+    def _array(self, kind: int, length: int, value: bytes) -> np.ndarray:
+        if length > MAX_PARTS:
+            raise BombError(f"more than {MAX_PARTS} strips or tiles")
+        n_bytes = length * _TIFF_TYPE_BYTES[kind]
+        at = int.from_bytes(value, "little" if self.order == "<" else "big")
+        held = self.content[at : at + n_bytes] if n_bytes > len(value) else value
+        dtype = self.order + _TIFF_NUMBERS[kind]
+        return np.frombuffer(held, dtype, length) if len(held) >= n_bytes else np.zeros(0, dtype)
+
+    def rewritten(self, content: bytes, changed: dict[int, list[int]], without: set[int]) -> bytes:
+        """The file with this directory anew at its end: other numbers for some tags, and without others."""
+        word, count, kind = ("Q", "Q", 16) if self.big else ("L", "H", 4)
+        kept = {tag: (kind, length, value) for tag, kind, length, value in self.entries if tag not in without}
+        start = len(content) + len(content) % 2
+        width = struct.calcsize(self.order + word)
+        tags = sorted({*kept, *changed})
+        after = start + struct.calcsize(self.order + count) + len(tags) * (4 + 2 * width) + width
+        entries, arrays = b"", b""
+        for tag in tags:
+            if tag in changed:
+                numbers = struct.pack(f"{self.order}{len(changed[tag])}{word}", *changed[tag])
+                outside = len(numbers) > width
+                value = struct.pack(self.order + word, after + len(arrays)) if outside else numbers.ljust(width, b"\0")
+                kept[tag] = (kind, len(changed[tag]), value)
+                arrays += numbers if outside else b""
+            entries += struct.pack(f"{self.order}HH{word}", tag, *kept[tag][:2]) + kept[tag][2]
+        at = 8 if self.big else 4
+        first = content[:at] + struct.pack(self.order + word, start) + content[at + width :]
+        return b"".join([
+            first, bytes(start - len(content)), struct.pack(self.order + count, len(tags)), entries,
+            struct.pack(self.order + word, 0), arrays,
+        ])
+
+
 def read_tiff(content: bytes) -> TiffParts:
     """The parts of a TIFF, by its first directory. Raises BombError."""
-    order = "<" if content.startswith(b"II") else ">"
-    directory = _tiff_directory(content, order)
+    directory = tiff_directory(content)
     if directory is None:
         return TiffParts(0, cut_off=True)
-    tags, data_end = directory
-    numbers: dict[int, np.ndarray] = {}
-    for tag, kind, length, value in tags:
+    data_end = directory.data_end
+    for _, kind, length, value in directory.entries:
         n_bytes = length * _TIFF_TYPE_BYTES.get(kind, 0)
-        outside = n_bytes > len(value)          # then the value is the offset of the numbers
-        at = int.from_bytes(value, "little" if order == "<" else "big")
-        if tag in _TIFF_LAYOUT_TAGS and kind in _TIFF_NUMBERS and tag not in numbers:
-            if length > MAX_PARTS:
-                raise BombError(f"more than {MAX_PARTS} strips or tiles")
-            held = content[at : at + n_bytes] if outside else value
-            if len(held) >= n_bytes:
-                numbers[tag] = np.frombuffer(held, order + _TIFF_NUMBERS[kind], length).astype(np.float64)
-        if outside:
-            data_end = max(data_end, at + n_bytes)
+        if n_bytes > len(value):                # then the value is the offset of the numbers
+            data_end = max(data_end, int.from_bytes(value, "little" if directory.order == "<" else "big") + n_bytes)
+    numbers = {tag: directory.numbers(tag) for tag in _TIFF_LAYOUT_TAGS}
     for first, size in zip(_PIECE_OFFSETS, _PIECE_BYTES, strict=True):
-        if len(numbers.get(first, ())) == len(numbers.get(size, ())) > 0:
-            data_end = max(data_end, int((numbers[first] + numbers[size]).max()))
-    sides = [int(numbers[tag][0]) for tag in _TILE_SIDES if len(numbers.get(tag, ()))]
+        if len(numbers[first]) == len(numbers[size]) > 0:
+            data_end = max(data_end, max(map(sum, zip(numbers[first], numbers[size], strict=True))))
+    sides = [numbers[tag][0] for tag in _TILE_SIDES if numbers[tag]]
     return TiffParts(sides[0] * sides[1] if len(sides) == 2 else 0, data_end > len(content))
 
 
-def _tiff_directory(content: bytes, order: str) -> tuple[Iterator[tuple[int, int, int, bytes]], int] | None:
-    """The tags of the first directory, as (number, type, count, value), and the end of the tags; None if cut off."""
-    offset, count, entry = ("Q", "Q", "HHQ8s") if b"+" in content[2:4] else ("L", "H", "HHL4s")
+def tiff_directory(content: bytes) -> TiffDirectory | None:
+    """The first directory of a TIFF; None if it is cut off. Raises BombError."""
+    order, big = "<" if content.startswith(b"II") else ">", b"+" in content[2:4]
+    offset, count, entry = ("Q", "Q", "HHQ8s") if big else ("L", "H", "HHL4s")
     tags = struct.Struct(order + entry)
     try:
-        (start,) = struct.unpack_from(order + offset, content, 8 if offset == "Q" else 4)
+        (start,) = struct.unpack_from(order + offset, content, 8 if big else 4)
         (n_tags,) = struct.unpack_from(order + count, content, start)
     except (struct.error, OverflowError):
         return None
@@ -258,7 +311,7 @@ def _tiff_directory(content: bytes, order: str) -> tuple[Iterator[tuple[int, int
         return None
     if n_tags > MAX_PARTS:
         raise BombError(f"more than {MAX_PARTS} tags")
-    return tags.iter_unpack(memoryview(content)[start:end]), end
+    return TiffDirectory(content, order, big, tuple(tags.iter_unpack(memoryview(content)[start:end])), end)
 
 
 def check_bmp(content: bytes) -> None:

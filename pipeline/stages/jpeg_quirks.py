@@ -1,8 +1,8 @@
 """Rewrite a JPEG as its maker should have written it, without touching the data of the picture.
 
 libjpeg warns of many faults that cost no pixel: odd numbers in a scan's header, no end mark, padding, a trailer of the
-maker, a scan that comes twice. It tells only its first warning, so none of these may hide that blocks are missing. What it
-still warns of in the rewritten file is real damage.
+maker, a scan that comes twice. It tells only its first warning, so none of these may hide that blocks are missing. What
+it still warns of in the rewritten file is real damage.
 """
 
 from __future__ import annotations

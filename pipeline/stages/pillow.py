@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import (
@@ -25,7 +25,7 @@ from PIL import (
 )
 
 from pipeline.batch import Status
-from pipeline.stages import headers
+from pipeline.stages import headers, tiff_planes
 from pipeline.stages.codec import (
     ORIENTATION_TAG,
     DecodeError,
@@ -57,6 +57,9 @@ _PLUGINS: dict[str, _OpenImage] = {
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I", "F",
           "I;16", "I;16B", "I;16L", "I;16N"}
 
+_BITS_TAG, _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _EXTRA_SAMPLES_TAG = 258, 259, 262, 277, 338
+_SAMPLE_FORMAT_TAG = 339
+_UNCOMPRESSED, _WHITE_IS_ZERO, _SIGNED = 1, 0, 2
 _SUBFILE_TYPE_TAG, _SUB_IFDS_TAG, _DNG_VERSION_TAG = 254, 330, 50706
 
 
@@ -73,15 +76,17 @@ def prepare_pillow() -> None:
 
 def read_stored(content: bytes, format: str) -> StoredImage:
     """The facts of a file's header. Raises `DecodeError`, BombError."""
-    exif, tile_pixels = None, 0
+    exif, tile_pixels, planes = None, 0, None
     match format:
         case "png":
             exif = headers.read_png(content).exif
         case "tiff":
-            tile_pixels = headers.read_tiff(content).tile_pixels
+            if content.startswith(b"MM\0+"):      # Pillow takes it for a classic TIFF
+                raise DecodeError(Status.UNSUPPORTED, "TIFF: a variant we do not decode", format=format)
+            tile_pixels, planes = headers.read_tiff(content).tile_pixels, tiff_planes.split(content)
         case "bmp":
             headers.check_bmp(content)
-    image = _open(content, format)
+    image = _open(planes.files[0] if planes else content, format, content)
     if image.mode not in _MODES:
         raise DecodeError(Status.UNSUPPORTED, f"{format.upper()}: colours given as {image.mode}", format=format)
     width, height = image.size
@@ -90,35 +95,73 @@ def read_stored(content: bytes, format: str) -> StoredImage:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         if _is_camera_raw(image, content):
             raise DecodeError(Status.UNSUPPORTED, "TIFF: a camera's raw file", format=format)
+        if image.mode == "L" and _tag(image, _SAMPLE_FORMAT_TAG) == (_SIGNED,):
+            raise DecodeError(Status.UNSUPPORTED, "TIFF: a variant we do not decode", format=format)
         orientation = valid_orientation(_tag(image, ORIENTATION_TAG))
     else:
         orientation = exif_orientation(exif or image.info.get("exif"))
     work_bytes = _WORK_BYTES[format] * max(width * height, tile_pixels)
-    if format == "png":
-        work_bytes += len(content)    # `headers.strip_metadata` may copy the file
+    if format == "png" or planes:
+        work_bytes += len(content)    # `headers.strip_metadata` may copy the file; the planes are copies
+    if planes:
+        work_bytes += (len(planes.files) - 1) * (len(content) + work_bytes)
     return StoredImage((width, height), orientation, work_bytes, tile_pixels=tile_pixels)
 
 
 def decode(content: bytes, format: str) -> np.ndarray:
     """The pixels as stored, (h, w, 3) uint8 RGB; Pillow turns TIFFs upright. Raises `DecodeError`."""
-    image = _open(content, format)
+    planes = tiff_planes.split(content) if format == "tiff" else None
+    files = planes.files if planes else [content]
+    images = [_open(file, format, content) for file in files]
     try:
-        image.load()
-        return _to_rgb(image)
+        samples = [_loaded(image, content) for image in images]
+        return _to_rgb(_merged(samples, planes.mode)) if planes else _to_rgb(samples[0])
     except MemoryError:
         raise
     except Exception as error:        # broken pixels or palettes make Pillow raise almost any error
         raise decode_failure(str(error), format, content, "pixels") from error
 
 
-def _open(content: bytes, format: str) -> ImageFile.ImageFile:
+def _loaded(image: ImageFile.ImageFile, content: bytes) -> Image.Image:
+    """The image with its pixels, without the faults of Pillow's TIFF decoder."""
+    image.load()
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image
+    if image.mode == "RGBA" and _tag(image, _SAMPLES_TAG) == 4 and not _tag(image, _EXTRA_SAMPLES_TAG):
+        return image.convert("RGB")                  # a fourth sample that nobody declared as opacity
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" and content.startswith(b"MM") and _tag(image, _COMPRESSION_TAG) != _UNCOMPRESSED:
+        values = values.byteswap()                   # libtiff has put them in this machine's order
+    elif image.mode.startswith("I;16") and _tag(image, _BITS_TAG) == (12,):
+        values = values << 4
+    deep = Image.fromarray(values)
+    if _tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+        white = 65535 if deep.mode.startswith("I;16") else _white(deep, max(1, _STRIP_PIXELS // deep.width))
+        deep = Image.fromarray((white - values).astype(values.dtype))
+    return deep
+
+
+def _merged(planes: Sequence[Image.Image], mode: str) -> Image.Image:
+    """One image of planes that were decoded as grey ones, 8 bits a sample."""
+    whites = [_white(plane, max(1, _STRIP_PIXELS // plane.width)) if plane.mode in ("F", "I") else 255.0
+              for plane in planes]
+    colours = max(whites[: len(planes) - mode.lower().endswith("a")])
+    whites = [colours if i < len(planes) - mode.lower().endswith("a") else white for i, white in enumerate(whites)]
+    return Image.merge(mode, [Image.fromarray(_strip_to_rgb(plane, white)[..., 0])
+                              for plane, white in zip(planes, whites, strict=True)])
+
+
+def _open(content: bytes, format: str, whole: bytes) -> ImageFile.ImageFile:
+    """The image of a file, or of a plane of the file `whole`. Raises `DecodeError`."""
     open_image = _heic_plugin() if format == "heic" else _PLUGINS[format]
     try:
         return open_image(io.BytesIO(headers.strip_metadata(content, format)))
     except MemoryError:
         raise
     except Exception as error:        # broken headers too
-        raise decode_failure(str(error), format, content, "header") from error
+        raise decode_failure(str(error), format, whole, "header") from error
 
 
 def _heic_plugin() -> _OpenImage:

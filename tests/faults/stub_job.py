@@ -45,8 +45,8 @@ class Faults:
     of the detector in each process raises MemoryError. device: so many times in all, a call of the detector raises an
     error of CUDA. full_disk: each call of the detector finds the disk full. between_s: seconds between the `faces` and
     the `images` half of a part. cuda_memory: the most images per batch that fit on the simulated GPU. stale_s: a run
-    without a heartbeat for so many seconds is taken over. marks: a folder for files `<event>-<pid>-<time>`; "detect" is a detector that
-    loads, "between" a writer that has written only the `faces` half, "killed" a death by `kill`,
+    without a heartbeat for so many seconds is taken over. marks: a folder for files `<event>-<pid>-<time>`; "detect" is
+    a detector that loads, "between" a writer that has written only the `faces` half, "killed" a death by `kill`,
     "device" an error by `device`.
     """
 
