@@ -7,7 +7,7 @@ import json
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,6 +15,8 @@ from functools import partial
 import pyarrow as pa
 
 from jobs.command import DONE, TOO_MANY_ERRORS, Broke, run_command, say
+from jobs.extract.engines import EngineNotes, FallbackLines
+from jobs.extract.engines import as_json as engines_as_json
 from jobs.extract.options import (
     batches,
     input_uris,
@@ -25,6 +27,7 @@ from jobs.extract.options import (
 )
 from jobs.extract.stages import Models, StageConfig, alignment_template, read_models, stage_builders
 from jobs.options import program
+from models.engines.engine import Opened
 from models.store import EMBEDDING_DIM, WeightsError
 from pipeline.batch import GOOD, Status
 from pipeline.input.listing import Listing, list_inputs
@@ -75,6 +78,14 @@ class Job:
         check_held(self.storage, self.run_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How the images were processed: the plan, and which engine ran each network in how many actors."""
+
+    planned: Plan
+    opened: Mapping[Opened, int]
+
+
 def main(argv: list[str] | None = None, build_stages: BuildStages = stage_builders) -> int:
     """Run the command. Returns the exit code. build_stages: gives the builders that the actors call."""
     argv = sys.argv[1:] if argv is None else argv
@@ -93,11 +104,11 @@ def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStag
             todo = plan_todo(job, join, listing)
             progress = Progress("images", describe_counts, todo.images)
             remove_redone(job, join, todo)
-            planned = run_todo(job, join, todo, fingerprint, build_stages, progress, lease) if todo.images else None
+            ran = run_todo(job, join, todo, fingerprint, build_stages, progress, lease) if todo.images else None
             outcome = check_outcome(job, join, todo)
             totals = run_totals(progress)
             if todo.images or not claim.is_finished(job.storage):
-                write_run_json(job, fingerprint, planned, listing, todo, outcome, totals)
+                write_run_json(job, fingerprint, ran, listing, todo, outcome, totals)
     return report_end(job, outcome, totals)
 
 
@@ -177,40 +188,58 @@ def remove_redone(job: Job, join: TodoJoin, todo: TodoCounts) -> None:
 def run_todo(
     job: Job, join: TodoJoin, todo: TodoCounts, fingerprint: str, build_stages: BuildStages, progress: Progress,
     lease: Lease,
-) -> Plan:
-    """Process the images to do, and commit their rows. Returns the plan."""
+) -> Ran:
+    """Process the images to do, and commit their rows."""
     rows_per_file = job.arguments.rows_per_file or default_rows_per_file(todo.images)
     blocks = write_todo(job.storage, job.run_id, join.rows(graph.block_rows(todo.images, rows_per_file)))
     names = ModelNames(**{role: card.identity for role, card in job.models.by_role.items()})
     sink = Sink(job.storage, job.run_id, fingerprint, names, EMBEDDING_DIM, job.settings.embedding_dtype)
-    planned = run_on_ray(job, build_stages, blocks, sink, rows_per_file, progress, lease)
+    ran = run_on_ray(job, build_stages, blocks, sink, rows_per_file, progress, lease)
     job.check_lease()
     claim.recover(job.storage)
-    return planned
+    return ran
 
 
 def run_on_ray(
     job: Job, build_stages: BuildStages, blocks: pa.Table, sink: Sink, rows_per_file: int, progress: Progress,
     lease: Lease,
-) -> Plan:
-    """Start or join Ray, run the graph and count its receipts. Returns the plan.
+) -> Ran:
+    """Start or join Ray, run the graph and count its receipts.
 
     blocks: one row of `spool.BLOCK` for each block of images. Raises LeaseLost.
     """
     with cluster.connect(job.arguments.num_cpus) as connection:
         cluster.refuse_local_paths(connection, paths(job.arguments), job.arguments.shared_filesystem)
         device, planned = make_plan(job.arguments, connection)
+        engines = EngineNotes(job.run_id)
+        config = stage_config(job, device, engines)
         receipts = graph.run(
-            planned, blocks, ReadTodo(job.storage), build_stages(stage_config(job, device)), sink, rows_per_file,
+            planned, blocks, ReadTodo(job.storage), build_stages(config), sink, rows_per_file,
             partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"),
         )
-        for table in receipts:
-            for receipt in table.drop_columns("part").to_pylist():
-                progress.add(receipt["images"], receipt)
-            if lease.lost:
-                raise LeaseLost(f"another run has taken over {job.storage.root}")
-        progress.close()
-        return planned
+        return Ran(planned, count_receipts(receipts, progress, lease, engines, job.storage.root))
+
+
+def count_receipts(
+    receipts: Iterable[pa.Table], progress: Progress, lease: Lease, engines: EngineNotes, output_root: str
+) -> Mapping[Opened, int]:
+    """Count the receipts as they come, and say why a network does not run with OpenVINO.
+
+    Returns what ran each network, and in how many actors. Raises LeaseLost.
+    """
+    fallbacks = FallbackLines()
+    for number, table in enumerate(receipts):
+        if not number:
+            fallbacks.say_new(engines.read())
+        for receipt in table.drop_columns("part").to_pylist():
+            progress.add(receipt["images"], receipt)
+        if lease.lost:
+            raise LeaseLost(f"another run has taken over {output_root}")
+    progress.close()
+    opened = engines.read()
+    fallbacks.say_new(opened)
+    engines.clear()
+    return opened
 
 
 def paths(arguments: argparse.Namespace) -> dict[str, str]:
@@ -228,11 +257,12 @@ def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[st
     return device, planned
 
 
-def stage_config(job: Job, device: str) -> StageConfig:
+def stage_config(job: Job, device: str, engines: EngineNotes) -> StageConfig:
     """What the actors build their stages from."""
     return StageConfig(
         job.settings, job.models, device, batches(job.arguments, device), job.input_options,
         job.arguments.image_column, job.arguments.weights, job.arguments.engine, job.arguments.precision,
+        engines.note,
     )
 
 
@@ -266,7 +296,7 @@ def check_outcome(job: Job, join: TodoJoin, todo: TodoCounts) -> Outcome:
 
 
 def write_run_json(
-    job: Job, fingerprint: str, planned: Plan | None, listing: Listing, todo: TodoCounts, outcome: Outcome,
+    job: Job, fingerprint: str, ran: Ran | None, listing: Listing, todo: TodoCounts, outcome: Outcome,
     totals: RunTotals,
 ) -> None:
     """Write run.json, which marks the output as finished."""
@@ -278,7 +308,8 @@ def write_run_json(
         run_id=job.run_id, started=job.started, fingerprint=fingerprint, settings=asdict(job.settings), models=models,
         alignment=asdict(alignment_template(job.models.embedder)),
         cosine_thresholds=job.models.embedder.thresholds,
-        pools=[asdict(pool) for pool in planned.pools] if planned else None,
+        pools=[asdict(pool) for pool in ran.planned.pools] if ran else None,
+        engines=engines_as_json(ran.opened) if ran else None,
         todo=todo, skipped=listing.skipped, parquet=asdict(job.rules.parquet) if job.rules.parquet else None,
         outcome=outcome, run=totals,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from models.engines.engine import Runtime
+from models.engines.engine import Opened, Runtime
 from models.store import (
     DEFAULT_WEIGHTS_DIR,
     StoredModel,
@@ -74,6 +74,7 @@ class StageConfig:
 
     models: as the driver found them. device: "cpu" or "cuda". engine, precision: see `Runtime`. image_column: the
     column of images, where INPUT is Parquet files. weights: a folder or a bucket URI; None is this repository's.
+    opened: is told of every network that an actor opens.
     """
 
     settings: RowSettings
@@ -85,6 +86,7 @@ class StageConfig:
     weights: str | None = None
     engine: str = "auto"
     precision: str = "auto"
+    opened: Callable[[Opened], None] | None = None
 
 
 def stage_builders(config: StageConfig) -> StageBuilders:
@@ -154,7 +156,7 @@ def build_embed(config: StageConfig, threads: int) -> Embed:
 
 def runtime_of(config: StageConfig, threads: int) -> Runtime:
     """How the networks of an actor run."""
-    return Runtime(config.device, threads, config.engine, config.precision)
+    return Runtime(config.device, threads, config.engine, config.precision, config.opened)
 
 
 def model_of(config: StageConfig, card: WeightCard) -> StoredModel:

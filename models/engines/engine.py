@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -28,8 +29,31 @@ class EngineError(Exception):
     """The engine cannot run this network on this machine; the message is the reason."""
 
 
+class EngineNetwork(Protocol):
+    """A `Network` that names its engine and the precision that it computes in."""
+
+    engine: str
+    precision: str
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """The output of a batch, as `Network` has it."""
+
+
 class OutOfDeviceMemory(Exception):   # noqa: N818
     """The device has no memory for a batch of this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A network that is ready: its model's identity, and what runs it.
+
+    fallback: why OpenVINO does not run it, although engine auto would take it.
+    """
+
+    model: str
+    engine: str
+    precision: str
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +63,14 @@ class Runtime:
     device: "cpu" or "cuda". threads: of the CPU; None leaves torch's number, and gives OpenVINO all cores.
     engine: one of `ENGINES`; auto is OpenVINO on a CPU where it is installed and can run the network, else torch.
     precision: one of `PRECISIONS`; auto is the fastest that agrees with float32: bfloat16 with OpenVINO on a CPU that
-    has it in hardware, else float32.
+    has it in hardware, else float32. opened: is told of every network that is opened.
     """
 
     device: str = "cpu"
     threads: int | None = None
     engine: str = "auto"
     precision: str = "auto"
+    opened: Callable[[Opened], None] | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("device", ("cpu", "cuda")), ("engine", ENGINES), ("precision", PRECISIONS)):
@@ -56,23 +81,33 @@ class Runtime:
 def open_network(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> Network:
     """The network of a model, ready for batches of these shapes.
 
-    With engine auto torch takes over where OpenVINO cannot run the network, and one line of the log says why.
-    Raises WeightsError.
+    With engine auto torch takes over where OpenVINO cannot run the network; one line of the log says why, and
+    `runtime.opened` is told. Raises WeightsError.
     """
+    network, fallback = _open(model, runtime, shapes)
+    if runtime.opened:
+        runtime.opened(Opened(model.card.identity, network.engine, network.precision, fallback))
+    return network
+
+
+def _open(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> tuple[EngineNetwork, str | None]:
+    """The network, and why OpenVINO does not run it, where it would."""
+    fallback = None
     if runtime.engine == "openvino" or (runtime.engine == "auto" and runtime.device == "cpu"):
         try:
-            return _with_openvino(model, runtime, shapes)
+            return _with_openvino(model, runtime, shapes), None
         except EngineError as error:
             if runtime.engine == "openvino":
                 raise WeightsError(f"--engine openvino: {error}; use --engine torch") from None
+            fallback = str(error)
             logger.warning("%s runs with torch, not with OpenVINO: %s", model.card.identity, error)
     from models.engines.torch_engine import TorchNetwork, module_of
 
     preprocessing = model.card.preprocessing
-    return TorchNetwork(module_of(model), runtime, mean=preprocessing["mean"], std=preprocessing["std"])
+    return TorchNetwork(module_of(model), runtime, mean=preprocessing["mean"], std=preprocessing["std"]), fallback
 
 
-def _with_openvino(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> Network:
+def _with_openvino(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> EngineNetwork:
     if runtime.device != "cpu":
         raise EngineError("it runs on CPUs only")
     if importlib.util.find_spec("openvino") is None:

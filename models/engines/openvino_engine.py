@@ -32,12 +32,15 @@ class OpenVinoNetwork:
     answer is stored with the export. Raises EngineError when the answers differ, or when the model has no export.
     """
 
+    engine = "openvino"
+
     def __init__(self, model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> None:
         ov = import_openvino()
         precision = ("bfloat16" if computes_in_bfloat16() else "float32") if runtime.precision == "auto" \
             else runtime.precision
         if precision not in ("float32", "bfloat16"):
             raise EngineError(f"it computes in float32 or bfloat16 on a CPU, not in {precision}")
+        self.precision = precision
         self._properties = _properties(precision, runtime.threads)
         self._core = ov.Core()
         self._preprocessing = model.card.preprocessing

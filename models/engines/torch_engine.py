@@ -23,12 +23,15 @@ class TorchNetwork:
     Precision auto is float32, the reference. Another one runs the network under autocast.
     """
 
+    engine = "torch"
+
     def __init__(self, module: nn.Module, runtime: Runtime, *, mean: Sequence[float], std: Sequence[float]) -> None:
         if runtime.threads is not None:
             set_threads(runtime.threads)
         self._device = torch_device(runtime.device)
         self._module = to_device(module.eval(), self._device)
-        self._dtype = DTYPES["float32" if runtime.precision == "auto" else runtime.precision]
+        self.precision = "float32" if runtime.precision == "auto" else runtime.precision
+        self._dtype = DTYPES[self.precision]
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=self._device)[:, None, None] for values in (mean, std)
         )

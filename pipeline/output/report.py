@@ -95,6 +95,7 @@ def run_json(
     alignment: Mapping[str, Any],
     cosine_thresholds: Mapping[str, float],
     pools: Sequence[Mapping[str, Any]] | None,
+    engines: Sequence[Mapping[str, Any]] | None,
     todo: TodoCounts,
     skipped: Mapping[str, int],
     parquet: Mapping[str, Any] | None,
@@ -103,8 +104,9 @@ def run_json(
 ) -> dict[str, Any]:
     """The content of run.json.
 
-    models: identity and licence by role. pools: the plan; None if nothing was to do. skipped: files that the listing
-    left out, by reason. parquet: the columns that images were read from; None if no Parquet file was read.
+    models: identity and licence by role. pools: the plan, and engines: what ran each network; None if nothing was to
+    do. skipped: files that the listing left out, by reason. parquet: the columns that images were read from; None if no
+    Parquet file was read.
     """
     seconds = run.seconds if run.images else 0.0
     return {
@@ -117,6 +119,7 @@ def run_json(
         "alignment": alignment,
         "cosine_thresholds": cosine_thresholds,
         "plan": pools,
+        "engines": engines,
         "listing": {
             "listed": todo.listed, "duplicates": todo.duplicates, "vanished": todo.vanished, "skipped": skipped,
             "parquet": parquet,

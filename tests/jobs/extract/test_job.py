@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.extract.job
+from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.output import lease, ledger
 from pipeline.storage import open_storage
 from pipeline.storage.uris import local_uri
@@ -139,6 +140,25 @@ def test_run_json_describes_the_run(undisturbed):
     assert set(run["models"]) == {"detector", "keypointer", "embedder"}
     assert run["cosine_thresholds"] and run["fingerprint"] == json.loads(
         (undisturbed[0] / "output.json").read_text())["fingerprint"]
+
+
+def test_a_network_that_openvino_answers_wrongly_runs_with_torch_and_the_user_reads_why(tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(DEFAULT_WEIGHTS_DIR, weights)
+    card = json.loads((weights / "keypointer-resnet18.json").read_text())
+    card["exports"]["onnx"]["answers"] = {
+        side: [value + 1 for value in answer] for side, answer in card["exports"]["onnx"]["answers"].items()
+    }
+    (weights / "keypointer-resnet18.json").write_text(json.dumps(card))
+    said = extract(ASSETS / "zidane.jpg", tmp_path / "out", "--weights", weights, "--precision", "float32")
+    identity = f"resnet18-eyes@{card['tensors_sha256'][:12]}"
+    reason = f"{identity} runs with torch, not with OpenVINO: its answer to the check differs"
+    assert said.count(reason) == 1
+    engines = json.loads((tmp_path / "out" / "run.json").read_text())["engines"]
+    assert [(each["model"], each["engine"], each["precision"], each["actors"]) for each in engines] == [
+        (each["model"], "torch" if each["model"] == identity else "openvino", "float32", 1) for each in engines
+    ]
+    assert len(engines) == 3 and [each["model"] for each in engines if each["fallback"]] == [identity]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.engines import engine
-from models.engines.engine import Runtime, open_network
+from models.engines.engine import Opened, Runtime, open_network
 from models.engines.torch_engine import TorchNetwork
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model
 
@@ -26,7 +26,9 @@ def test_unknown_choices_are_refused(values: dict[str, str], message: str) -> No
 def test_torch_takes_over_where_openvino_is_not_installed(monkeypatch, caplog) -> None:
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
     model = read_model(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18")
-    assert isinstance(open_network(model, Runtime(), [(1, 112, 112, 3)]), TorchNetwork)
+    opened: list[Opened] = []
+    assert isinstance(open_network(model, Runtime(opened=opened.append), [(1, 112, 112, 3)]), TorchNetwork)
+    assert opened == [Opened(model.card.identity, "torch", "float32", "the package openvino is not installed")]
     assert "runs with torch, not with OpenVINO: the package openvino is not installed" in caplog.text
     with pytest.raises(WeightsError, match="the package openvino is not installed; use --engine torch"):
         open_network(model, Runtime(engine="openvino"), [(1, 112, 112, 3)])
@@ -42,3 +44,12 @@ def test_openvino_is_refused_for_a_gpu_and_for_float16() -> None:
             open_network(model, runtime, [(1, 112, 112, 3)])
 
 
+@pytest.mark.parametrize(
+    ("engine_name", "precision"), [("torch", "auto"), ("torch", "bfloat16"), ("openvino", "float32")]
+)
+def test_who_opens_a_network_is_told_what_runs_it(engine_name: str, precision: str) -> None:
+    model = read_model(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18")
+    opened: list[Opened] = []
+    runtime = Runtime(engine=engine_name, precision=precision, opened=opened.append)
+    open_network(model, runtime, [(1, 112, 112, 3)])
+    assert opened == [Opened(model.card.identity, engine_name, "float32" if precision == "auto" else precision)]

@@ -72,11 +72,12 @@ def test_summary():
 @pytest.mark.parametrize("ran", [True, False])
 def test_run_json_is_plain_and_whole(ran):
     pools = [{"stages": ["decode", "detect"], "actors": 1}] if ran else None
+    engines = [{"model": "d@1", "engine": "torch", "actors": 1}] if ran else None
     content = report.run_json(
         run_id="r", started=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="f", settings={"min_score": 0.5},
         models={"detector": {"identity": "d@1"}}, alignment={"box_side_px": 110.0}, cosine_thresholds={"0.01": 0.4},
-        pools=pools, todo=todo(vanished=4), skipped={"hidden": 4}, parquet={"image": "image", "uri": None},
-        outcome=outcome(images=1), run=TWO_DONE if ran else NOTHING_DONE,
+        pools=pools, engines=engines, todo=todo(vanished=4), skipped={"hidden": 4},
+        parquet={"image": "image", "uri": None}, outcome=outcome(images=1), run=TWO_DONE if ran else NOTHING_DONE,
     )
     assert json.loads(json.dumps(content)) == content
     assert content["output"]["images"] == content["output"]["ok"] == 8
@@ -87,4 +88,4 @@ def test_run_json_is_plain_and_whole(ran):
         {"seconds": 4.0, "images_per_s": 0.5, "faces_per_s": 0.75, "images_per_s_after_start": 0.7} if ran
         else {"seconds": 0.0, "images_per_s": None, "faces_per_s": None, "images_per_s_after_start": None}
     )
-    assert content["plan"] == pools
+    assert (content["plan"], content["engines"]) == (pools, engines)
