@@ -15,13 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.command import Broke, run_command, run_process, say
-from jobs.options import ArgumentError, command_parser, positive, program
+from jobs.options import ArgumentError, add_choosing_options, command_parser, positive, program
 from pipeline.input import manifest_folder
-from pipeline.input.buckets import bucket_stretches, folder_key, list_objects
+from pipeline.input.buckets import bucket_stretches, existing_key, folder_key, list_objects
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
 from pipeline.input.listing import list_inputs
 from pipeline.input.manifest_folder import Coverage, ManifestError, ManifestState, PartWriter
-from pipeline.input.names import InputError
+from pipeline.input.names import InputError, literal_beginning
 from pipeline.input.rows import Span, Stretch
 from pipeline.input.rules import Rules
 from pipeline.output.lease import Lease, check_held
@@ -45,7 +45,7 @@ DESCRIPTION = """List a bucket once, with parallel requests, into Parquet that j
 OUT.parquet becomes a folder of parts with the columns uri, container, offset, size, etag, mtime. Any tool can read
 OUT.parquet/*.parquet. To resume a killed listing, run the same command again (a local folder is listed from its start).
 The manifest has the names that jobs.extract reads in a folder: names with an image extension or none, and tars, but no
-hidden names.
+hidden names and none that systems make, such as thumbnails.
 
 Exit codes: 0 done, also if it was done before; 1 it broke and can be resumed; 2 wrong arguments or environment;
 130 and 143 interrupted.
@@ -85,7 +85,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "Inventory in Parquet or CSV; or a local folder"))
     parser.add_argument("out", metavar="OUT.parquet", help=(
         "a local folder or a bucket prefix, made if needed. Its name must end in .parquet"))
-    parser.add_argument("--all-files", action="store_true", help="list hidden names and every extension too")
+    parser.add_argument("--all-files", action="store_true", help=(
+        "list hidden names, names that systems make (thumbnails, bins, backups), and every extension too"))
+    add_choosing_options(parser)
     parser.add_argument("--threads", type=positive, default=THREADS, metavar="N", help=(
         "parallel requests. An inventory is read with fewer; default: %(default)s"))
     parser.add_argument("--overwrite", action="store_true", help="delete OUT.parquet and list again")
@@ -99,7 +101,10 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     with take_lease(storage, run_id, command):
         storage.clean_temporary()
-        wanted = ManifestState(source.name, source.revision, arguments.all_files, command)
+        wanted = ManifestState(
+            source.name, source.revision, arguments.all_files, command,
+            exclude=tuple(arguments.exclude), include=tuple(arguments.include),
+        )
         state = manifest_folder.claim(storage, wanted, overwrite=arguments.overwrite)
         if state.finished:
             say(f"{storage.root} is finished since {state.finished}: {state.rows:,} images; --overwrite lists again")
@@ -148,13 +153,16 @@ def report_end(storage: Storage, held: Coverage) -> None:
     say(f"{held.rows:,} images of {held.seen:,} names in {held.parts:,} parts of {storage.root}"
         + (f"; left out: {left_out}" if left_out else ""))
     if not held.rows:
-        say("there are no images in it; --all-files takes hidden names and every extension")
+        say("there are no images in it; --all-files takes hidden names, those of other programs and every extension")
 
 
 def open_source(arguments: argparse.Namespace, storage: Storage) -> Source:
     """What BUCKET names. Raises InputError if it cannot be listed or is empty."""
     uri, options = parse_input_uri(arguments.bucket)
-    rules = Rules(storage.root, arguments.all_files, options=options)
+    rules = Rules(
+        storage.root, arguments.all_files, options=options,
+        exclude=tuple(arguments.exclude), include=tuple(arguments.include),
+    )
     scheme = uri_scheme(uri)
     if is_inventory(uri):
         return inventory_source(uri, rules)
@@ -170,9 +178,10 @@ def bucket_source(uri: str, rules: Rules, threads: int) -> Source:
     bucket_uri, key = split_uri(uri)
     folder = folder_key(key)
     if next(list_objects(bucket_uri, folder, rules.options), None) is None:
-        raise InputError(
-            f"nothing is in {bucket_uri}/{folder}: check the prefix. It names a folder, and it cannot be a glob"
-        )
+        beginning, rest = existing_key(bucket_uri, key, rules.options)
+        if rest or beginning == key:
+            raise InputError(nothing_in(f"{bucket_uri}/{key}", f"{bucket_uri}/{beginning}", rest))
+        folder = folder_key(beginning)     # it is there in another Unicode form
     skips = rules.key_rule(bucket_uri, folder)
 
     def list_spans(spans: list[Span], add: Callable[[Stretch], None]) -> None:
@@ -180,6 +189,16 @@ def bucket_source(uri: str, rules: Rules, threads: int) -> Source:
             add(stretch)
 
     return Source(f"{bucket_uri}/{folder}", list_spans)
+
+
+def nothing_in(uri: str, beginning: str, rest: str) -> str:
+    """The message for a prefix that no key has; a glob can be given otherwise."""
+    if literal_beginning(rest) is None:
+        return f"nothing is in {uri}: check the prefix, which is read as a folder"
+    return (
+        f"nothing is in {uri}: it is read as a folder, not as a glob; give {shlex.quote(beginning)} and "
+        f"--include {shlex.quote(rest)}"
+    )
 
 
 def inventory_source(uri: str, rules: Rules) -> Source:

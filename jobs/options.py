@@ -31,6 +31,16 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
+def add_choosing_options(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Which names of INPUT are left out or taken: `Rules.exclude` and `Rules.include`."""
+    group.add_argument("--exclude", metavar="GLOB", action="append", default=[], help=(
+        "leave out names that match, and folders with all that is in them. Without / it matches names in every folder, "
+        "with / paths below INPUT: '*.png', private, '2019/raw', '**/raw/*.jpg'. It can be given several times, and is "
+        "held against members of tars and entries of manifests too"))
+    group.add_argument("--include", metavar="GLOB", action="append", default=[], help=(
+        "take only names that match, in the same way. --exclude wins"))
+
+
 def program(name: str) -> str:
     """How this process was called, for messages: `facelake extract` or `python -m jobs.extract`."""
     called = sys.argv[0]

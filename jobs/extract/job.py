@@ -125,7 +125,10 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
     started = datetime.now(UTC)
     return Job(
         arguments, command, settings, models, inputs, input_options, storage,
-        rules=Rules(storage.root, arguments.all_files, parquet_columns(arguments), input_options),
+        rules=Rules(
+            storage.root, arguments.all_files, parquet_columns(arguments), input_options,
+            tuple(arguments.exclude), tuple(arguments.include),
+        ),
         run_id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", started=started,
     )
 

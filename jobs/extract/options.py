@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.extract.stages import DEFAULT_BATCHES, Batches
-from jobs.options import DEFAULT_MODELS, DEVICES, ArgumentError, command_parser, count, positive, seconds, share
+from jobs.options import (
+    DEFAULT_MODELS,
+    DEVICES,
+    ArgumentError,
+    add_choosing_options,
+    command_parser,
+    count,
+    positive,
+    seconds,
+    share,
+)
 from models.engines.engine import ENGINES, PRECISIONS
 from pipeline.boundary import STAGES
 from pipeline.input.containers import ParquetColumns
@@ -72,6 +82,13 @@ def config_value(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"expected true or false, got {value!r}")
         return value
+    if isinstance(action, argparse._AppendAction):
+        return [config_word(action, each) for each in (value if isinstance(value, list) else [value])]
+    return config_word(action, value)
+
+
+def config_word(action: argparse.Action, value: Any) -> Any:
+    """One value of an option. Raises ValueError, ArgumentTypeError."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"expected a value, got {value!r}")
     value = action.type(str(value)) if callable(action.type) else str(value)
@@ -158,7 +175,9 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
 def add_reading_options(group: argparse._ArgumentGroup) -> None:
     """What is read of INPUT, and what is done again."""
     group.add_argument("--all-files", action="store_true", help=(
-        "read every file of a folder, not only names with an image extension or none"))
+        "read every file of a folder: also hidden names, names that systems make (thumbnails, bins, backups), and "
+        "every extension"))
+    add_choosing_options(group)
     group.add_argument("--image-column", metavar="NAME", help=(
         "INPUT is Parquet files that contain the images, in this column of bytes (or of structs with a field bytes)"))
     group.add_argument("--uri-column", metavar="NAME", help=(

@@ -98,7 +98,7 @@ def locate(uris: Sequence[str], parquet: ParquetColumns | None, options: StoreOp
     containers = {match[1] for uri in uris if (match := _MEMBER.match(uri))}
     for container in sorted(each for each in containers if is_container(each, parquet)):
         row = dict.fromkeys(LISTING.names) | {"uri": container}
-        members = list_members(row, options, parquet, all_files=True)
+        members = list_members(row, options, parquet, skips=lambda _: None)
         found |= {row["uri"]: TodoRow(**row) for row in members.rows.to_pylist()}
     return [found.get(uri, TodoRow(uri)) for uri in uris]
 

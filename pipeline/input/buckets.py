@@ -10,7 +10,7 @@ from typing import Any
 
 import obstore
 
-from pipeline.input.names import InputError
+from pipeline.input.names import InputError, literal_beginning, spellings
 from pipeline.input.parallel_listing import PAGE_KEYS, list_in_parallel
 from pipeline.input.rows import FoundObject, Span, Stretch, listing_table
 from pipeline.input.rules import KeyRule
@@ -52,6 +52,32 @@ def find_object(bucket_uri: str, key: str, options: StoreOptions) -> FoundObject
             return _found_object(obstore.head(open_bucket(bucket_uri, options), key))
         except FileNotFoundError:
             return None
+
+
+def existing_key(bucket_uri: str, key: str, options: StoreOptions) -> tuple[str, str]:
+    """The longest beginning of a key that exists under that very name, and what comes after it. Raises InputError.
+
+    Parts without wildcards in ASCII are taken to exist, which saves requests. A part that is there in another Unicode
+    form exists, and is spelt as there.
+    """
+    beginning, parts = "", key.split("/")
+    for i, part in enumerate(parts):
+        is_last = i + 1 == len(parts)
+        if not part.isascii() or literal_beginning(part) is not None:
+            found = (name for name in spellings(part) if _exists(bucket_uri, f"{beginning}{name}", is_last, options))
+            spelt = next(found, None)
+            if spelt is None:
+                return beginning, "/".join(parts[i:])
+            part = spelt
+        beginning += part if is_last else f"{part}/"
+    return beginning, ""
+
+
+def _exists(bucket_uri: str, key: str, may_be_object: bool, options: StoreOptions) -> bool:
+    """Whether there is a folder with this key, or an object."""
+    if next(list_objects(bucket_uri, f"{key}/", options), None) is not None:
+        return True
+    return may_be_object and key != "" and find_object(bucket_uri, key, options) is not None
 
 
 def bucket_stretches(

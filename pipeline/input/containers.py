@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.input.names import InputError, skip_reason, uri_extension
+from pipeline.input.names import InputError, uri_extension
 from pipeline.input.rows import listing_table
 from pipeline.schemas import LISTING
 from pipeline.storage.files import open_file
@@ -32,6 +32,9 @@ MAX_HEADER_BYTES = 1 << 20     # of a tar: a name needs a few hundred; without a
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _READ_BUFFER_BYTES = 1 << 20
 _STREAMED_ROWS = 8             # images of a Parquet file that are decompressed at a time
+
+
+NameRule = Callable[[str], str | None]   # of a member's name: why it is skipped; None if it is not
 
 
 class ContainerError(Exception):
@@ -82,9 +85,9 @@ def refuse_compressed(name: str) -> None:
 
 
 def list_members(
-    container: dict[str, Any], options: StoreOptions, columns: ParquetColumns | None, all_files: bool
+    container: dict[str, Any], options: StoreOptions, columns: ParquetColumns | None, skips: NameRule
 ) -> Members:
-    """The images in a container. all_files: see `rules.Rules`.
+    """The images in a container. skips: of the members of a tar; every row of a Parquet file is an image.
 
     container: its row of `schemas.LISTING`. If a part of it cannot be read, the result has the images before that part,
     the damage, and a row for the container itself; that row fails, and the next run tries it again.
@@ -97,7 +100,7 @@ def list_members(
             if columns is not None and uri_extension(uri) == "parquet":
                 _index_parquet(file, uri, columns, index)
             else:
-                _index_tar(file, all_files, index)
+                _index_tar(file, skips, index)
     except (ContainerError, OSError, pa.ArrowException, obstore.exceptions.BaseError) as error:
         damage = f"cannot read all of {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}"
     table = _member_rows(container, index)
@@ -124,11 +127,11 @@ def _member_rows(container: dict[str, Any], index: _Index) -> pa.Table:
     })
 
 
-def _index_tar(file: BinaryIO, all_files: bool, index: _Index) -> None:
+def _index_tar(file: BinaryIO, skips: NameRule, index: _Index) -> None:
     for name, offset, size in tar_members(file):
         if offset is None:
             index.skipped[NOT_A_FILE_MEMBER] += 1
-        elif reason := skip_reason(name, all_files):
+        elif reason := skips(name):
             index.skipped[reason] += 1
         else:
             index.names.append(name)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.input.names import OUTPUT, InputError
+from pipeline.input.names import OUTPUT, InputError, composed
 
 NOT_A_FILE = "neither files nor folders"
 LOOP = "links to a folder above"
@@ -76,6 +76,33 @@ def path_stat(path: str) -> os.stat_result | None:
     except PermissionError:
         raise
     except (OSError, ValueError):   # ValueError: a null character
+        return None
+
+
+def existing_beginning(path: str) -> tuple[str, str]:
+    """The longest beginning of an absolute path that exists under that very name, and what comes after it.
+
+    A part that is there in another Unicode form exists, and is spelt as there.
+    """
+    beginning, parts = "", path.strip("/").split("/")
+    for i, part in enumerate(parts):
+        found = _spelt(beginning or "/", part)
+        if found is None:
+            return beginning or "/", "/".join(parts[i:])
+        beginning = f"{beginning}/{found}"
+    return beginning, ""
+
+
+def _spelt(folder: str, name: str) -> str | None:
+    """How the name is spelt in the folder; None if it is not there."""
+    if os.path.lexists(f"{folder}/{name}"):
+        return name
+    if name.isascii():
+        return None
+    try:
+        with os.scandir(folder) as scan:
+            return next((entry.name for entry in scan if composed(entry.name) == composed(name)), None)
+    except OSError:
         return None
 
 

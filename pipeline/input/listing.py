@@ -16,15 +16,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.input.buckets import find_object, folder_key, list_objects
+from pipeline.input.buckets import existing_key, find_object, folder_key, list_objects
 from pipeline.input.containers import Members, is_container, list_members, refuse_compressed
-from pipeline.input.folders import entry_stat, identity, path_stat, walk
+from pipeline.input.folders import entry_stat, existing_beginning, identity, path_stat, walk
 from pipeline.input.manifest import (
     check_remote,
     is_manifest,
@@ -33,9 +34,18 @@ from pipeline.input.manifest import (
     read_manifest_folder,
     unsupported,
 )
-from pipeline.input.names import HIDDEN, OTHER_EXTENSION, Glob, InputError, is_hidden, literal_beginning
+from pipeline.input.names import (
+    EXCLUDED,
+    HIDDEN,
+    NOT_INCLUDED,
+    OTHER_EXTENSION,
+    SYSTEM,
+    Glob,
+    InputError,
+    literal_beginning,
+)
 from pipeline.input.rows import listing_table
-from pipeline.input.rules import Rules
+from pipeline.input.rules import Rules, Selection
 from pipeline.storage.uris import (
     BUCKET_SCHEMES,
     REMOTE_SCHEMES,
@@ -96,11 +106,12 @@ def list_inputs(inputs: Sequence[str], add: Callable[[pa.Table], None], rules: R
     rows = _Rows(add, rules)
     kinds = []
     for each in inputs:
-        before = rows.count
+        before, skipped = rows.count, rows.skipped.copy()
+        rows.begin()
         kinds.append(_list_input(each, rules, rows))
         rows.flush()
         if rows.count == before:
-            raise InputError(_nothing_in(each, kinds[-1], rows.skipped))
+            raise InputError(_nothing_in(each, kinds[-1], rows.skipped - skipped, rows))
     return Listing(tuple(kinds), dict(rows.skipped), tuple(rows.warnings), tuple(rows.scopes), tuple(rows.whole))
 
 
@@ -116,14 +127,31 @@ def _list_input(uri: str, rules: Rules, rows: _Rows) -> InputKind:
     return _list_one(uri, InputKind.OBJECT, rules, rows, rows.add)
 
 
-def _nothing_in(uri: str, kind: InputKind, skipped: Counter[str]) -> str:
+def _nothing_in(uri: str, kind: InputKind, skipped: Counter[str], rows: _Rows) -> str:
     left_out = f" ({counts_line(skipped)})" if skipped else ""
     fix = "check the path"
-    if OTHER_EXTENSION in skipped or HIDDEN in skipped:
-        fix = "--all-files takes hidden names and every extension"
+    if EXCLUDED in skipped or NOT_INCLUDED in skipped:
+        fix = "check --exclude and --include"
+    elif skipped.keys() & {OTHER_EXTENSION, HIDDEN, SYSTEM}:
+        fix = "--all-files takes hidden names, those of other programs and every extension"
+    elif rows.glob:
+        fix = _glob_fix(rows.glob, rows.top)
     elif kind is InputKind.PREFIX and not uri.endswith("/"):
         fix = f"check the prefix, which is read as a folder; {uri}* takes all keys that begin with it"
     return f"no images found in the {kind} {uri}{left_out}: {fix}"
+
+
+def _glob_fix(glob: Glob, top: str) -> str:
+    """What was read as a wildcard, and how to write it literally."""
+    wild = [part for part in glob.wild_parts if literal_beginning(part) is not None]
+    first = f"nothing matches {' and '.join(map(repr, wild))} below {top or '/'}"
+    if not any(set(part) & set("[?") for part in wild):
+        return f"{first}; check the path"
+    literally = [part.replace("[", "[[]").replace("?", "[?]") for part in glob.wild_parts]
+    return (
+        f"{first}, where [, ? and * are wildcards. To mean the characters themselves, write [[], [?] and [*]: "
+        f"{'/'.join([top, *literally])!r}"
+    )
 
 
 @dataclass(slots=True)
@@ -137,6 +165,9 @@ class _Rows:
     warnings: list[str] = field(default_factory=list)
     scopes: list[str] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
+    glob: Glob | None = None               # of the INPUT that is being listed
+    top: str = ""                          # its path or URI, or that of the folder it is in
+    _selection: Selection | None = None
     _uris: list[str] = field(default_factory=list)
     _sizes: list[int | None] = field(default_factory=list)
     _etags: list[str | None] = field(default_factory=list)
@@ -159,12 +190,45 @@ class _Rows:
             mtime_us = found.st_mtime_ns // 1000
             self.add(local_uri(path), found.st_size, None, mtime_us if abs(mtime_us) < _MAX_MTIME_US else None)
 
+    def begin(self) -> None:
+        """Forget the INPUT before."""
+        self.glob, self.top, self._selection = None, "", None
+
+    def select(self, top: str, glob: Glob | None = None) -> Selection:
+        """The rule for names below `top`, and from now on for members of containers there."""
+        self.glob, self.top = glob, top.rstrip("/")
+        self._selection = Selection(self.rules, top, glob)
+        return self._selection
+
+    def skips_entry(self, uri: str, container: str | None = None) -> str | None:
+        """Why an entry of a manifest or a single file is skipped: only by --exclude and --include."""
+        assert self._selection is not None
+        if container and uri != container:
+            return self._selection.skips_entry(f"{self._below(container)}/{uri.removeprefix(f'{container}#')}")
+        return self._selection.skips_entry(self._below(uri))
+
+    def _below(self, uri: str) -> str:
+        """The path below the INPUT, or the whole of one that is elsewhere."""
+        path = local_path(uri) if is_local(uri) else uri
+        return path.removeprefix(f"{self.top}/").lstrip("/")
+
     def add_manifest(self, pieces: Generator[tuple[pa.Table, int], None, None]) -> None:
         with closing(pieces):       # Arrow's CSV reader has a thread; Python aborts if it still runs at the exit
             for table, without_uri in pieces:
-                self._hand_on(table)
+                self._hand_on(self._chosen(table))
                 if without_uri:
                     self.skipped[NO_URI] += without_uri
+
+    def _chosen(self, table: pa.Table) -> pa.Table:
+        """The rows of a manifest that --exclude and --include leave."""
+        if not (self.rules.exclude or self.rules.include):
+            return table
+        reasons = [
+            self.skips_entry(uri, container)
+            for uri, container in zip(table["uri"].to_pylist(), table["container"].to_pylist(), strict=True)
+        ]
+        self.skipped.update(filter(None, reasons))
+        return table.filter(pa.array([reason is None for reason in reasons], pa.bool_()))
 
     def flush(self) -> None:
         """Hand on the rows collected so far."""
@@ -188,9 +252,11 @@ class _Rows:
 
     def _add_members(self, containers: list[dict[str, Any]]) -> None:
         rules = self.rules
+        selection = self._selection or Selection(rules, self.top)
 
         def members(container: dict[str, Any]) -> Members:
-            return list_members(container, rules.options, rules.parquet, rules.all_files)
+            skips = partial(selection.skips_member, self._below(container["uri"]))
+            return list_members(container, rules.options, rules.parquet, skips)
 
         with ThreadPoolExecutor(_INDEX_THREADS, "index") as threads:
             for container, found in zip(containers, threads.map(members, containers), strict=True):
@@ -210,13 +276,17 @@ class _Rows:
 
 def _list_one(path: str, kind: InputKind, rules: Rules, rows: _Rows, add: Callable[[str], None]) -> InputKind:
     """A single file or object: one row, or the many of a manifest or a container."""
+    rows.select(path.rpartition("/")[0])
     refuse_compressed(path)
     if is_container(path, rules.parquet):
         kind = InputKind.CONTAINER
     elif is_manifest(path):
         rows.add_manifest(read_manifest(path, rules.options))
         return InputKind.MANIFEST
-    add(path)
+    if reason := rows.skips_entry(path):
+        rows.skipped[reason] += 1
+    else:
+        add(path)
     return kind
 
 
@@ -224,55 +294,66 @@ def _list_one(path: str, kind: InputKind, rules: Rules, rows: _Rows, add: Callab
 
 
 def _list_local(path: str, rules: Rules, rows: _Rows) -> InputKind:
-    try:
-        found = path_stat(path)
-    except PermissionError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    found, rest = _local_stat(path), ""
+    if found is None and not os.path.lexists(path):
+        beginning, rest = existing_beginning(path)
+        if not rest:      # it is there in another Unicode form
+            path, found = beginning, _local_stat(beginning)
     if found and stat.S_ISDIR(found.st_mode):
         if identity(path) == identity(rules.output):
             raise InputError(f"INPUT and OUTPUT are the same folder, {path}: choose another OUTPUT")
         if is_manifest_folder(path) and rules.parquet is None:
+            rows.select(path)
             rows.add_manifest(read_manifest_folder(path, rules.options))
             return InputKind.MANIFEST
         _list_folder(path, rules, rows)
         return InputKind.FOLDER
     if found or os.path.lexists(path):
         return _list_one(path, InputKind.FILE, rules, rows, lambda name: rows.add_local(name, found))
-    if literal_beginning(path) is None:
-        raise InputError(f"no such file or folder: {path}; check the path")
-    _list_glob(Glob(path, hidden=rules.all_files), rules, rows)
+    if literal_beginning(rest) is None:
+        raise InputError(f"no such file or folder: {path}; check the path: the part {beginning} exists")
+    _list_glob(Glob(f"{beginning.rstrip('/')}/{rest}", hidden=rules.all_files, literal=beginning), rules, rows)
     return InputKind.GLOB
 
 
-def _list_folder(folder: str, rules: Rules, rows: _Rows) -> None:
-    def enter(name: str, _: str) -> bool:
-        if rules.all_files or not is_hidden(name):
-            return True
-        rows.skipped[HIDDEN] += 1
-        return False
+def _local_stat(path: str) -> os.stat_result | None:
+    try:
+        return path_stat(path)
+    except PermissionError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
 
-    for path, entry in walk(folder, rules.output, enter, rows.skipped, rows.warnings):
-        if reason := rules.skips(entry.name):
-            rows.skipped[reason] += 1
-        else:
-            rows.add_local(path, entry_stat(entry))
+
+def _list_folder(folder: str, rules: Rules, rows: _Rows) -> None:
+    _walk_selected(folder, rows.select(folder), rules, rows)
     rows.scopes.append(local_uri(folder.rstrip("/") + "/"))
 
 
 def _list_glob(glob: Glob, rules: Rules, rows: _Rows) -> None:
-    base = glob.beginning.rpartition("/")[0] or "/"
-    if not Path(base).is_dir():
-        return
+    base = glob.literal or "/"
+    selection = rows.select(base, glob)
+    if Path(base).is_dir():
+        _walk_selected(base, selection, rules, rows, glob)
+
+
+def _walk_selected(base: str, selection: Selection, rules: Rules, rows: _Rows, glob: Glob | None = None) -> None:
+    """Add the files below a folder, those that the glob matches, without those that the selection skips."""
+    start = len(base.rstrip("/")) + 1
 
     def enter(_: str, folder: str) -> bool:
-        return glob.may_match_below(folder)
+        if glob and not glob.may_match_below(folder):
+            return False
+        reason = selection.skips_folder(folder[start:])
+        if reason:
+            rows.skipped[reason] += 1
+        return reason is None
 
     for path, entry in walk(base, rules.output, enter, rows.skipped, rows.warnings):
-        if glob.matches(path):
-            if reason := rules.skips_match(glob, entry.name):
-                rows.skipped[reason] += 1
-            else:
-                rows.add_local(path, entry_stat(entry))
+        if glob and not glob.matches(path):
+            continue
+        if reason := selection.skips_file(path[start:]):
+            rows.skipped[reason] += 1
+        else:
+            rows.add_local(path, entry_stat(entry))
 
 
 # --- buckets
@@ -288,10 +369,17 @@ def _list_bucket(uri: str, rules: Rules, rows: _Rows) -> InputKind:
     folder = folder_key(key)
     if f"{bucket_uri}/{folder}".rstrip("/") == rules.output:
         raise InputError(f"INPUT and OUTPUT are the same place, {rules.output}: choose another OUTPUT")
-    if literal_beginning(key) is not None and next(list_objects(bucket_uri, folder, options), None) is None:
-        _list_keys(bucket_uri, folder, rules, rows, Glob(key, hidden=rules.all_files))
-        return InputKind.GLOB
+    may_be_spelt_otherwise = literal_beginning(key) is not None or not key.isascii()
+    if may_be_spelt_otherwise and next(list_objects(bucket_uri, folder, options), None) is None:
+        beginning, rest = existing_key(bucket_uri, key, options)
+        if literal_beginning(rest) is not None:
+            glob = Glob(beginning + rest, hidden=rules.all_files, literal=beginning)
+            _list_keys(bucket_uri, folder_key(glob.literal), rules, rows, glob)
+            return InputKind.GLOB
+        if not rest and beginning != key:     # it is there in another Unicode form
+            return _list_bucket(f"{bucket_uri}/{beginning}", rules, rows)
     if is_manifest_folder(folder.rstrip("/")) and rules.parquet is None:
+        rows.select(f"{bucket_uri}/{folder}")
         rows.add_manifest(read_manifest_folder(f"{bucket_uri}/{folder}".rstrip("/"), options))
         return InputKind.MANIFEST
     _list_keys(bucket_uri, folder, rules, rows)
@@ -301,6 +389,7 @@ def _list_bucket(uri: str, rules: Rules, rows: _Rows) -> InputKind:
 
 def _list_keys(bucket_uri: str, folder: str, rules: Rules, rows: _Rows, glob: Glob | None = None) -> None:
     skips = rules.key_rule(bucket_uri, folder, glob)
+    rows.select(f"{bucket_uri}/{folder}", glob)
     for key, size, etag, mtime in list_objects(bucket_uri, glob.beginning if glob else folder, rules.options):
         if glob and not glob.matches(key):
             continue

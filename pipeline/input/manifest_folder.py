@@ -51,10 +51,14 @@ class ManifestState:
     rows: int = 0
     seen: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
     def is_same_listing(self, other: ManifestState) -> bool:
         """Whether both list the same source by the same rules."""
-        ours, theirs = ((each.source, each.revision, each.all_files) for each in (self, other))
+        ours, theirs = (
+            (each.source, each.revision, each.all_files, each.exclude, each.include) for each in (self, other)
+        )
         return ours == theirs
 
 
@@ -76,10 +80,12 @@ class ManifestError(UserError):
 def read_state(storage: Storage) -> ManifestState | None:
     """The content of `_manifest.json`; None if there is none. Raises ManifestError if it is damaged."""
     try:
-        return ManifestState(**json.loads(storage.read(MANIFEST_JSON)))
+        content = json.loads(storage.read(MANIFEST_JSON))
+        globs = {name: tuple(content.get(name, ())) for name in ("exclude", "include")}
+        return ManifestState(**content | globs)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         raise ManifestError(f"{storage.root}/{MANIFEST_JSON} is damaged; list again with --overwrite") from None
 
 
@@ -112,7 +118,9 @@ def claim(storage: Storage, wanted: ManifestState, *, overwrite: bool) -> Manife
 
 def _what(state: ManifestState) -> str:
     revision = f" as of sha256 {state.revision[:12]}" if state.revision else ""
-    return f"{state.source}{revision}, {'all files' if state.all_files else 'images'}"
+    chosen = [f", {word} {' '.join(globs)}" for word, globs in (("without", state.exclude), ("only", state.include))
+              if globs]
+    return f"{state.source}{revision}, {'all files' if state.all_files else 'images'}{''.join(chosen)}"
 
 
 def check_complete(storage: Storage) -> ManifestState | None:

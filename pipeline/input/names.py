@@ -1,9 +1,11 @@
-"""Names in inputs: extensions, hidden names, globs."""
+"""Names in inputs: extensions, hidden names, Unicode forms, globs."""
 
 from __future__ import annotations
 
 import fnmatch
+import glob
 import re
+import unicodedata
 
 from pipeline.errors import UserError
 from pipeline.storage.uris import is_http
@@ -17,6 +19,9 @@ IMAGE_EXTENSIONS = frozenset({
 # Reasons to skip a name. The user sees them after a number: "3 hidden".
 OTHER_EXTENSION = "with another extension"
 HIDDEN = "hidden"
+SYSTEM = "made by other programs (thumbnails, bins, caches, backups)"
+EXCLUDED = "left out by --exclude"
+NOT_INCLUDED = "not in --include"
 MARKER = "directory markers"
 OUTPUT = "of the output itself"
 
@@ -48,34 +53,44 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") and name not in (".", "..")
 
 
-def skip_reason(relative: str, all_files: bool) -> str | None:
-    """Why a name in a folder, a prefix or a tar is skipped, by its path in there; None if it is listed."""
-    if all_files:
-        return None
-    if any(map(is_hidden, relative.split("/"))):
-        return HIDDEN
-    return None if may_be_image(relative) else OTHER_EXTENSION
+def composed(text: str) -> str:
+    """The text in the Unicode form NFC. macOS writes names as NFD: "é" is an "e" and an accent there."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def spellings(name: str) -> list[str]:
+    """The name in every Unicode form in which it is found: as it is, NFC, NFD."""
+    if name.isascii():
+        return [name]
+    return list(dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]))
 
 
 class Glob:
     """A pattern for whole paths: `*`, `?` and `[…]` match within one part, `**` matches any number of parts.
 
-    Wildcards match hidden names only with `hidden`, or if that part of the pattern begins with a dot.
+    Wildcards match hidden names only with `hidden`, or if that part of the pattern begins with a dot. Names in another
+    Unicode form match as well.
+    literal: a folder at the beginning of the pattern that is taken literally, whatever characters are in its name.
     """
 
-    def __init__(self, pattern: str, *, hidden: bool) -> None:
+    def __init__(self, pattern: str, *, hidden: bool, literal: str = "") -> None:
         self._hidden = hidden
-        self._parts = pattern.split("/")
-        self._regexes = [re.compile(fnmatch.translate(part)) for part in self._parts]
-        self.beginning = literal_beginning(pattern) or ""
+        self.literal = literal.rstrip("/")
+        rest = pattern[len(self.literal) :]
+        folders = self.literal.split("/") if self.literal else []
+        self.wild_parts = (rest.removeprefix("/") if folders else rest).split("/")
+        self._parts = [*map(glob.escape, folders), *self.wild_parts]
+        self._regexes = [re.compile(fnmatch.translate(composed(part))) for part in self._parts]
+        # A name in another Unicode form begins with the same ASCII characters.
+        self.beginning = self.literal + re.split(r"[^\x00-\x7f]", composed(literal_beginning(rest) or ""))[0]
 
     def matches(self, path: str) -> bool:
         """Whether the path matches."""
-        return self._matches_from(path.split("/"), 0)
+        return self._matches_from(composed(path).split("/"), 0)
 
     def may_match_below(self, folder: str) -> bool:
         """Whether a path below the folder may match."""
-        names = folder.split("/")
+        names = composed(folder).split("/")
         for i, name in enumerate(names):
             if i < len(self._parts) and self._parts[i] == "**":
                 return all(self._is_visible(below) for below in names[i:])

@@ -117,6 +117,43 @@ def test_a_whole_bucket_into_itself(bucket, small):
     assert check_complete(storage).skipped["of the output itself"] >= 1
 
 
+def test_names_that_systems_make_and_chosen_names(bucket, out, tmp_path, capsys):
+    for key in ["p/a.jpg", "p/b.png", "p/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "p/x/c.jpg"]:
+        bucket.put(key)
+    assert run(f"{bucket.uri}/p/", out, "--exclude", "x", "--include", "*.jpg") == 0
+    assert uris(out) == [f"{bucket.uri}/p/a.jpg"]
+    assert "left out: 1 left out by --exclude, 1 made by other programs" in capsys.readouterr().err
+    assert run(f"{bucket.uri}/p/", out, "--exclude", "x", "--include", "*.jpg") == 0
+    assert run(f"{bucket.uri}/p/", out) == 2
+    assert "images, without x, only *.jpg; now" in capsys.readouterr().err
+    assert run(f"{bucket.uri}/p/", out, "--all-files", "--overwrite") == 0 and len(uris(out)) == 4
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "in" / name).touch()
+    assert run(tmp_path / "in", tmp_path / "l.parquet", "--exclude", "*.png") == 0
+    assert uris(tmp_path / "l.parquet") == [f"{tmp_path}/in/a.jpg"]
+
+
+def test_prefixes_with_brackets_and_in_another_unicode_form(bucket, tmp_path, capsys):
+    for key in ["Trip [2019]/a.jpg", "Trip 2/b.jpg", "Who?/c.jpg", "Cafe\u0301/d.jpg"]:
+        bucket.put(key)
+    for i, (prefix, key) in enumerate({"Trip [2019]": "Trip [2019]/a.jpg", "Who?/": "Who?/c.jpg",
+                                       "Caf\u00e9": "Cafe\u0301/d.jpg"}.items()):
+        assert run(f"{bucket.uri}/{prefix}", tmp_path / f"{i}.parquet") == 0
+        assert uris(tmp_path / f"{i}.parquet") == [f"{bucket.uri}/{key}"]
+    capsys.readouterr()
+    assert run(f"{bucket.uri}/Trip [2019]/*.jpg", tmp_path / "none.parquet") == 2
+    assert f"give '{bucket.uri}/Trip [2019]/' and --include '*.jpg'" in capsys.readouterr().err
+
+
+def test_local_names_with_brackets(tmp_path, out):
+    for name in ("Trip [2019]", "Trip 2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").touch()
+    assert run(tmp_path / "Trip [2019]/*.jpg", out) == 0
+    assert uris(out) == [f"{tmp_path}/Trip [2019]/a.jpg"]
+
+
 @pytest.mark.parametrize("file_format", ["CSV", "Parquet"])
 def test_an_inventory(bucket, out, file_format, capsys):
     content = {"CSV": csv_file, "Parquet": parquet_file}[file_format]
@@ -373,7 +410,7 @@ def test_a_missing_bucket_or_prefix_is_refused(bucket, out, capsys):
     assert "there is no such bucket" in capsys.readouterr().err
     bucket.put("photos.jpg")
     assert run(f"{bucket.uri}/photos", out) == 2
-    assert f"nothing is in {bucket.uri}/photos/: check the prefix. It names a folder" in capsys.readouterr().err
+    assert f"nothing is in {bucket.uri}/photos: check the prefix, which is read as a folder" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -52,6 +52,7 @@ def test_settings_that_cannot_be_are_refused():
         ("min-score: 0.6\nmax_faces: 3\nrotate-retry: true\npools: decode/detect+keypoint+align+embed\n",
          {"min_score": 0.6, "max_faces": 3, "rotate_retry": True, "pools": "decode/detect+keypoint+align+embed"}),
         ("embedder: 50\n", {"embedder": "50"}),
+        ("exclude: '*.png'\ninclude: ['*.jpg', x]\n", {"exclude": ["*.png"], "include": ["*.jpg", "x"]}),
     ],
 )
 def test_config_file(tmp_path, text, expected):
@@ -80,6 +81,7 @@ def test_the_command_line_wins_over_the_file(tmp_path):
         ("[" * 1500, "job.yaml"),
         ("pools: [decode, detect]", "pools: expected a value"),
         ("weights:", "weights: expected a value, got None"),
+        ("exclude: [1, true]", "exclude: expected a value, got True"),
     ],
 )
 def test_wrong_config_files_say_what_is_wrong(tmp_path, capsys, text, message):

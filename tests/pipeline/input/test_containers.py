@@ -25,11 +25,14 @@ from pipeline.input.containers import (
 )
 from pipeline.input.fetch import Fetch
 from pipeline.input.names import HIDDEN, OTHER_EXTENSION, InputError
+from pipeline.input.rules import Rules, Selection
 from pipeline.storage import files
 from pipeline.storage.files import open_file
 from pipeline.storage.uris import FROM_ENVIRONMENT
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+images = Selection(Rules(), "").skips
+everything = Selection(Rules(all_files=True), "").skips
 
 
 def tar(*members, format=tarfile.PAX_FORMAT) -> bytes:
@@ -186,15 +189,15 @@ def test_members_become_rows(tmp_path):
                   link("l.jpg", tarfile.SYMTYPE), ("a.jpg", b"later"))
     path = tmp_path / "s.tar"
     path.write_bytes(content)
-    members = list_members(row(path), FROM_ENVIRONMENT, None, all_files=False)
+    members = list_members(row(path), FROM_ENVIRONMENT, None, skips=images)
     assert members.damage is None
     assert members.skipped == {OTHER_EXTENSION: 1, HIDDEN: 1, NOT_A_FILE_MEMBER: 1, OVERWRITTEN: 1}
     rows = members.rows.to_pylist()
     assert [each["uri"] for each in rows] == [f"{path}#noext", f"{path}#a.jpg"]
     assert [content[each["offset"] :][: each["size"]] for each in rows] == [b"12", b"later"]
     assert {(each["container"], each["etag"], each["mtime"]) for each in rows} == {(str(path), "e", NOON)}
-    everything = list_members(row(path), FROM_ENVIRONMENT, None, all_files=True)
-    assert len(everything.rows) == 4 and everything.skipped == {NOT_A_FILE_MEMBER: 1, OVERWRITTEN: 1}
+    members = list_members(row(path), FROM_ENVIRONMENT, None, skips=everything)
+    assert len(members.rows) == 4 and members.skipped == {NOT_A_FILE_MEMBER: 1, OVERWRITTEN: 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 200, WHOLE[:2000], None])
@@ -202,7 +205,7 @@ def test_a_damaged_container_gives_a_row_for_the_rest(tmp_path, content):
     path = tmp_path / "s.tar"
     if content is not None:
         path.write_bytes(content)
-    members = list_members(row(path), FROM_ENVIRONMENT, None, all_files=False)
+    members = list_members(row(path), FROM_ENVIRONMENT, None, skips=images)
     assert members.damage is not None and str(path) in members.damage
     assert members.rows.to_pylist()[-1] == row(path, container=str(path), size=None)
 
@@ -229,7 +232,7 @@ NAMED = ["x", None, "x", "é/3", "1"]
 )
 def test_rows_of_a_parquet_file(tmp_path, columns, uris):
     path = write_images(tmp_path / "a.parquet", [b"%d" % i for i in range(5)], name=NAMED, n=range(10, 15))
-    members = list_members(row(path), FROM_ENVIRONMENT, columns, all_files=False)
+    members = list_members(row(path), FROM_ENVIRONMENT, columns, skips=images)
     assert [each["uri"] for each in members.rows.to_pylist()] == [f"{path}#{name}" for name in uris]
     assert members.rows["offset"].to_pylist() == [0, 1, 2, 3, 4]
     assert set(members.rows["size"].to_pylist()) == {None}
@@ -291,7 +294,7 @@ def test_several_files_with_broken_ones_among_them(tmp_path):
 def test_a_wrong_column_is_refused_with_the_option_to_check(tmp_path, columns, message):
     path = write_images(tmp_path / "a.parquet", [b"1"], name=["x"])
     with pytest.raises(InputError, match=message) as error:
-        list_members(row(path), FROM_ENVIRONMENT, columns, all_files=False)
+        list_members(row(path), FROM_ENVIRONMENT, columns, skips=images)
     assert "--image-column" in str(error.value)
 
 
@@ -310,7 +313,7 @@ def test_a_tar_in_a_bucket_is_indexed_by_ranged_reads(bucket, monkeypatch):
 
     monkeypatch.setattr(files.obstore, "get_range", counting)
     uri = f"{bucket.uri}/s/a.tar"
-    members = list_members(row(uri), FROM_ENVIRONMENT, None, all_files=False)
+    members = list_members(row(uri), FROM_ENVIRONMENT, None, skips=images)
     assert [each["uri"] for each in members.rows.to_pylist()] == [f"{uri}#{n}" for n in ("a.jpg", "big.jpg", "c.jpg")]
     assert sum(read) < len(big)
 
@@ -319,7 +322,7 @@ def test_a_parquet_file_in_a_bucket(bucket, tmp_path):
     bucket.put("a.parquet", open(write_images(tmp_path / "a.parquet", [b"0", b"1"]), "rb").read())   # noqa: PTH123, SIM115
     uri = f"{bucket.uri}/a.parquet"
     assert ParquetImages("image", FROM_ENVIRONMENT).read(uri, 1) == b"1"
-    members = list_members(row(uri), FROM_ENVIRONMENT, ParquetColumns("image"), all_files=False)
+    members = list_members(row(uri), FROM_ENVIRONMENT, ParquetColumns("image"), skips=images)
     assert members.rows["uri"].to_pylist() == [f"{uri}#0", f"{uri}#1"]
 
 

@@ -17,7 +17,16 @@ from pipeline.input import listing as module
 from pipeline.input.containers import ParquetColumns
 from pipeline.input.folders import LOOP, NOT_A_FILE, UNREADABLE
 from pipeline.input.listing import NO_URI, InputKind, Listing, list_inputs
-from pipeline.input.names import HIDDEN, MARKER, OTHER_EXTENSION, OUTPUT, InputError
+from pipeline.input.names import (
+    EXCLUDED,
+    HIDDEN,
+    MARKER,
+    NOT_INCLUDED,
+    OTHER_EXTENSION,
+    OUTPUT,
+    SYSTEM,
+    InputError,
+)
 from pipeline.input.rules import Rules
 from pipeline.schemas import LISTING
 from pipeline.storage.uris import StoreOptions, UriError
@@ -40,9 +49,11 @@ class Found:
         return self.listing.skipped
 
 
-def listing(inputs, output="/nowhere", all_files=False, parquet=None, options=StoreOptions()) -> Found:  # noqa: B008
+def listing(
+    inputs, output="/nowhere", all_files=False, parquet=None, options=StoreOptions(), exclude=(), include=(),  # noqa: B008
+) -> Found:
     tables = [LISTING.empty_table()]
-    rules = Rules(str(output), all_files, parquet, options)
+    rules = Rules(str(output), all_files, parquet, options, exclude, include)
     several = inputs if isinstance(inputs, list) else [inputs]
     found = list_inputs([str(each) for each in several], tables.append, rules)
     rows = pa.concat_tables(tables)
@@ -440,6 +451,146 @@ def test_a_listing_written_as_parquet_is_a_manifest(tmp_path):
     touch(tmp_path, "a.jpg")
     pq.write_table(listing(tmp_path).rows, tmp_path / "todo.parquet")
     assert listing(tmp_path / "todo.parquet").rows == listing(tmp_path / "a.jpg").rows
+
+
+# --- names with wildcard characters, and in another Unicode form
+
+ALBUMS = ["Trip [2019]/a.jpg", "Trip 2/b.jpg", "[Family] 1999/c.jpg", "Who is this?/d.jpg", "**/e.jpg", "x/**/y/f.jpg",
+          "Trip [2019]/sub/g.jpg", "F/h.jpg"]
+NFC, NFD = "Caf\u00e9", "Cafe\u0301"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    """A place with the albums: what its URIs begin with, and a function that adds a file."""
+    if request.param == "folder":
+        where, add = str(tmp_path), lambda name: touch(tmp_path, name)
+    else:
+        made = request.getfixturevalue("bucket")
+        where, add = made.uri, lambda name: made.put(name, b"123")
+    for name in ALBUMS:
+        add(name)
+    return SimpleNamespace(uri=where, add=add)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "matched"),
+    [
+        ("Trip [2019]", ["Trip [2019]/a.jpg", "Trip [2019]/sub/g.jpg"]),
+        ("Trip [2019]/", ["Trip [2019]/a.jpg", "Trip [2019]/sub/g.jpg"]),
+        ("Trip [2019]/*.jpg", ["Trip [2019]/a.jpg"]),
+        ("Trip [2019]/**/*.jpg", ["Trip [2019]/a.jpg", "Trip [2019]/sub/g.jpg"]),
+        ("Trip [2019]/[a-f].jpg", ["Trip [2019]/a.jpg"]),
+        ("Trip [[]2019]/*.jpg", ["Trip [2019]/a.jpg"]),
+        ("Trip [12]/*.jpg", ["Trip 2/b.jpg"]),                      # no folder has this name
+        ("[Family] 1999/?.jpg", ["[Family] 1999/c.jpg"]),
+        ("[Family]/*.jpg", ["F/h.jpg"]),
+        ("Who is this?", ["Who is this?/d.jpg"]),
+        ("Who is this?/d.jpg", ["Who is this?/d.jpg"]),
+        ("Who is this?/*", ["Who is this?/d.jpg"]),
+        ("**/*.jpg", ["**/e.jpg"]),                                 # a folder of this name exists
+        ("x/**/*.jpg", []),
+        ("x/**/y/*.jpg", ["x/**/y/f.jpg"]),
+        ("*/y/*.jpg", []),
+        ("?/[*][*]/y/*.jpg", ["x/**/y/f.jpg"]),
+    ],
+)
+def test_the_longest_folder_that_exists_is_taken_literally(place, inputs, matched):
+    if matched:
+        assert relative(listing(f"{place.uri}/{inputs}"), place.uri) == sorted(matched)
+    else:
+        with pytest.raises(InputError, match="nothing matches"):
+            listing(f"{place.uri}/{inputs}")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("none*", "no images found in the glob .*/none.*: nothing matches 'none.' below .*; check the path"),
+        ("Trip [34]/*.jpg", r"nothing matches 'Trip \[34\]' and '\*\.jpg' below .*write \[\[\], \[\?\] and \[\*\]: "
+                            r"'.*/Trip \[\[\]34\]/\*\.jpg'"),
+        ("Trip [2019]/z?.jpg", r"nothing matches 'z\?\.jpg' below .*/Trip \[2019\], .*/Trip \[2019\]/z\[\?\]\.jpg'"),
+    ],
+)
+def test_the_message_says_what_was_read_as_a_wildcard(place, inputs, message):
+    with pytest.raises(InputError, match=message):
+        listing(f"{place.uri}/{inputs}")
+
+
+@pytest.mark.parametrize(("typed", "stored"), [(NFC, NFD), (NFD, NFC), (NFC, NFC)])
+@pytest.mark.parametrize("inputs", ["{}", "{}/", "{}/{}.jpg", "{}/*.jpg", "{}/{}*", "C*/{}.jpg", "**/{}.jpg"])
+def test_a_name_in_another_unicode_form_is_found(place, typed, stored, inputs):
+    place.add(f"{stored}/{stored}.jpg")
+    pattern = inputs.replace("{}", typed)
+    if pattern.startswith("**"):
+        pattern = f"C*/{pattern}"
+    assert relative(listing(f"{place.uri}/{pattern}"), place.uri) == [f"{stored}/{stored}.jpg"]
+
+
+def test_the_very_name_comes_before_another_unicode_form(place):
+    for form in (NFC, NFD):
+        place.add(f"{form}/a.jpg")
+        assert relative(listing(f"{place.uri}/{form}"), place.uri) == [f"{form}/a.jpg"]
+    with pytest.raises(InputError, match="no "):
+        listing(f"{place.uri}/{NFC}x")
+
+
+def test_several_inputs_with_brackets(place):
+    found = listing([f"{place.uri}/Trip [2019]/*.jpg", f"{place.uri}/Who is this?", f"{place.uri}/[Family] 1999"])
+    assert relative(found, place.uri) == ["Trip [2019]/a.jpg", "Who is this?/d.jpg", "[Family] 1999/c.jpg"]
+
+
+# --- names that systems make; --exclude and --include
+
+NAS = ["a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "#recycle/b.jpg", "C.lrdata/x/c.jpg", "a.JPG_original",
+       "P.photoslibrary/resources/derivatives/1/y.jpeg", "P.photoslibrary/originals/1/z.jpeg"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**"])
+def test_names_that_systems_make_are_left_out_and_counted(place, pattern):
+    for name in NAS:
+        place.add(f"nas/{name}")
+    top = f"{place.uri}/nas"
+    found = listing(top + pattern)
+    assert relative(found, top) == ["P.photoslibrary/originals/1/z.jpeg", "a.jpg"] and found.skipped == {SYSTEM: 5}
+    assert len(uris(listing(top + pattern, all_files=True))) == 7
+
+
+@pytest.mark.parametrize("inside", ["@eaDir", "#recycle", "C.lrdata", "P.photoslibrary/resources"])
+def test_an_input_inside_such_a_folder_is_read(place, inside):
+    for name in NAS:
+        place.add(f"nas/{name}")
+    assert len(uris(listing(f"{place.uri}/nas/{inside}"))) == 1
+    assert len(uris(listing(f"{place.uri}/nas/{inside}/**"))) == 1
+
+
+def test_excluded_and_included_names(place):
+    for name in ["a.jpg", "b.png", "private/c.jpg", "x/d.dat", "s.tar"]:
+        place.add(f"p/{name}")
+    top = f"{place.uri}/p"
+    found = listing(top, exclude=("*.png", "private", "*.tar"))
+    assert relative(found, top) == ["a.jpg"] and found.skipped == {EXCLUDED: 3, OTHER_EXTENSION: 1}
+    found = listing(f"{top}/**", include=("*.dat", f"{top}/private"), exclude=("*.tar",))
+    assert relative(found, top) == ["private/c.jpg", "x/d.dat"] and found.skipped == {NOT_INCLUDED: 2, EXCLUDED: 1}
+    with pytest.raises(InputError, match="check --exclude and --include"):
+        listing(f"{top}/a.jpg", exclude=("*.jpg",))
+
+
+def test_names_in_tars_are_chosen_in_the_same_way(tmp_path):
+    (tmp_path / "s.tar").write_bytes(shard("1.jpg", "@eaDir/1.jpg", "x/2.jpg", "3.png", "__MACOSX/._1.jpg"))
+    for inputs in (tmp_path, tmp_path / "s.tar"):
+        found = listing(inputs, exclude=("*.png",), include=("1.*", "x/*.jpg"))
+        assert relative(found, tmp_path) == ["s.tar#1.jpg", "s.tar#x/2.jpg"]
+        assert found.skipped == {SYSTEM: 2, EXCLUDED: 1}
+
+
+def test_entries_of_a_manifest_are_left_out_only_by_request(tmp_path):
+    (tmp_path / "m.txt").write_text("a.jpg\n@eaDir/b.jpg\n/data/private/c.jpg\ns3://b/private/d.jpg\n")
+    assert len(uris(listing(tmp_path / "m.txt"))) == 4
+    found = listing(tmp_path / "m.txt", exclude=("private", "@eaDir/*"))
+    assert relative(found, tmp_path) == ["a.jpg"] and found.skipped == {EXCLUDED: 3}
+    found = listing(tmp_path / "m.txt", include=("s3://b/private",))
+    assert uris(found) == ["s3://b/private/d.jpg"] and found.skipped == {NOT_INCLUDED: 3}
 
 
 # --- containers, and several INPUTs

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.input.names import Glob, extension, is_hidden, literal_beginning, may_be_image, uri_extension
+from pipeline.input.names import (
+    Glob,
+    composed,
+    extension,
+    is_hidden,
+    literal_beginning,
+    may_be_image,
+    spellings,
+    uri_extension,
+)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +121,28 @@ def test_glob_that_names_an_extension(pattern, names):
 )
 def test_literal_beginning(pattern, beginning):
     assert literal_beginning(pattern) == beginning
+
+
+@pytest.mark.parametrize(
+    ("literal", "pattern", "path", "beginning", "fits"),
+    [
+        ("", "a[1]/*", "a1/b", "a", True),
+        ("a[1]", "a[1]/*", "a[1]/b", "a[1]/", True),
+        ("a[1]/", "a[1]/*", "a1/b", "a[1]/", False),
+        ("/p/**", "/p/**/b*", "/p/**/bc", "/p/**/b", True),
+        ("/p/**", "/p/**/b*", "/p/x/bc", "/p/**/b", False),
+        ("", "cafe\u0301*", "caf\u00e9.jpg", "caf", True),
+    ],
+)
+def test_glob_with_a_literal_folder(literal, pattern, path, beginning, fits):
+    glob = Glob(pattern, hidden=False, literal=literal)
+    assert glob.matches(path) is fits and glob.beginning == beginning
+
+
+@pytest.mark.parametrize(
+    ("name", "all_spellings"),
+    [("", [""]), ("a", ["a"]), ("\u00e9", ["\u00e9", "e\u0301"]), ("e\u0301", ["e\u0301", "\u00e9"]),
+     ("\u732b", ["\u732b"])],
+)
+def test_unicode_forms(name, all_spellings):
+    assert spellings(name) == all_spellings and {composed(each) for each in all_spellings} == {composed(name)}
