@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from models.engines.compiled_cache import compiled_key, load_or_compile
 from models.engines.engine import EngineError, Runtime, Shape
 from models.engines.self_check import check_answer, check_input
 from models.engines.signal_stack import kept_signal_stack
@@ -47,9 +49,9 @@ class OpenVinoNetwork:
         self._export, answers = export_of(model)
         self._requests: dict[Shape, Any] = {}
         try:
-            for shape in shapes:
+            for shape in shapes[:1]:                  # others when they are used: compiling takes long
                 self._request(shape)
-            self._check(precision, answers)
+            self._check(precision, answers, shapes)
         except RuntimeError as error:                 # of OpenVINO, whatever it is
             raise EngineError(str(error).strip().splitlines()[0]) from None
 
@@ -64,6 +66,15 @@ class OpenVinoNetwork:
         return self._requests[shape]
 
     def _compile(self, shape: Shape) -> Any:
+        key = compiled_key(
+            self._core, hashlib.sha256(self._export).hexdigest(), tuple(shape), sorted(self._properties.items()),
+            self._preprocessing["mean"], self._preprocessing["std"],
+        )
+        with kept_signal_stack():
+            compiled = load_or_compile(self._core, key, self._properties, lambda: self._build(shape))
+            return compiled.create_infer_request()
+
+    def _build(self, shape: Shape) -> Any:
         ov = import_openvino()
         from openvino.preprocess import PrePostProcessor
 
@@ -76,12 +87,11 @@ class OpenVinoNetwork:
         steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
             [float(value) for value in self._preprocessing["mean"]]
         ).scale([float(value) for value in self._preprocessing["std"]])
-        with kept_signal_stack():
-            return self._core.compile_model(steps.build(), "CPU", self._properties).create_infer_request()
+        return self._core.compile_model(steps.build(), "CPU", self._properties)
 
-    def _check(self, precision: str, answers: Mapping[str, list[float]]) -> None:
-        """Compare with the stored answer, at the input size of a shape in use if there is an answer for it."""
-        shape = next((each for each in self._requests if str(each[1]) in answers), None)
+    def _check(self, precision: str, answers: Mapping[str, list[float]], shapes: Sequence[Shape]) -> None:
+        """Compare with the stored answer, at the input size of one of the shapes if there is an answer for it."""
+        shape = next((each for each in shapes if str(each[1]) in answers), None)
         if shape is None:
             side = int(next(iter(answers)))
             shape = (1, side, side, 3)
