@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.errors import UserError
 
@@ -223,51 +223,55 @@ def write_card(weights_dir: Path, card: WeightCard) -> None:
     write_whole((weights_dir / card.file_name).with_suffix(".json"), text.encode())
 
 
-def fetch_weights(uri_or_dir: str | Path, cache_dir: Path, model: str | None = None) -> Path:
-    """A local folder with the weights of `uri_or_dir`.
+class WeightsBucket(Protocol):
+    """A folder in an object store: `pipeline.storage` opens it."""
 
-    A local folder is returned as it is. From an object store (`s3://…`, `gs://…`, `az://…`; credentials, region and
-    endpoint from the environment) the weights are copied into a folder below cache_dir, except those that are there
-    already and match their card. model: copy only `<role>-<name>`, else all. If several processes call this at once,
-    one copies and the others wait. Only this user may be able to write to cache_dir: anyone else could replace the
-    weights after the check. Raises WeightsError.
+    @property
+    def root(self) -> str:
+        """Its URI."""
+
+    def list(self, folder: str) -> Sequence[Any]:
+        """The files directly in the folder; each has a `path`."""
+
+    def read(self, path: str) -> bytes:
+        """The content."""
+
+
+def fetch_weights(source: str | Path | WeightsBucket, cache_dir: Path, model: str | None = None) -> Path:
+    """A local folder with the weights of the source.
+
+    A local folder is returned as it is. From a bucket the weights are copied into a folder below cache_dir, except
+    those that are there already and match their card. model: copy only `<role>-<name>`, else all. If several processes
+    call this at once, one copies and the others wait. Only this user may be able to write to cache_dir: anyone else
+    could replace the weights after the check. Raises WeightsError.
     """
-    if "://" not in str(uri_or_dir):
-        if not Path(uri_or_dir).is_dir():
-            raise WeightsError(f"weights: {uri_or_dir} is not a folder; give a folder or a bucket URI")
-        return Path(uri_or_dir)
-
-    from obstore.exceptions import BaseError
-
-    uri = str(uri_or_dir).rstrip("/")
-    target = own_folder(cache_dir) / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    if isinstance(source, str | Path):
+        if not Path(source).is_dir():
+            raise WeightsError(f"weights: {source} is not a folder; give a folder or a bucket URI")
+        return Path(source)
+    target = own_folder(cache_dir) / hashlib.sha256(source.root.encode()).hexdigest()[:16]
     target.mkdir(mode=0o700, exist_ok=True)
     try:
         with _locked(target):
-            copied = _copy_from_bucket(uri, target, model)
-    except (BaseError, OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"weights: cannot copy {uri}: {str(error).splitlines()[0]}") from error
+            copied = _copy_from_bucket(source, target, model)
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"weights: cannot copy {source.root}: {str(error).splitlines()[0]}") from error
     if not copied:
-        raise WeightsError(f"weights: {uri} holds no model card ({model or '*'}.json); name another folder")
+        raise WeightsError(f"weights: {source.root} holds no model card ({model or '*'}.json); name another folder")
     return target
 
 
-def _copy_from_bucket(uri: str, target: Path, model: str | None) -> list[str]:
+def _copy_from_bucket(source: WeightsBucket, target: Path, model: str | None) -> list[str]:
     """Copy cards and weights that are missing or differ; the names of the cards in the bucket."""
-    import obstore
-    from obstore.store import from_url
-
-    plain_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")     # the user's own server
-    store = from_url(uri, client_options={"allow_http": plain_http})
-    found = (entry["path"].rpartition("/")[2] for entry in obstore.list_with_delimiter(store)["objects"])
-    names = sorted(name for name in found if name.endswith(".json") and model in (None, name.removesuffix(".json")))
+    found = [file.path for file in source.list("")]
+    names = [name for name in found if name.endswith(".json") and model in (None, name.removesuffix(".json"))]
     for name in names:
-        content = bytes(obstore.get(store, name).bytes())
-        card = _parse_card(f"{uri}/{name}", json.loads(content))
+        content = source.read(name)
+        card = _parse_card(f"{source.root}/{name}", json.loads(content))
         for file_name, sha256 in card.files().items():
             local = target / file_name
             if not local.exists() or hashlib.sha256(local.read_bytes()).hexdigest() != sha256:
-                write_whole(local, bytes(obstore.get(store, file_name).bytes()))
+                write_whole(local, source.read(file_name))
         write_whole(target / name, content)
     return names
 
@@ -362,7 +366,8 @@ def _read_checked(path: Path, sha256: str) -> bytes:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system releases it if the process dies."""
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):      # a file system without locks: several copy the same files, each of them whole
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

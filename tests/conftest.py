@@ -5,14 +5,18 @@ from __future__ import annotations
 import http.server
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.run.cluster import connect
+from pipeline.storage.certificates import CA_VARIABLES
+from pipeline.storage.clients import forget_clients
 from tests.support.google_storage import google_storage
 from tests.support.http_server import serving
 
@@ -79,6 +83,20 @@ def bucket(s3_endpoint: str) -> Bucket:
     name = f"test{uuid.uuid4().hex[:12]}"   # no "-": Google's client percent-encodes it, and moto does not decode it
     client.create_bucket(Bucket=name)
     return Bucket(name, client)
+
+
+@pytest.fixture
+def aws_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An environment without settings for AWS, and a home folder without profiles: that folder."""
+    for name in os.environ:
+        if name.startswith("AWS_") or name in CA_VARIABLES:
+            monkeypatch.delenv(name)
+    (home := tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    forget_clients()
+    yield home
+    forget_clients()
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,7 @@ def test_cards_in_a_bucket_write_only_to_the_cache(tmp_path, bucket):
     bucket.put("weights/detector-x.json", json.dumps(card).encode())
     bucket.put("weights/detector-../../escaped.safetensors", b"here")
     with pytest.raises(WeightsError, match="name must be a word"):
-        fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")
+        fetch_weights(open_storage(f"{bucket.uri}/weights"), tmp_path / "cache")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from jobs import manifest
-from pipeline.storage.clients import s3_client
+from pipeline.storage.aws import s3_client
 from pipeline.storage.uris import StoreOptions
 
 

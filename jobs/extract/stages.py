@@ -30,7 +30,17 @@ from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.image import is_too_large
 from pipeline.stages.keypoint import Keypoint
-from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, local_path
+from pipeline.storage import open_storage
+from pipeline.storage.uris import (
+    BUCKET_SCHEMES,
+    FROM_ENVIRONMENT,
+    StoreOptions,
+    is_local,
+    local_path,
+    parse_input_uri,
+    unsupported,
+    uri_scheme,
+)
 
 MAX_DETECTIONS = 3000    # of one image, before --max-faces; the fullest WIDER FACE photo has 1,968 faces
 
@@ -188,7 +198,12 @@ def local_weights(weights: str | None, model: str | None = None) -> Path:
     """
     if weights is None:
         return DEFAULT_WEIGHTS_DIR
-    return fetch_weights(local_path(weights), Path(tempfile.gettempdir()) / f"facelake-weights-{os.getuid()}", model)
+    cache = Path(tempfile.gettempdir()) / f"facelake-weights-{os.getuid()}"
+    if is_local(weights):
+        return fetch_weights(local_path(weights), cache, model)
+    if uri_scheme(weights) not in BUCKET_SCHEMES:
+        raise WeightsError(f"weights: {unsupported(weights, usable='a folder, s3:// or gs://')}")
+    return fetch_weights(open_storage(*parse_input_uri(weights)), cache, model)
 
 
 def alignment_template(embedder: WeightCard) -> AlignmentTemplate:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,8 @@ def export_on_demand(model: StoredModel) -> tuple[bytes, dict[str, Any]]:
     cache = own_folder(Path(tempfile.gettempdir()) / f"facelake-exports-{os.getuid()}")
     path = cache / f"{model.card.tensors_sha256[:16]}-{CACHE_VERSION}.onnx"
     with (cache / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)          # of several actors one exports, the others wait
+        with suppress(OSError):                   # some file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)      # of several actors one exports, the others wait
         if not path.with_suffix(".json").exists():
             card = model.card
             command = [sys.executable, "-m", __name__, str(model.folder), card.role, card.name, str(path)]

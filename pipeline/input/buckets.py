@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,7 +13,9 @@ from pipeline.input.names import InputError, literal_beginning, spellings
 from pipeline.input.parallel_listing import PAGE_KEYS, list_in_parallel
 from pipeline.input.rows import FoundObject, Span, Stretch, listing_table
 from pipeline.input.rules import KeyRule
-from pipeline.storage.clients import open_bucket, plain_etag, s3_client
+from pipeline.storage.aws import s3_client
+from pipeline.storage.clients import open_bucket, plain_etag
+from pipeline.storage.faults import ACCESS_DENIED, bucket_fault, is_access_denied, one_line
 from pipeline.storage.uris import StoreOptions, UriError
 
 
@@ -145,21 +146,14 @@ def input_errors(bucket_uri: str) -> Iterator[None]:
     except UriError:
         raise
     except (ClientError, BotoCoreError, OSError, ValueError, obstore.exceptions.BaseError) as error:
-        raise InputError(f"cannot list {bucket_uri}: {_next_step(error)} ({str(error).splitlines()[0]})") from error
+        raise InputError(f"cannot list {bucket_uri}: {_next_step(error)} ({one_line(error)})") from error
 
 
 def _next_step(error: Exception) -> str:
-    from botocore.exceptions import ClientError, NoCredentialsError
-
-    code = error.response["Error"].get("Code") if isinstance(error, ClientError) else None
-    if code == "NoSuchBucket":
-        return "there is no such bucket at this endpoint; check its name and AWS_ENDPOINT_URL"
-    if code == "AccessDenied" or re.search(r"status code: 40[13]", str(error)):   # obstore has no class for it
-        return "access denied; check the credentials, or add ?anonymous=true for a public bucket"
-    if code in ("ExpiredToken", "RequestExpired"):
-        return "the credentials have expired; log in again"
-    if isinstance(error, NoCredentialsError):
-        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a public bucket needs ?anonymous=true"
+    if fault := bucket_fault(error):
+        return fault
+    if is_access_denied(error):
+        return ACCESS_DENIED
     if isinstance(error, obstore.exceptions.InvalidPathError):
         return "the client for Google Storage cannot list a key with an empty, '.' or '..' part; rename that object"
     return "check the credentials, the endpoint and the region"

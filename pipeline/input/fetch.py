@@ -14,10 +14,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import obstore
+
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
 from pipeline.input.containers import ParquetImages
-from pipeline.storage.clients import REQUEST_TIMEOUT_S, open_bucket, plain_etag, s3_client
+from pipeline.storage import web
+from pipeline.storage.aws import s3_client
+from pipeline.storage.clients import open_bucket, plain_etag
+from pipeline.storage.faults import environment_fault, is_not_found, one_line
+from pipeline.storage.timeouts import REQUEST_TIMEOUT_S
 from pipeline.storage.uris import (
+    BUCKET_SCHEMES,
     FROM_ENVIRONMENT,
     StoreOptions,
     UriError,
@@ -33,6 +40,8 @@ from pipeline.storage.uris import (
 if TYPE_CHECKING:
     from obstore import GetOptions
 
+    from pipeline.storage.web import WebAnswer
+
 THREADS = 16                     # a GET from S3 takes 30 to 100 ms: 16 threads do a few hundred a second
 AHEAD_BYTES = 64 << 20           # prefetch
 MAX_FILE_BYTES = 2 << 30         # a 200-megapixel TIFF of 16-bit RGBA has 1.6 GB; a disk image named .jpg has more
@@ -44,7 +53,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Fetch:
-    """Fetch the files of to-do rows, in order. A failure is the result for its row, never an exception.
+    """Fetch the files of to-do rows, in order. A failure is the result for its row.
+
+    Only what every file meets is raised, as an EnvironmentFault: credentials, the bucket, its name, a full disk.
 
     Prefetches two files for each thread, `ahead_bytes` at most (a single file may be larger). A row with a container is
     the `size` bytes at `offset` of that file or object. Without a size it is row number `offset` of a Parquet file, and
@@ -97,7 +108,7 @@ class Fetch:
                 images.close()
 
     def fetch_one(self, row: TodoRow) -> Fetched | FetchFailure:
-        """The bytes of one row, or why they could not be fetched."""
+        """The bytes of one row, or why they could not be fetched. Raises EnvironmentFault."""
         location = row.container or row.uri
         part = None
         if row.container == row.uri:
@@ -118,12 +129,8 @@ class Fetch:
             if not is_local(location):
                 return FetchFailure(f"cannot read {uri_scheme(location)}:// URIs")
             return self._fetch_local(Path(local_path(location)), part)
-        except UriError:
-            return FetchFailure("a file:// URI of another machine, or of a relative path")
-        except OSError as error:
-            return FetchFailure((error.strerror or _reason(error)).lower() if error.errno else _reason(error))
         except Exception as error:        # each client of an object store has its own exceptions
-            return FetchFailure(_reason(error))
+            return _failure(error, location)
 
     def _fetch_parquet_row(self, row: TodoRow, images: ParquetImages) -> Fetched | FetchFailure:
         if row.offset is None or row.container == row.uri:
@@ -131,7 +138,7 @@ class Fetch:
         try:
             content = images.read(row.container or "", row.offset)
         except Exception as error:        # as above
-            return FetchFailure(_reason(error))
+            return _failure(error, row.container or "")
         if len(content) > self._max_file_bytes:
             return self._too_large()
         return Fetched(content)
@@ -155,16 +162,38 @@ class Fetch:
         return _check_complete(part, Fetched(content, None, _mtime(status)))
 
     def _fetch_object(self, uri: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
+        if is_http(uri):
+            return self._fetch_from_web(uri, part)
         bucket_uri, key = split_uri(uri)
-        if is_http(uri) or is_addressable(key):
+        if is_addressable(key):
             return self._fetch_by_obstore(bucket_uri, key, part)
         if uri_scheme(uri) == "s3":
             return self._fetch_by_boto3(bucket_uri.split("://", 1)[1], key, part)
         return FetchFailure("a key with control characters or with an empty, '.' or '..' part; rename the object")
 
-    def _fetch_by_obstore(self, bucket_uri: str, key: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
-        import obstore
+    def _fetch_from_web(self, url: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
+        def read(answer: WebAnswer) -> Fetched | FetchFailure:
+            version = answer.etag, answer.mtime
+            n_bytes = part[1] if part else answer.size or 0        # 0 for unknown
+            if n_bytes > self._max_file_bytes:
+                return self._too_large()
+            if answer.encoding and part:
+                return FetchFailure("the server compresses parts of the file; download it first")
+            content = bytearray()
+            for piece in answer.pieces(BEGINNING_BYTES):
+                content += piece
+                if n_bytes >= HEADER_FIRST_BYTES and len(content) == len(piece) and self._is_refused(bytes(piece)):
+                    return Fetched(bytes(piece), *version, file_bytes=n_bytes)
+                if len(content) > self._max_file_bytes:
+                    return self._too_large()
+            whole = answer.decoded(bytes(content), self._max_file_bytes) if answer.encoding else bytes(content)
+            if len(whole) > self._max_file_bytes:
+                return self._too_large()
+            return _check_complete(part, Fetched(whole, *version))
 
+        return web.get(url, part, read)
+
+    def _fetch_by_obstore(self, bucket_uri: str, key: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         options: GetOptions = {"range": (part[0], part[0] + part[1])} if part else {}
         result = obstore.get(open_bucket(bucket_uri, self._options), key, options=options)
         if part is None and result.meta["size"] > self._max_file_bytes:
@@ -247,13 +276,28 @@ def _mtime(status: os.stat_result) -> datetime | None:
         return None
 
 
+def _failure(error: Exception, location: str) -> FetchFailure:
+    """The failure of one file. Raises EnvironmentFault for an error that every file meets."""
+    scheme = uri_scheme(location)
+    place = split_uri(location)[0] if scheme in BUCKET_SCHEMES else ""
+    if fault := environment_fault(error, place):
+        raise fault from error
+    if isinstance(error, UriError):
+        return FetchFailure("a file:// URI of another machine, or of a relative path")
+    if isinstance(error, OSError) and error.errno and error.strerror and scheme in (None, "file"):
+        return FetchFailure(error.strerror.lower())
+    return FetchFailure(_reason(error))
+
+
 def _reason(error: Exception) -> str:
     """The error in one line that is the same for all files with this error, so that users can group by it.
 
     It has no name, no time and no number of retries, and no query or credentials of a URL.
     """
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or is_not_found(error):
         return "not found"
+    if not isinstance(error, obstore.exceptions.BaseError):
+        return one_line(error)
     text, _, details = str(error).partition("\n\nDebug source")
     text = " ".join(text.split())
     if answered := re.search(r"status code: (\d{3} [^:]+)(?::.*?<Code>(\w+)</Code>)?", text):
@@ -261,7 +305,6 @@ def _reason(error: Exception) -> str:
         return f"{reason} (archived; restore it first)" if answered[2] == "InvalidObjectState" else reason
     text = re.sub(r"^Generic \w+ error: ", "", text)
     text = re.sub(r"^Error performing \w+ (?:\w+://(?:[^\s/@]*@)?([^\s/?]+))?.*? - (?:HTTP error: )?", r"\1: ", text)
-    text = re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*)?", r"\1\2", text)
     cause = re.search(r'message: "([^"]+)"', details) or re.search(r"\bkind: (Timeout|Interrupted)\b", details)
     text = f"{text}: {cause[1]}" if cause else text
     return text[:300] or type(error).__name__

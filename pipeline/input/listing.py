@@ -32,7 +32,6 @@ from pipeline.input.manifest import (
     is_manifest_folder,
     read_manifest,
     read_manifest_folder,
-    unsupported,
 )
 from pipeline.input.names import (
     EXCLUDED,
@@ -54,6 +53,7 @@ from pipeline.storage.uris import (
     local_path,
     local_uri,
     split_uri,
+    unsupported,
     uri_scheme,
 )
 

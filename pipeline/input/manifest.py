@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.input.manifest_folder import check_complete
 from pipeline.input.names import InputError, extension, uri_extension
 from pipeline.schemas import LISTING
-from pipeline.storage import open_storage
-from pipeline.storage.clients import open_bucket
+from pipeline.storage import open_storage, web
 from pipeline.storage.files import open_file
 from pipeline.storage.uris import (
     REMOTE_SCHEMES,
@@ -31,10 +30,13 @@ from pipeline.storage.uris import (
     local_path,
     local_uri,
     split_uri,
+    unsupported,
     uri_scheme,
 )
 
 MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
+
+MAX_WEB_BYTES = 4 << 30      # of a manifest on a web server, which is held in memory
 
 _TEXT_LINES = 100_000
 _CSV_BLOCK_BYTES = 8 << 20
@@ -145,8 +147,7 @@ def _tables(path: str, options: StoreOptions) -> Generator[pa.Table, None, None]
 def _open(path: str, options: StoreOptions) -> BinaryIO:
     if not is_http(path):
         return open_file(path, options)
-    bucket_uri, key = split_uri(path)       # a web server may not support ranges
-    return io.BytesIO(bytes(obstore.get(open_bucket(bucket_uri, options), key).bytes()))
+    return io.BytesIO(web.read_whole(path, MAX_WEB_BYTES))       # a web server may not support ranges
 
 
 def _parse_parquet(file: BinaryIO) -> Iterator[pa.Table]:
@@ -267,8 +268,3 @@ def check_remote(uri: str) -> None:
         raise InputError(f"no bucket or host in {uri!r}: write s3://bucket/key, gs://bucket/key or https://host/path")
     if "@" in host:
         raise InputError("credentials in a URI end up in the output: remove them and set them in the environment")
-
-
-def unsupported(uri: str) -> str:
-    """The message about a URI whose scheme is not supported."""
-    return f"cannot read {uri_scheme(uri)}:// ({uri!r}): use a local path, file://, s3://, gs://, http:// or https://"

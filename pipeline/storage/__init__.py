@@ -14,6 +14,7 @@ from pipeline.storage.uris import (
     is_local,
     local_path,
     split_uri,
+    unsupported,
     uri_scheme,
 )
 
@@ -28,7 +29,7 @@ def open_storage(uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> Storage:
     if is_local(uri):
         return LocalStorage(local_path(uri))
     if uri_scheme(uri) not in BUCKET_SCHEMES:
-        raise UriError(f"cannot write to {uri!r}: give a local folder, s3://bucket/prefix or gs://bucket/prefix")
+        raise UriError(unsupported(uri, "write to", "a local folder, s3://bucket/prefix or gs://bucket/prefix"))
     bucket_uri, prefix = split_uri(uri)
     prefix = prefix.rstrip("/")
     if prefix and not is_addressable(prefix):

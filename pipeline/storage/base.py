@@ -6,6 +6,7 @@ What was written or deleted stays so after a crash. Every failure is an OSError 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
@@ -33,6 +34,9 @@ class Storage(Protocol):
     @property
     def root(self) -> str:
         """The place as users may see it: an absolute path, or a URI."""
+
+    def weaknesses(self) -> Sequence[str]:
+        """What this place was found to lack of all that makes an output safe, a line each."""
 
     def list(self, folder: str) -> list[StoredFile]:
         """The files directly in the folder, sorted by name, without temporary files. A missing folder is empty."""

@@ -1,25 +1,26 @@
-"""The clients of object stores, with their credentials, timeouts and retries."""
+"""The clients that read and write buckets, with their credentials, timeouts and retries."""
 
 from __future__ import annotations
 
-import os
-from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+import math
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from obstore.store import GCSStore, HTTPStore, ObjectStore, S3Store
+from obstore.store import GCSStore, ObjectStore, S3Store
 
-from pipeline.storage.uris import FROM_ENVIRONMENT, REMOTE_SCHEMES, StoreOptions, UriError, is_http, uri_scheme
+from pipeline.storage.aws import AwsCredentials, aws_session, bucket_address, ca_file, s3_client
+from pipeline.storage.certificates import ca_bundle
+from pipeline.storage.timeouts import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S, RETRIES, RETRY_S
+from pipeline.storage.uris import BUCKET_SCHEMES, FROM_ENVIRONMENT, StoreOptions, UriError, uri_scheme
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, GCSConfig, RetryConfig, S3Config
 
-# With these a dead endpoint gives a failed row after about a minute; it does not stall the run.
-RETRY: RetryConfig = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 30      # between two pieces of a body
-REQUEST_TIMEOUT_S = 300  # for a whole object: obstore's default of 30 s cuts off 100 MB on a slow line
-MAX_CONNECTIONS = 64     # of boto3, kept open; more threads than this open a connection for every request
+RETRY: RetryConfig = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)}
+FAILURE_KEPT_S = 30
 
 
 def plain_etag(etag: str | None) -> str | None:
@@ -27,12 +28,54 @@ def plain_etag(etag: str | None) -> str | None:
     return (etag or "").strip('"') or None
 
 
-@lru_cache(maxsize=256)
-def open_bucket(bucket_uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> ObjectStore:
-    """The obstore client of `s3://bucket`, `gs://bucket` or an http(s) URI. One per process, safe for threads.
+class _Opened:
+    """What was opened, by its place. A failure is kept too: else each of many threads would wait for it in turn."""
 
-    S3 credentials come from boto3's chain (environment, profile, instance). Raises UriError if there are none.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[tuple[str, StoreOptions], ObjectStore] = {}
+        self._failed: dict[tuple[str, StoreOptions], tuple[float, Exception]] = {}
+
+    def get(self, bucket_uri: str, options: StoreOptions) -> ObjectStore:
+        place = bucket_uri, options
+        with self._lock:
+            if place in self._found:
+                return self._found[place]
+            since, failure = self._failed.get(place, (-math.inf, None))
+            if failure and time.monotonic() < since + FAILURE_KEPT_S:
+                raise failure
+            try:
+                self._found[place] = _open_bucket(bucket_uri, options)
+            except Exception as error:
+                self._failed[place] = time.monotonic(), error
+                raise
+            return self._found[place]
+
+    def forget(self) -> None:
+        with self._lock:
+            self._found.clear()
+            self._failed.clear()
+
+
+_opened = _Opened()
+
+
+def forget_clients() -> None:
+    """Open all clients anew: the environment has changed."""
+    _opened.forget()
+    for cache in (aws_session, s3_client, bucket_address):
+        cache.cache_clear()
+
+
+def open_bucket(bucket_uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> ObjectStore:
+    """The obstore client of `s3://bucket` or `gs://bucket`. One per process, safe for threads.
+
+    Raises UriError for a configuration that cannot be used, and botocore's errors if S3 does not answer.
     """
+    return _opened.get(bucket_uri, options)
+
+
+def _open_bucket(bucket_uri: str, options: StoreOptions) -> ObjectStore:
     scheme, name = uri_scheme(bucket_uri), bucket_uri.split("://", 1)[-1]
     if scheme == "s3":
         return _s3_store(name, options)
@@ -40,93 +83,32 @@ def open_bucket(bucket_uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> Ob
         config: GCSConfig = {"base_url": options.endpoint} if options.endpoint else {}
         if options.anonymous:
             config["skip_signature"] = True
-        return GCSStore(name, config=config, client_options=_client_options(options.endpoint), retry_config=RETRY)
-    if is_http(bucket_uri):
-        return HTTPStore(bucket_uri, client_options=_client_options(bucket_uri), retry_config=RETRY)
-    raise UriError(f"{bucket_uri!r} is not a bucket of {', '.join(REMOTE_SCHEMES)}")
+        client_options = _client_options(options.endpoint, ca_bundle())
+        return GCSStore(name, config=config, client_options=client_options, retry_config=RETRY)
+    raise UriError(f"{bucket_uri!r} is not a bucket of {', '.join(BUCKET_SCHEMES)}")
 
 
 def _s3_store(name: str, options: StoreOptions) -> S3Store:
-    endpoint = s3_endpoint(options)
-    config: S3Config = {"endpoint": endpoint} if endpoint else {}
-    if options.region:
-        config["region"] = options.region
+    address = bucket_address(name, options)
+    config: S3Config = {
+        "endpoint": address.endpoint, "virtual_hosted_style_request": address.virtual, "region": address.region,
+    }
     if options.anonymous:
         config["skip_signature"] = True
     return S3Store(
-        name, config=config, client_options=_client_options(endpoint), retry_config=RETRY,
-        credential_provider=None if options.anonymous else _aws_credentials(),
+        name, config=config, retry_config=RETRY,
+        client_options=_client_options(address.endpoint, ca_file(aws_session(options))),
+        credential_provider=None if options.anonymous else AwsCredentials(options),
     )
 
 
-def _client_options(endpoint: str | None) -> ClientConfig:
-    return {
+def _client_options(endpoint: str | None, bundle: str | None) -> ClientConfig:
+    config: ClientConfig = {
         "allow_http": endpoint is not None and endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
         "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
         "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
     }
-
-
-@lru_cache(maxsize=16)
-def s3_client(options: StoreOptions = FROM_ENVIRONMENT) -> Any:
-    """AWS's own S3 client (boto3), for listings: it accepts keys that obstore refuses. Safe for threads."""
-    import boto3
-    import botocore.session
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    session = botocore.session.get_session()
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
-    endpoint = s3_endpoint(options)
-    config = Config(
-        # "standard" retries with backoff and jitter. "adaptive" would also slow all threads down, by a rule that boto
-        # calls experimental; 16 threads stay far below S3's limit of 5,500 list requests a second.
-        retries={"mode": "standard", "max_attempts": 6},
-        max_pool_connections=MAX_CONNECTIONS,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
-        # Few servers other than AWS have a DNS name for each bucket. obstore addresses them by path too.
-        s3={"addressing_style": "path"} if endpoint else None,
-        signature_version=UNSIGNED if options.anonymous else None,
-    )
-    return boto3.Session(botocore_session=session).client(
-        "s3", endpoint_url=endpoint, region_name=options.region or _aws_region(), config=config
-    )
-
-
-def s3_endpoint(options: StoreOptions) -> str | None:
-    """The endpoint for S3: the option, else AWS_ENDPOINT_URL_S3, else AWS_ENDPOINT_URL; None is AWS itself."""
-    return options.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def _parse_time(text: str) -> datetime:
-    """A time in a response. botocore's own parser guesses the format and takes two thirds of a listing's time."""
-    from botocore.utils import parse_timestamp
-
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:   # the form of headers: "Wed, 21 Oct 2015 07:28:00 GMT"
-        time: datetime = parse_timestamp(text)
-        return time
-
-
-def _aws_region() -> str:
-    import boto3
-
-    # boto3 reads AWS_DEFAULT_REGION and the profile; obstore reads AWS_REGION too. Both clients must agree.
-    return os.environ.get("AWS_REGION") or boto3.Session().region_name or "us-east-1"
-
-
-def _aws_credentials() -> Any:
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    try:
-        provider = Boto3CredentialProvider()
-    except ValueError:
-        raise UriError(
-            "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run on a "
-            "machine with a role; for a public bucket add ?anonymous=true to the URI"
-        ) from None
-    provider.config["region"] = _aws_region()
-    return provider
+    if bundle:
+        config["root_certificate"] = Path(bundle).read_bytes()
+    return config

@@ -8,17 +8,9 @@ from typing import Any, BinaryIO
 
 import obstore
 
+from pipeline.storage import web
 from pipeline.storage.clients import open_bucket
-from pipeline.storage.uris import (
-    BUCKET_SCHEMES,
-    StoreOptions,
-    is_addressable,
-    is_http,
-    is_local,
-    local_path,
-    split_uri,
-    uri_scheme,
-)
+from pipeline.storage.uris import StoreOptions, is_addressable, is_http, is_local, local_path, split_uri
 
 READ_AHEAD_BYTES = 1 << 20
 
@@ -60,19 +52,16 @@ class RangeReader(io.RawIOBase):
 
 
 def open_file(uri: str, options: StoreOptions) -> BinaryIO:
-    """A local file or an object, seekable. The caller closes it. Raises UriError, OSError and obstore's errors."""
+    """A local file or an object, seekable. The caller closes it. Raises UriError, OSError and the clients' errors."""
     if is_local(uri):
         return open(local_path(uri), "rb")   # noqa: PTH123
+    if is_http(uri):
+        return RangeReader.buffered(lambda start, end: web.read_part(uri, start, end - start), web.file_size(uri))
     bucket_uri, key = split_uri(uri)
-    if uri_scheme(uri) in BUCKET_SCHEMES and not is_addressable(key):
+    if not is_addressable(key):
         raise OSError(f"the client cannot read the key {key!r}: rename the object")
     store = open_bucket(bucket_uri, options)
-    if is_http(uri):      # a signed URL may allow GET but not HEAD
-        size = obstore.get(store, key, options={"range": (0, 1)}).meta["size"]
-    else:
-        size = obstore.head(store, key)["size"]
-
-    def read_range(start: int, end: int) -> bytes:
-        return bytes(obstore.get_range(store, key, start=start, end=end))
-
-    return RangeReader.buffered(read_range, size)
+    size = obstore.head(store, key)["size"]
+    return RangeReader.buffered(
+        lambda start, end: bytes(obstore.get_range(store, key, start=start, end=end)), size
+    )

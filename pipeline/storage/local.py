@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.storage.base import FileVersion, StoredFile, join
+from pipeline.storage.file_system import lock_file_of, locked, sync_file, sync_folder
 from pipeline.storage.uris import absolute
 
 _LOCK = ".lock"
+_LOCKS = {_LOCK, lock_file_of(Path(_LOCK)).name}
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.facelake-tmp")
 
 
@@ -25,10 +26,14 @@ class LocalStorage:
 
     def __init__(self, folder: str) -> None:
         self._root = absolute(folder)   # workers have another working directory than the driver
+        self._lacks: set[str] = set()
 
     @property
     def root(self) -> str:
         return self._root
+
+    def weaknesses(self) -> Sequence[str]:
+        return [f"the file system of {self._root} is weak: {lack}" for lack in sorted(self._lacks)]
 
     def list(self, folder: str) -> list[StoredFile]:
         found = []
@@ -36,7 +41,7 @@ class LocalStorage:
             with os.scandir(self._at(folder)) as entries:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):   # deleted since the scan began
-                        if entry.is_file() and entry.name != _LOCK and not _TEMPORARY.fullmatch(entry.name):
+                        if entry.is_file() and entry.name not in _LOCKS and not _TEMPORARY.fullmatch(entry.name):
                             stat = entry.stat()
                             mtime = datetime.fromtimestamp(stat.st_mtime, UTC)
                             found.append(StoredFile(join(folder, entry.name), stat.st_size, mtime))
@@ -58,17 +63,17 @@ class LocalStorage:
         target = self._at(path)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.facelake-tmp")
         with _named_errors(target):
-            _make_folder(target.parent)
+            self._make_folder(target.parent)
             try:
                 with temporary.open("xb") as file:
                     file.write(content)
                     file.flush()
-                    os.fsync(file.fileno())
+                    sync_file(file.fileno(), self._lacks)
                 temporary.replace(target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            _sync_folder(target.parent)
+            sync_folder(target.parent, self._lacks)
 
     def create(self, path: str, content: bytes) -> FileVersion | None:
         with self._locked():
@@ -94,13 +99,13 @@ class LocalStorage:
                 target.unlink()
                 changed.add(target.parent)
         for folder in changed:
-            _sync_folder(folder)
+            sync_folder(folder, self._lacks)
 
     def delete_tree(self, folder: str) -> None:
         target = self._at(folder)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent, self._lacks)
 
     def clean_temporary(self) -> None:
         # With the lock held no `create` or `replace` (a heartbeat) has a temporary file.
@@ -117,14 +122,18 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock against other processes and threads. The kernel releases it when the process ends."""
+        """Hold the folder's lock against other processes and threads."""
         lock = self._at(_LOCK)
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as held:
             with _named_errors(lock):
-                _make_folder(lock.parent)
-                file = opened.enter_context(lock.open("ab"))
-                fcntl.flock(file, fcntl.LOCK_EX)
+                self._make_folder(lock.parent)
+                held.enter_context(locked(lock, self._lacks))
             yield
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder.parent, self._lacks)
 
 
 @contextlib.contextmanager
@@ -134,18 +143,3 @@ def _named_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write the names in the folder to disk, so that they survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

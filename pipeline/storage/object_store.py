@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
 import obstore
+from botocore.exceptions import BotoCoreError
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -37,6 +38,9 @@ class ObjectStorage:
     @property
     def root(self) -> str:
         return f"{self._bucket_uri}/{self._prefix}".rstrip("/")
+
+    def weaknesses(self) -> Sequence[str]:
+        return []
 
     def list(self, folder: str) -> list[StoredFile]:
         key = self._key(folder)
@@ -118,7 +122,7 @@ class ObjectStorage:
             raise FileExistsError(errno.EEXIST, _first_line(error), name) from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise PermissionError(errno.EACCES, f"access denied ({_first_line(error)})", name) from error
-        except BaseError as error:
+        except (BaseError, BotoCoreError) as error:      # of a bucket that cannot be opened
             raise OSError(errno.EIO, _first_line(error), name) from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote_from_bytes, unquote, unquote_to_bytes
+from urllib.parse import parse_qsl, quote_from_bytes, unquote_to_bytes
 
 from pipeline.errors import UserError
 
@@ -35,6 +35,18 @@ class StoreOptions:
 
 
 FROM_ENVIRONMENT = StoreOptions()
+
+
+_AZURE_SCHEMES = {"az", "adl", "azure", "abfs", "abfss", "wasb", "wasbs"}
+_READABLE = "a local path, file://, s3://, gs://, http:// or https://"
+
+
+def unsupported(uri: str, doing: str = "read", usable: str = _READABLE) -> str:
+    """The message about a URI whose scheme is not supported. usable: what is, for what the user is doing."""
+    scheme = uri_scheme(uri)
+    if scheme in _AZURE_SCHEMES:
+        usable = "a folder where the container is mounted (blobfuse2), or a copy in s3:// or gs://; Azure has no client"
+    return f"cannot {doing} {scheme}:// ({uri!r}): use {usable}"
 
 
 def uri_scheme(path: str) -> str | None:
@@ -113,7 +125,6 @@ def parse_input_uri(uri: str) -> tuple[str, StoreOptions]:
 def split_uri(uri: str) -> tuple[str, str]:
     """The argument of `clients.open_bucket`, and the key: `s3://bucket/a b.jpg` → `("s3://bucket", "a b.jpg")`.
 
-    An http(s) URI with a query, or with segments that a client would change, is a store of its own with the key "".
     Raises UriError for another scheme and for a URI without a bucket.
     """
     scheme = uri_scheme(uri)
@@ -122,11 +133,6 @@ def split_uri(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.split("://", 1)[1].partition("/")
     if not bucket:
         raise UriError(f"no bucket or host in {uri!r}: write s3://bucket/key, gs://bucket/key or https://host/path")
-    if is_http(uri):
-        path = unquote(key)
-        if "?" in uri or "#" in uri or not is_addressable(path):
-            return uri, ""
-        return f"{scheme}://{bucket}", path
     return f"{scheme}://{bucket}", key
 
 

@@ -20,6 +20,7 @@ from models.store import (
     tensors_digest,
     write_card,
 )
+from pipeline.storage import open_storage
 
 FIELDS = {
     "name": "tiny",
@@ -206,22 +207,22 @@ def test_a_local_weights_folder_is_not_copied(tmp_path: Path) -> None:
 
 def test_weights_in_a_bucket_are_copied_once_and_again_if_damaged(tmp_path: Path, bucket) -> None:
     with pytest.raises(WeightsError, match="holds no model card"):
-        fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")
+        fetch_weights(open_storage(f"{bucket.uri}/weights"), tmp_path / "cache")
     card = save(tmp_path / "made")
     for path in (tmp_path / "made").iterdir():
         bucket.put(f"weights/{path.name}", path.read_bytes())
     bucket.put("weights/deeper/detector-other.json", b"{}")      # in a folder below
 
-    local = fetch_weights(f"{bucket.uri}/weights/", tmp_path / "cache")
+    local = fetch_weights(open_storage(f"{bucket.uri}/weights/"), tmp_path / "cache")
     assert read_card(local, "detector", "tiny") == card
     (local / card.file_name).write_bytes(b"damaged")
-    assert fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache") == local
+    assert fetch_weights(open_storage(f"{bucket.uri}/weights"), tmp_path / "cache") == local
     assert read_card(local, "detector", "tiny") == card
 
     bucket.client.delete_object(Bucket=bucket.name, Key=f"weights/{card.file_name}")
-    fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache")    # the weights are here: the bucket is not asked
+    fetch_weights(open_storage(f"{bucket.uri}/weights"), tmp_path / "cache")    # they are here: no GET for them
     with pytest.raises(WeightsError, match="cannot copy"):
-        fetch_weights(f"{bucket.uri}/weights", tmp_path / "new cache")
+        fetch_weights(open_storage(f"{bucket.uri}/weights"), tmp_path / "new cache")
 
 
 def test_one_model_can_be_copied_from_a_bucket(tmp_path: Path, bucket) -> None:
@@ -229,12 +230,12 @@ def test_one_model_can_be_copied_from_a_bucket(tmp_path: Path, bucket) -> None:
     save(tmp_path / "made", name="other")
     for path in (tmp_path / "made").iterdir():
         bucket.put(f"weights/{path.name}", path.read_bytes())
-    local = fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache", "detector-other")
+    local = fetch_weights(open_storage(f"{bucket.uri}/weights"), tmp_path / "cache", "detector-other")
     assert sorted(path.name for path in local.glob("detector-*")) == [
         "detector-other.json", "detector-other.safetensors"
     ]
     with pytest.raises(WeightsError, match=r"holds no model card \(detector-third\.json\)"):
-        fetch_weights(f"{bucket.uri}/weights", tmp_path / "cache", "detector-third")
+        fetch_weights(open_storage(f"{bucket.uri}/weights"), tmp_path / "cache", "detector-third")
 
 
 def test_of_four_processes_one_copies_the_weights(tmp_path: Path, bucket) -> None:
@@ -243,9 +244,10 @@ def test_of_four_processes_one_copies_the_weights(tmp_path: Path, bucket) -> Non
     for path in (tmp_path / "made").iterdir():
         bucket.put(f"weights/{path.name}", path.read_bytes())
     code = (
-        "import sys; from pathlib import Path; import obstore; from models.store import fetch_weights, read_card\n"
+        "import sys; from pathlib import Path; from pipeline.storage import open_storage\n"
+        "from models.store import fetch_weights, read_card\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "folder = fetch_weights(sys.argv[1], Path(sys.argv[2]))\n"
+        "folder = fetch_weights(open_storage(sys.argv[1]), Path(sys.argv[2]))\n"
         "print((folder / read_card(folder, 'detector', 'tiny').file_name).stat().st_ino)"
     )
     command = [sys.executable, "-c", code, f"{bucket.uri}/weights", str(tmp_path / "cache")]

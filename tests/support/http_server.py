@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,18 @@ NOT_FORWARDED = ("content-length", "transfer-encoding", "connection", "server", 
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler], **attributes: object) -> Iterator[str]:
+def serving(
+    handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None, **attributes: object
+) -> Iterator[str]:
     """The endpoint of a server with one thread per request. attributes: class attributes of its handlers."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler,), attributes))
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

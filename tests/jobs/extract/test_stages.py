@@ -77,3 +77,9 @@ def test_local_weights_are_used_in_place(weights):
 def test_weights_of_another_host_are_refused():
     with pytest.raises(UriError, match="file:///folder/name"):
         local_weights("file://other/weights")
+
+
+@pytest.mark.parametrize("uri", ["az://container/weights", "abfss://c@account/weights", "ftp://host/weights"])
+def test_weights_of_another_store_are_refused(uri):
+    with pytest.raises(WeightsError, match=r"weights: cannot read .*: use a folder"):
+        local_weights(uri)

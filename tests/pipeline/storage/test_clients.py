@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import http.server
 import pickle
-import threading
 from datetime import UTC, datetime, timedelta
 
 import obstore
 import pytest
 
-from pipeline.storage.clients import open_bucket, plain_etag, s3_client, s3_endpoint
-from pipeline.storage.uris import StoreOptions, UriError, split_uri
+from pipeline.storage.aws import s3_client
+from pipeline.storage.clients import open_bucket, plain_etag
+from pipeline.storage.uris import StoreOptions
 
 
 @pytest.mark.parametrize(
@@ -17,16 +16,6 @@ from pipeline.storage.uris import StoreOptions, UriError, split_uri
 )
 def test_plain_etag(etag, plain):
     assert plain_etag(etag) == plain
-
-
-def test_options_win_over_the_environment(monkeypatch):
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    assert s3_endpoint(StoreOptions()) is None
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://general")
-    assert s3_endpoint(StoreOptions()) == "http://general"
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://special")
-    assert s3_endpoint(StoreOptions()) == "http://special"
-    assert s3_endpoint(StoreOptions("http://option")) == "http://option"
 
 
 def test_there_is_one_client_per_endpoint(bucket, s3_endpoint, monkeypatch):
@@ -55,33 +44,3 @@ def test_an_anonymous_client_signs_nothing(bucket, s3_endpoint):
     assert bytes(obstore.get(open_bucket(bucket.uri, options), "public").bytes()) == b"1"
     with pytest.raises(obstore.exceptions.PermissionDeniedError):
         obstore.get(open_bucket(bucket.uri, options), "private")
-
-
-def test_missing_credentials_are_explained(monkeypatch, tmp_path, s3_endpoint):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(UriError, match="no AWS credentials found"):
-        open_bucket("s3://bucket-without-credentials")
-
-
-def test_http_objects_are_read_with_their_query():
-    class Echo(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = self.path.encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for path in ["/a%20b.jpg", "/a%20b.jpg?sig=%2F1", "/a//b.jpg"]:
-        store, key = split_uri(f"http://127.0.0.1:{server.server_port}{path}")
-        assert bytes(obstore.get(open_bucket(store), key).bytes()).decode() == path
-    server.shutdown()
