@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.bench import compare, decode_scale, detect, embedders, engines, manifest, memory, plan, scale, stages
+from jobs.bench.sweep import SWEEPS
 from jobs.command import run_command, run_process
 from jobs.options import command_parser, count, positive, seconds
 
@@ -76,8 +77,12 @@ def add_comparison(add: AddCommand) -> None:
     command.add_argument("--facenet", type=Path, metavar="FILE.pt", help=(
         "weights of facenet-pytorch's InceptionResnetV1, as its authors publish them; default: random ones, which "
         "take the same time"))
+    command.add_argument("--sweep", dest="sweeps", nargs="+", default=(), choices=tuple(SWEEPS), metavar="WHAT", help=(
+        f"in place of the comparison: the cost of an image by one or several of {', '.join(SWEEPS)}"))
+    command.add_argument("--profile", action="store_true", help=(
+        "in place of the comparison: a flame graph of an actor, or with --device cuda a trace of torch's profiler"))
     command.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="FOLDER", help=(
-        "gets bench.md, bench.json and bench.png; default: %(default)s"))
+        "gets bench.md, bench.json and bench.png, or the results of the two options above; default: %(default)s"))
     add_device(command)
 
 

@@ -19,8 +19,10 @@ from jobs.bench.in_process import photo_rows
 from jobs.bench.job import JobRounds
 from jobs.bench.loop import NAME as LOOP
 from jobs.bench.measurement import Measurement
+from jobs.bench.profile import profile_job
 from jobs.bench.resident import LeftOut, Resident
 from jobs.bench.start import Start
+from jobs.bench.sweep import bench_sweeps
 from jobs.bench.table import Results
 from jobs.command import say
 from pipeline.boundary import STAGES
@@ -41,6 +43,7 @@ class Choices:
 
     photos: folders; none are the two photos of ultralytics. images: names of each folder, repeated or cut off.
     slow_images: names that the loop and the peers get. layouts: of the job. facenet: weights of InceptionResnetV1.
+    sweeps, profile: what is measured in place of the comparison.
     """
 
     photos: Sequence[str]
@@ -51,6 +54,8 @@ class Choices:
     layouts: Sequence[str]
     peers_python: Path
     facenet: Path | None
+    sweeps: Sequence[str]
+    profile: bool
     out: Path
 
 
@@ -70,6 +75,9 @@ class Contender(Protocol):
 
 def bench_all(choices: Choices) -> None:
     """Measure every folder, print the table, and write it as Markdown, JSON and a chart."""
+    if choices.sweeps or choices.profile:
+        bench_alone(choices)
+        return
     results = [bench_folder(choices, folder) for folder in choices.photos or [str(demo_photos())]]
     about = machine(choices.device)
     text = "\n\n".join(f"{each.photos}\n\n{table.markdown(each)}" for each in results)
@@ -80,6 +88,19 @@ def bench_all(choices: Choices) -> None:
     (choices.out / "bench.json").write_text(table.as_json(about, results), encoding="utf-8")
     table.draw(results, choices.out / "bench.png")
     print(f"\n{choices.out}: bench.md, bench.json, bench.png")
+
+
+def bench_alone(choices: Choices) -> None:
+    """The sweeps, and the profile, on the photos of the first folder."""
+    folder = choices.photos[0] if choices.photos else str(demo_photos())
+    files = photo_files(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        count = choices.images or (len(files) if choices.photos else DEFAULT_IMAGES)
+        photos = named(Path(scratch) / "photos", files, count)
+        if choices.sweeps:
+            bench_sweeps(choices.sweeps, photos, choices.device, choices.out)
+        if choices.profile:
+            profile_job(photos, choices.device, choices.out)
 
 
 def bench_folder(choices: Choices, folder: str) -> Results:
