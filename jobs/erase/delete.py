@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from jobs.command import Broke, say
 from jobs.preview.page import is_page
+from pipeline.input.indexes import forget_indexes
 from pipeline.output import claim, erased, lease, ledger
 from pipeline.output.report import status_counts
 from pipeline.storage import Storage
@@ -27,6 +28,7 @@ def erase_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
     # The order matters: if a kill comes between two steps, the next try finds the images, or they are gone for good.
     remembered = erased.read_erased(storage).adding(uris)
     erased.write_erased(storage, remembered)
+    forget_indexes(storage)      # they hold names, and from here on no index with an erased name is kept
     pages = remove_pages(storage)
     found = ledger.read_ledger(storage, ("uri", "n_faces"), only=uris)
     request = {

@@ -8,7 +8,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -30,10 +30,11 @@ from jobs.options import program
 from models.engines.engine import Opened
 from models.store import EMBEDDING_DIM, WeightsError
 from pipeline.batch import GOOD, Status
+from pipeline.input.indexes import KeptIndexes
 from pipeline.input.listing import Listing, list_inputs
 from pipeline.input.rules import Rules
 from pipeline.output import claim, ledger, report
-from pipeline.output.erased import read_erased
+from pipeline.output.erased import erased_rule, read_erased
 from pipeline.output.lease import Lease, LeaseLost, check_held
 from pipeline.output.report import RunTotals
 from pipeline.output.sink import ModelNames, Sink
@@ -145,8 +146,9 @@ def require_commercial(models: Models) -> None:
 
 
 def list_images(job: Job, join: TodoJoin) -> Listing:
-    """List INPUT into the join of listing and ledger"""
-    listing = list_inputs(job.inputs, join.add_listing, job.rules)
+    """List INPUT into the join of listing and ledger. The indexes of archives are kept in OUTPUT."""
+    kept = KeptIndexes(job.storage, erased_rule(job.storage))
+    listing = list_inputs(job.inputs, join.add_listing, replace(job.rules, kept=kept))
     for warning in listing.warnings:
         say(printable(warning))
     return listing

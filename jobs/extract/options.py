@@ -21,7 +21,7 @@ from jobs.options import (
 )
 from models.engines.engine import ENGINES, PRECISIONS
 from pipeline.boundary import STAGES
-from pipeline.input.containers import ParquetColumns
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
@@ -162,10 +162,10 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
     """INPUT, OUTPUT and the file of options."""
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=(
         "a folder with its subfolders, a file, a glob in quotes, a manifest (.parquet or .csv with a column uri, .txt "
-        "with one URI a line, or what jobs.manifest wrote), a .tar of images, or s3://bucket/prefix, "
-        "gs://bucket/prefix. An endpoint may follow: "
-        "s3://bucket/prefix?endpoint_override=http://host:9000&region=eu-central-1. Tars in folders and prefixes are "
-        "read too. Several INPUTs are read as one list"))
+        "with one URI a line, or what jobs.manifest wrote), an archive of images (.tar, .tar.gz, .tar.bz2, .tar.xz, "
+        ".tar.zst, .zip), or s3://bucket/prefix, gs://bucket/prefix. An endpoint may follow: "
+        "s3://bucket/prefix?endpoint_override=http://host:9000&region=eu-central-1. Archives in folders and prefixes "
+        "are read too. Several INPUTs are read as one list"))
     parser.add_argument("output", metavar="OUTPUT", help=(
         "a folder or a bucket prefix. It gets faces/, images/ and run.json. An existing output gets the new images"))
     parser.add_argument("--config", metavar="FILE.yaml", help=(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.batch import GOOD, Status
 from pipeline.errors import UserError
 from pipeline.geometry import AlignmentTemplate
-from pipeline.input.containers import ParquetColumns
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.output.ledger import committed_parts
 from pipeline.settings import RowSettings
 from pipeline.storage import Storage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import cv2
@@ -14,8 +15,10 @@ from jobs.preview.output import Row, Run
 from pipeline import geometry
 from pipeline.batch import FetchFailure, TodoRow
 from pipeline.geometry import AlignmentTemplate
-from pipeline.input.containers import ParquetColumns, is_container, list_members
+from pipeline.input.containers import Kind, is_container, kind_at, list_members
 from pipeline.input.fetch import Fetch
+from pipeline.input.names import InputError
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.schemas import LISTING
 from pipeline.stages.align import align_chip
 from pipeline.stages.codec import DecodeError
@@ -25,7 +28,6 @@ from pipeline.storage.uris import StoreOptions
 
 MAX_FACES_OF_A_PHOTO = 40         # with pictures of their own; every face has its box
 PHOTO_PX = 1000                   # longest side
-_MEMBER = re.compile(r"(.*?\.(?:tar|parquet))#", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,24 @@ def view_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTem
 def locate(uris: Sequence[str], parquet: ParquetColumns | None, options: StoreOptions) -> list[TodoRow]:
     """Where the images are. Members of tars and rows of Parquet files are looked up in their container's index."""
     found: dict[str, TodoRow] = {}
-    containers = {match[1] for uri in uris if (match := _MEMBER.match(uri))}
-    for container in sorted(each for each in containers if is_container(each, parquet)):
+    containers = {container for uri in uris if (container := container_of(uri, parquet, options))}
+    for container in sorted(containers):
         row = dict.fromkeys(LISTING.names) | {"uri": container}
         members = list_members(row, options, parquet, skips=lambda _: None)
         found |= {row["uri"]: TodoRow(**row) for row in members.rows.to_pylist()}
     return [found.get(uri, TodoRow(uri)) for uri in uris]
+
+
+def container_of(uri: str, parquet: ParquetColumns | None, options: StoreOptions) -> str | None:
+    """The container of a member, from the member's uri; None for the uri of a file."""
+    places = [match.start() for match in re.finditer("#", uri)]
+    if named := [uri[:place] for place in places if is_container(uri[:place], parquet)]:
+        return named[0]
+    for container in (uri[:place] for place in places):
+        with suppress(InputError):
+            if kind_at(container, options) in (Kind.TAR, Kind.COMPRESSED_TAR, Kind.ZIP):
+                return container
+    return None
 
 
 def eye_points(face: Row) -> np.ndarray:

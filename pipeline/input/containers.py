@@ -1,56 +1,76 @@
-"""Images inside other files: members of tars (WebDataset shards) and rows of Parquet files.
+"""Images inside other files: members of tars (WebDataset shards) and zips, rows of Parquet files.
 
-A container is indexed once, when INPUT is listed. Each member becomes a row of the to-do and is later read without
-the rest: a member of a tar as `size` bytes at `offset`, a row of a Parquet file by its number, which is in `offset`;
-its `size` is null.
+A container is indexed once, when INPUT is listed. Each member becomes a row of the to-do. A member of a plain tar is
+later read by itself, as `size` bytes at `offset`. The `size` of all others is null, and `offset` says what the kind of
+container needs: the place in the unpacked tar, that of the member's header in a zip, the row of a Parquet file.
+The content of a container decides its kind; its name says only that it is one.
 """
 
 from __future__ import annotations
 
-import os
-import tarfile
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, BinaryIO, cast
 
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.input.names import InputError, uri_extension
+from pipeline.input.indexes import ENTRIES, KeptIndexes
+from pipeline.input.members import ContainerError, Member, MemberError, MemberReader
+from pipeline.input.names import OTHER_EXTENSION, InputError, extension
+from pipeline.input.parquet_images import ParquetColumns, ParquetImages, row_names
 from pipeline.input.rows import listing_table
+from pipeline.input.tars import StreamedTar, Unpacked, is_compressed, is_tar, tar_members, unpacks_to_a_tar
+from pipeline.input.windows import Windowed
+from pipeline.input.zips import ZipMembers, is_zip, zip_members
 from pipeline.schemas import LISTING
 from pipeline.storage.files import open_file
-from pipeline.storage.uris import StoreOptions
+from pipeline.storage.uris import StoreOptions, is_http
 
-NOT_A_FILE_MEMBER = "links, devices and sparse files in tars"
-OVERWRITTEN = "members of tars replaced by a later one of the same name"
+NOT_A_FILE_MEMBER = "links, devices and sparse files in archives"
+OVERWRITTEN = "members of archives replaced by a later one of the same name"
+NESTED = "archives inside archives"
+UNREAD_ARCHIVE = "archives of a kind that is not read"
 
-MAX_HEADER_BYTES = 1 << 20     # of a tar: a name needs a few hundred; without a limit a header may claim the whole file
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
-_READ_BUFFER_BYTES = 1 << 20
-_STREAMED_ROWS = 8             # images of a Parquet file that are decompressed at a time
+READ_ARCHIVES = "zip, tar, tar.gz, tar.bz2, tar.xz and tar.zst"
+
+_TAR_ENDINGS = (
+    ".tar", ".tar.gz", ".tgz", ".taz", ".tar.bz2", ".tbz", ".tbz2", ".tb2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+    ".tar.zstd",
+)
+_ENDINGS = (*_TAR_ENDINGS, ".zip")
+_UNREAD = frozenset({
+    "7z", "ace", "arj", "br", "bz2", "cab", "dmg", "gz", "iso", "lha", "lz", "lz4", "lzh", "lzma", "lzo", "rar", "wim",
+    "xz", "z", "zst", "zstd", "zipx",
+})  # fmt: skip
+_UNREAD_MAGIC = {
+    b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar", b"\x04\x22\x4d\x18": "lz4", b"LZIP": "lzip", b"\x1f\x9d": "Z",
+    b"MSCF": "cab",
+}  # fmt: skip
+
+_HEAD_BYTES = 512
+_ENTRIES_AT_ONCE = 50_000
+_HEADER_WINDOWS = 4 << 10, 256 << 10          # of a tar's headers, which lie between its members
+_CONTENT_WINDOWS = 256 << 10, 8 << 20
 
 
 NameRule = Callable[[str], str | None]   # of a member's name: why it is skipped; None if it is not
 
 
-class ContainerError(Exception):
-    """The file is damaged, or is no container of its kind."""
+class Kind(StrEnum):
+    """The kinds of containers."""
+
+    TAR = "tar"
+    COMPRESSED_TAR = "compressed tar"
+    ZIP = "zip"
+    PARQUET = "Parquet"
 
 
-@dataclass(frozen=True, slots=True)
-class ParquetColumns:
-    """The columns of Parquet files that hold images.
-
-    image: a column of bytes, or a struct with a field `bytes`, as in Hugging Face's datasets; "a.b" is field b of
-    column a. uri: a column that names the image within its file; None takes the row's number.
-    """
-
-    image: str
-    uri: str | None = None
+_TARS = (Kind.TAR, Kind.COMPRESSED_TAR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,237 +80,221 @@ class Members:
     rows: pa.Table                 # of schemas.LISTING, in the container's order
     skipped: Counter[str] = field(default_factory=Counter)
     damage: str | None = None      # why members may be missing
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """Where the members of a container are."""
-
-    names: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int | None] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
+    renamed: int = 0               # how many have their row's number in their name, because the name is taken
 
 
 def is_container(name: str, columns: ParquetColumns | None) -> bool:
-    """Whether this is the name of a tar, or of a Parquet file if `columns` says where their images are."""
-    kind = uri_extension(name)
-    return kind == "tar" or (columns is not None and kind == "parquet")
+    """Whether this is the name of an archive, or of a Parquet file if `columns` says where their images are."""
+    path = name.split("?")[0] if is_http(name) else name
+    base = path.rpartition("/")[2].lower()
+    return (base.endswith(_ENDINGS) and base not in _ENDINGS) or (columns is not None and extension(path) == "parquet")
 
 
-def refuse_compressed(name: str) -> None:
-    """Raises InputError for a compressed tar: its members cannot be read one by one."""
-    if name.lower().endswith(_COMPRESSED):
-        raise InputError(f"{name}: members of a compressed tar cannot be read one by one; unpack it to a plain .tar")
+def name_pattern(columns: ParquetColumns | None) -> str:
+    """`is_container` as a regular expression of RE2."""
+    endings = "|".join(map(re.escape, (*_ENDINGS, *([".parquet"] if columns else []))))
+    return rf"(?i)[^/](?:{endings})$|^https?://[^?]*[^/?](?:{endings})\?"
+
+
+def is_unread_archive(name: str) -> bool:
+    """Whether this is the name of an archive or a compressed file that is not read."""
+    return extension(name) in _UNREAD and not is_container(name, None)
+
+
+def kind_at(uri: str, options: StoreOptions) -> Kind | None:
+    """The kind of container that a file is by its content; None for no container, and if it cannot be read.
+
+    Raises InputError for an archive of a kind that is not read.
+    """
+    try:
+        with open_file(uri, options) as file:
+            head = _head(file)
+            if is_compressed(head) and not unpacks_to_a_tar(file):
+                raise ContainerError("a compressed file that is no tar")
+            return _kind(head)
+    except ContainerError as error:
+        raise InputError(f"{uri} is {error}: unpack it; {READ_ARCHIVES} are read as they are") from None
+    except (OSError, obstore.exceptions.BaseError):
+        return None
+
+
+def refuse_unread(name: str) -> None:
+    """Raises InputError for the name of an archive that is not read."""
+    if is_unread_archive(name):
+        raise InputError(f"{name} is an archive that is not read: unpack it; {READ_ARCHIVES} are read as they are")
+
+
+def _head(file: BinaryIO) -> bytes:
+    """The beginning of a file that was opened just now; without the read-ahead of a buffer."""
+    raw = cast(BinaryIO, getattr(file, "raw", file))
+    head = raw.read(_HEAD_BYTES)
+    raw.seek(0)
+    return head
+
+
+def _kind(head: bytes) -> Kind | None:
+    """The kind of container that begins so. Raises ContainerError for one that is not read."""
+    if is_zip(head):
+        return Kind.ZIP
+    if is_compressed(head):
+        return Kind.COMPRESSED_TAR
+    if head.startswith(b"PAR1"):
+        return Kind.PARQUET
+    for magic, name in _UNREAD_MAGIC.items():
+        if head.startswith(magic):
+            raise ContainerError(f"a {name} archive, which is not read")
+    return Kind.TAR if is_tar(head) else None
+
+
+def _kind_or_named(head: bytes, uri: str, columns: ParquetColumns | None) -> Kind:
+    """The kind by content, else by name: a zip may begin with a program, an empty tar with zeros."""
+    found = _kind(head)
+    if found is Kind.PARQUET and columns is None:
+        raise ContainerError("a Parquet file: --image-column names the column of its images")
+    if found is None:
+        kind = extension(uri.split("?")[0] if is_http(uri) else uri)
+        return {"zip": Kind.ZIP, "parquet": Kind.PARQUET if columns else Kind.TAR}.get(kind, Kind.TAR)
+    return found
 
 
 def list_members(
-    container: dict[str, Any], options: StoreOptions, columns: ParquetColumns | None, skips: NameRule
+    container: dict[str, Any], options: StoreOptions, columns: ParquetColumns | None, skips: NameRule,
+    kept: KeptIndexes | None = None,
 ) -> Members:
-    """The images in a container. skips: of the members of a tar; every row of a Parquet file is an image.
+    """The images in a container. kept: the indexes of earlier runs, which gets new ones.
+
+    skips: of the members of an archive; every row of a Parquet file is an image.
 
     container: its row of `schemas.LISTING`. If a part of it cannot be read, the result has the images before that part,
     the damage, and a row for the container itself; that row fails, and the next run tries it again.
     Raises InputError if a column is missing.
     """
-    uri = container["uri"]
-    index, damage = _Index(), None
+    index = kept and kept.read(container)
+    if index is not None:
+        return _select(container, index, skips)
+    uri, entries, damage = container["uri"], _Entries(), None
     try:
         with open_file(uri, options) as file:
-            if columns is not None and uri_extension(uri) == "parquet":
-                _index_parquet(file, uri, columns, index)
-            else:
-                _index_tar(file, skips, index)
-    except (ContainerError, OSError, pa.ArrowException, obstore.exceptions.BaseError) as error:
+            kind = _kind_or_named(_head(file), uri, columns)
+            if kind is Kind.PARQUET:
+                return _parquet_members(container, *row_names(file, uri, cast(ParquetColumns, columns)))
+            for member in _archive_members(file, kind):
+                entries.add(member, kind)
+    except (ContainerError, EOFError, OSError, pa.ArrowException, obstore.exceptions.BaseError) as error:
         damage = f"cannot read all of {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    table = _member_rows(container, index)
+    index = entries.table()
+    if kept and not damage:
+        kept.write(container, index)
+    return _select(container, index, skips, damage)
+
+
+def _archive_members(file: BinaryIO, kind: Kind) -> Iterator[Member]:
+    if kind is Kind.TAR:
+        headers = Windowed(file, *_HEADER_WINDOWS)
+        return tar_members(headers, headers.size)
+    content = Windowed(file, *_CONTENT_WINDOWS)
+    return zip_members(content) if kind is Kind.ZIP else tar_members(Unpacked(content), None)
+
+
+def _parquet_members(container: dict[str, Any], names: list[str], renamed: int) -> Members:
+    index = pa.table([names, range(len(names)), pa.nulls(len(names), pa.int64())], schema=ENTRIES)
+    return Members(_member_rows(container, index), renamed=renamed)
+
+
+class _Entries:
+    """Collects the members of an archive, most of them as Arrow: Python objects take ten times the memory."""
+
+    def __init__(self) -> None:
+        self._tables = [ENTRIES.empty_table()]
+        self._waiting: list[dict[str, Any]] = []
+
+    def add(self, member: Member, kind: Kind) -> None:
+        size = member.size if kind is Kind.TAR else None
+        self._waiting.append({"name": member.name, "offset": member.offset, "size": size})
+        if len(self._waiting) >= _ENTRIES_AT_ONCE:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.concat_tables(self._tables)
+
+    def _flush(self) -> None:
+        self._tables.append(pa.Table.from_pylist(self._waiting, schema=ENTRIES))
+        self._waiting.clear()
+
+
+def _select(container: dict[str, Any], index: pa.Table, skips: NameRule, damage: str | None = None) -> Members:
+    """The members that are read, as rows; and one for the container itself if it is damaged."""
+    skipped: Counter[str] = Counter()
+    tables = [ENTRIES.empty_table()]
+    for batch in index.to_batches(_ENTRIES_AT_ONCE):
+        reasons = list(_skip_reasons(batch, skips))
+        skipped.update(filter(None, reasons))
+        tables.append(pa.table(batch).filter(pa.array([reason is None for reason in reasons], pa.bool_())))
+    chosen = pa.concat_tables(tables)
+    last = _last_of_each_name(chosen)
+    if len(last) < len(chosen):
+        skipped[OVERWRITTEN] = len(chosen) - len(last)
+    rows = _member_rows(container, last)
     if damage:
-        lost = {**container, "container": uri, "offset": None, "size": None}
-        table = pa.concat_tables([table, pa.Table.from_pylist([lost], schema=LISTING)])
-    return Members(table, index.skipped, damage)
+        lost = {**container, "container": container["uri"], "offset": None, "size": None}
+        rows = pa.concat_tables([rows, pa.Table.from_pylist([lost], schema=LISTING)])
+    return Members(rows, skipped, damage)
 
 
-def _member_rows(container: dict[str, Any], index: _Index) -> pa.Table:
-    """A row for each name in the index. Of members with the same name the last counts, as when a tar is unpacked."""
-    uri = container["uri"]
-    last = {name: i for i, name in enumerate(index.names)}
-    if len(last) < len(index.names):
-        index.skipped[OVERWRITTEN] = len(index.names) - len(last)
-    kept = sorted(last.values())
+def _skip_reasons(entries: pa.RecordBatch, skips: NameRule) -> Iterator[str | None]:
+    for name, is_file in zip(entries["name"].to_pylist(), entries["offset"].is_valid().to_pylist(), strict=True):
+        reason = skips(name) if is_file else NOT_A_FILE_MEMBER
+        is_nested = reason == OTHER_EXTENSION and (is_container(name, None) or is_unread_archive(name))
+        yield NESTED if is_nested else reason
+
+
+def _last_of_each_name(entries: pa.Table) -> pa.Table:
+    """Of entries with the same name the last counts, as when an archive is unpacked."""
+    if pc.count_distinct(entries["name"]).as_py() == len(entries):
+        return entries
+    numbered = pa.table({"name": entries["name"], "number": range(len(entries))})
+    numbers = numbered.group_by("name").aggregate([("number", "max")])["number_max"]
+    return entries.take(numbers.take(pc.sort_indices(numbers)))
+
+
+def _member_rows(container: dict[str, Any], entries: pa.Table) -> pa.Table:
+    uri, n_rows = container["uri"], len(entries)
     return listing_table({
-        "uri": [f"{uri}#{index.names[i]}" for i in kept],
-        "container": [uri] * len(kept),
-        "offset": [index.offsets[i] for i in kept],
-        "size": [index.sizes[i] for i in kept],
-        "etag": [container["etag"]] * len(kept),
-        "mtime": [container["mtime"]] * len(kept),
+        "uri": pc.binary_join_element_wise(f"{uri}#", entries["name"], ""),
+        "container": [uri] * n_rows,
+        "offset": entries["offset"],
+        "size": entries["size"],
+        "etag": [container["etag"]] * n_rows,
+        "mtime": [container["mtime"]] * n_rows,
     })
 
 
-def _index_tar(file: BinaryIO, skips: NameRule, index: _Index) -> None:
-    for name, offset, size in tar_members(file):
-        if offset is None:
-            index.skipped[NOT_A_FILE_MEMBER] += 1
-        elif reason := skips(name):
-            index.skipped[reason] += 1
-        else:
-            index.names.append(name)
-            index.offsets.append(offset)
-            index.sizes.append(size)
+def open_members(uri: str, options: StoreOptions, image_column: str | None, max_bytes: int) -> MemberReader:
+    """A reader of the members of a container whose rows have no size. max_bytes: of a member.
 
-
-def tar_members(file: BinaryIO) -> Iterator[tuple[str, int | None, int]]:
-    """Name, offset and size in bytes of every member that is not a folder; the offset is None if it is no plain file.
-
-    Nothing is unpacked, so a name that points elsewhere does no harm. Yields the members before a damage, then raises
-    ContainerError: for a file that is no tar, for a header that makes no sense, for a member that the file cuts off.
+    Raises MemberError and ContainerError for what cannot be read, and any error of reading.
     """
-    total = file.seek(0, os.SEEK_END)
-    file.seek(0)
+    file = open_file(uri, options)
     try:
-        # tarfile reads the headers, since names come in four dialects.
-        with tarfile.open(fileobj=cast(BinaryIO, _HeaderReader(file)), mode="r:", errors="surrogateescape") as tar:
-            place = -1
-            while (member := tar.next()) is not None:
-                cast(Any, tar).members = []             # tarfile would keep them all
-                # With a size below 0 tarfile may read the same header for ever.
-                if member.size < 0 or member.offset_data <= place or member.offset_data + member.size > total:
-                    raise ContainerError(f"a member of {member.size:,} bytes at {member.offset_data:,} of {total:,}")
-                place = member.offset_data
-                if not member.isdir():
-                    plain = member.isreg() and not member.issparse()
-                    yield _text(member.name), member.offset_data if plain else None, member.size
-            file.seek(tar.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):       # tarfile ends at a header that makes no sense
-                raise ContainerError(f"no header of a member at byte {tar.offset:,} of {total:,}")
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise ContainerError(f"not a tar, or a damaged one ({error})") from error
+        kind = _kind(_head(file))
+        if kind is Kind.PARQUET and image_column is None:
+            raise MemberError("an image inside a Parquet file: name its column with --image-column")
+        if kind is None and extension(uri) != "zip":
+            raise MemberError("no size for a member of a container: add the column size to the manifest")
+        if kind is Kind.PARQUET:
+            return ParquetImages(file, uri, cast(str, image_column), max_bytes)
+        content = Windowed(file, *_CONTENT_WINDOWS)
+        return StreamedTar(content, max_bytes) if kind in _TARS else ZipMembers(content, max_bytes)
+    except BaseException:
+        file.close()
+        raise
 
 
-class _HeaderReader:
-    """The part of a file's interface that tarfile uses, limited to the size of headers."""
+def renamed_line(renamed: int) -> str:
+    """The renamed members in one line for the user."""
+    return (
+        f"{renamed:,} images in Parquet files have a name that another row of their file has too: the number of their "
+        "row follows it, as in name~17"
+    )
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.tell, self.seek = file.tell, file.seek
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
-            raise ContainerError(f"a header of {size:,} bytes at {self._file.tell():,}")
-        return self._file.read(size)
-
-
-def _text(name: str) -> str:
-    """A member's name; bytes that are not UTF-8 become \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _index_parquet(file: BinaryIO, uri: str, columns: ParquetColumns, index: _Index) -> None:
-    with pq.ParquetFile(file) as parquet:
-        _bytes_column(parquet.schema_arrow, columns.image, uri)
-        n_rows = parquet.metadata.num_rows
-        names: Sequence[Any] = range(n_rows)
-        if columns.uri is not None:
-            _field(parquet.schema_arrow, columns.uri, uri)
-            names = _leaf(parquet.read(columns=[columns.uri]), columns.uri).to_pylist()
-    # Every row is an image of its own: one without a name gets its number, one whose name is taken gets both.
-    members: dict[str, None] = {}
-    for i, name in enumerate(names):
-        member = str(i if name is None else name)
-        while member in members:
-            member += f"~{i}"
-        members[member] = None
-    index.names.extend(members)
-    index.offsets.extend(range(n_rows))
-    index.sizes.extend([None] * n_rows)
-
-
-class ParquetImages:
-    """Reads images from Parquet files. In the order of their rows each row group is read only once."""
-
-    def __init__(self, column: str, options: StoreOptions) -> None:
-        self._column = column
-        self._options = options
-        self._container: str | None = None
-        self._parquet: pq.ParquetFile | None = None
-        self._images: Iterator[bytes | None] = iter(())
-        self._next_row = self._end_row = 0
-
-    def read(self, container: str, row: int) -> bytes:
-        """The bytes in that row; empty for null. Raises InputError for a wrong column, and any error of reading."""
-        try:
-            if container != self._container:
-                self._open(container)
-            if not self._next_row <= row < self._end_row:
-                self._start_row_group(row)
-            content = None
-            while self._next_row <= row:
-                content = next(self._images)
-                self._next_row += 1
-        except BaseException:
-            self.close()
-            raise
-        return content or b""
-
-    def close(self) -> None:
-        """Close the file."""
-        self._container, self._images, self._next_row, self._end_row = None, iter(()), 0, 0
-        if self._parquet is not None:
-            self._parquet.close(force=True)
-            self._parquet = None
-
-    def _open(self, container: str) -> None:
-        self.close()
-        # Without pre_buffer and with a small buffer only the pages needed next are read, not a whole row group.
-        self._parquet = pq.ParquetFile(
-            open_file(container, self._options), pre_buffer=False, buffer_size=_READ_BUFFER_BYTES
-        )
-        self._container = container
-
-    def _start_row_group(self, row: int) -> None:
-        assert self._parquet is not None and self._container is not None
-        column = _bytes_column(self._parquet.schema_arrow, self._column, self._container)
-        first = 0
-        for group in range(self._parquet.num_row_groups):
-            end = first + self._parquet.metadata.row_group(group).num_rows
-            if row < end:
-                batches = self._parquet.iter_batches(_STREAMED_ROWS, row_groups=[group], columns=[column])
-                self._images = (value.as_py() for batch in batches for value in _leaf(pa.table(batch), column))
-                self._next_row, self._end_row = first, end
-                return
-            first = end
-        raise ContainerError(f"the file ends before row {row:,}")
-
-
-def _bytes_column(schema: pa.Schema, name: str, uri: str) -> str:
-    """The dotted name of the bytes themselves. Raises InputError if the column has none."""
-    found = _field(schema, name, uri).type
-    if pa.types.is_struct(found) and found.get_field_index("bytes") >= 0:
-        name, found = f"{name}.bytes", found.field("bytes").type
-    if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
-        raise InputError(f"column {name} of {uri} holds {found}, not the bytes of images: check --image-column")
-    return name
-
-
-def _field(schema: pa.Schema, name: str, uri: str) -> pa.Field:
-    """The field with that dotted name. Raises InputError."""
-    container: pa.Schema | pa.DataType = schema
-    found = None
-    for part in name.split("."):
-        index = container.get_field_index(part) if hasattr(container, "get_field_index") else -1
-        if index < 0:
-            raise InputError(
-                f"{uri} has no column {name}, only {', '.join(schema.names)}: check --image-column and --uri-column"
-            )
-        found = container.field(index)
-        container = found.type
-    assert found is not None
-    return found
-
-
-def _leaf(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """The values of the dotted name in a table that has only this column."""
-    column = table.column(0)
-    for part in name.split(".")[1:]:
-        column = pc.struct_field(column, part)
-    return column

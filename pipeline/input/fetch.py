@@ -10,14 +10,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import obstore
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
-from pipeline.input.containers import ParquetImages
+from pipeline.input.containers import open_members
+from pipeline.input.members import Elsewhere, MemberError, MemberReader
 from pipeline.storage import web
 from pipeline.storage.aws import s3_client
 from pipeline.storage.clients import open_bucket, plain_etag
@@ -48,8 +50,17 @@ MAX_FILE_BYTES = 2 << 30         # a 200-megapixel TIFF of 16-bit RGBA has 1.6 G
 HEADER_FIRST_BYTES = 8 << 20     # of files this large the beginning is checked before the rest is read
 BEGINNING_BYTES = 256 << 10      # EXIF with a preview has up to 64 KB, a colour profile a few hundred KB
 ASSUMED_BYTES = 4 << 20          # for a file of unknown size
+SPAN_BYTES = 4 << 20             # of members that are one request; a request takes the time of 1 to 3 MB
+SPAN_GAP_BYTES = 64 << 10        # that are read for nothing, between two of them
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Reading(NamedTuple):
+    """A request in progress. n_bytes: what it is expected to hold."""
+
+    n_bytes: int
+    future: Future[list[Fetched | FetchFailure]]
 
 
 class Fetch:
@@ -57,12 +68,14 @@ class Fetch:
 
     Only what every file meets is raised, as an EnvironmentFault: credentials, the bucket, its name, a full disk.
 
-    Prefetches two files for each thread, `ahead_bytes` at most (a single file may be larger). A row with a container is
-    the `size` bytes at `offset` of that file or object. Without a size it is row number `offset` of a Parquet file, and
-    the column `image_column` has the image; one thread reads all such rows. The clients of object stores retry after
+    Prefetches two requests for each thread, `ahead_bytes` at most (a single file may be larger). A row with a container
+    is the `size` bytes at `offset` of that file or object; members that lie side by side in an object are one request.
+    Without a size the row is a member that `containers.open_members` reads; one thread reads all such rows, and the
+    reader stays open for the next call, which goes on in the same container. The clients of object stores retry after
     throttling, resets and incomplete bodies, within the timeouts of `pipeline.storage.clients`.
-    refuses: whether the rest of a large file is not needed, from its first BEGINNING_BYTES.
-    Can be pickled.
+    image_column: of Parquet files. refuses: whether the rest of a large file is not needed, from its first
+    BEGINNING_BYTES.
+    Can be pickled before the first call.
     """
 
     def __init__(
@@ -81,31 +94,41 @@ class Fetch:
         self._threads = threads
         self._ahead_bytes = ahead_bytes
         self._max_file_bytes = max_file_bytes
+        self._container: str | None = None
+        self._members: MemberReader | None = None       # of that container
 
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[Fetched | FetchFailure, None, None]:
         """One result for every row, in their order. Closing the generator ends its threads."""
-        reading: deque[tuple[int | None, Future[Fetched | FetchFailure]]] = deque()
+        reading: deque[_Reading] = deque()
         threads = ThreadPoolExecutor(self._threads, "fetch")
-        one_thread = ThreadPoolExecutor(1, "fetch-parquet")
-        images = ParquetImages(self._image_column, self._options) if self._image_column else None
+        one_thread = ThreadPoolExecutor(1, "fetch-members")
         try:
-            for row in rows:
+            for together in spans(rows):
+                n_bytes = sum(_expected_bytes(row.size) for row in together)
                 while len(reading) == 2 * self._threads or (
-                    reading and _held_bytes(reading) + _expected_bytes(row.size) > self._ahead_bytes
+                    reading and sum(map(_held_bytes, reading)) + n_bytes > self._ahead_bytes
                 ):
-                    yield reading.popleft()[1].result()
-                if images and row.container and row.size is None:
-                    future = one_thread.submit(self._fetch_parquet_row, row, images)
+                    yield from reading.popleft().future.result()
+                if _needs_reader(together[0]):
+                    future = one_thread.submit(self._fetch_members, together)
                 else:
-                    future = threads.submit(self.fetch_one, row)
-                reading.append((row.size, future))
+                    future = threads.submit(self._fetch_span, together)
+                reading.append(_Reading(n_bytes, future))
             while reading:
-                yield reading.popleft()[1].result()
+                yield from reading.popleft().future.result()
         finally:
             threads.shutdown(cancel_futures=True)
             one_thread.shutdown(cancel_futures=True)
-            if images:
-                images.close()
+
+    def _fetch_span(self, rows: Sequence[TodoRow]) -> list[Fetched | FetchFailure]:
+        """The bytes of rows that lie side by side. If they cannot be read together, each has its own result."""
+        if len(rows) > 1:
+            start, end = rows[0].offset or 0, _end(rows[-1])
+            whole = self.fetch_one(replace(rows[0], size=end - start))
+            if isinstance(whole, Fetched):
+                places = [((row.offset or 0) - start, row.size or 0) for row in rows]
+                return [replace(whole, content=whole.content[at : at + size]) for at, size in places]
+        return [self.fetch_one(row) for row in rows]
 
     def fetch_one(self, row: TodoRow) -> Fetched | FetchFailure:
         """The bytes of one row, or why they could not be fetched. Raises EnvironmentFault."""
@@ -117,7 +140,7 @@ class Fetch:
             if row.offset is None:
                 return FetchFailure("no offset for a member of a container: add the column offset to the manifest")
             if row.size is None:
-                return FetchFailure("an image inside a Parquet file: name its column with --image-column")
+                return self._fetch_member(row)
             if row.size == 0:
                 return Fetched(b"")
             if row.size > self._max_file_bytes:
@@ -132,16 +155,33 @@ class Fetch:
         except Exception as error:        # each client of an object store has its own exceptions
             return _failure(error, location)
 
-    def _fetch_parquet_row(self, row: TodoRow, images: ParquetImages) -> Fetched | FetchFailure:
-        if row.offset is None or row.container == row.uri:
-            return self.fetch_one(row)
+    def _fetch_members(self, rows: Sequence[TodoRow]) -> list[Fetched | FetchFailure]:
+        return [self._fetch_member(row) for row in rows]
+
+    def _fetch_member(self, row: TodoRow) -> Fetched | FetchFailure:
+        """A member that its container's reader reads."""
         try:
-            content = images.read(row.container or "", row.offset)
+            content = self._reader(row.container or "").read(row.offset or 0)
+        except MemberError as error:      # the reader goes on with the next member
+            return FetchFailure(error.reason, error.status)
         except Exception as error:        # as above
+            self._close_members()
             return _failure(error, row.container or "")
-        if len(content) > self._max_file_bytes:
-            return self._too_large()
+        if isinstance(content, Elsewhere):
+            return self.fetch_one(TodoRow(_beside(row.container or "", content.path)))
         return Fetched(content)
+
+    def _reader(self, container: str) -> MemberReader:
+        if self._members is None or self._container != container:
+            self._close_members()
+            self._members = open_members(container, self._options, self._image_column, self._max_file_bytes)
+            self._container = container
+        return self._members
+
+    def _close_members(self) -> None:
+        if self._members is not None:
+            self._members.close()
+        self._members = None
 
     def _fetch_local(self, path: Path, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         if failure := _not_a_file(path.stat()):       # before opening, which can start a device
@@ -247,13 +287,56 @@ def _expected_bytes(size: int | None) -> int:
     return ASSUMED_BYTES if size is None else size
 
 
-def _held_bytes(reading: Sequence[tuple[int | None, Future[Fetched | FetchFailure]]]) -> int:
-    """The memory of the prefetched files, and of those still being read."""
-    held = 0
-    for size, future in reading:
-        result = future.result() if future.done() else None
-        held += len(result.content) if isinstance(result, Fetched) else 0 if result else _expected_bytes(size)
-    return held
+def _held_bytes(reading: _Reading) -> int:
+    """The memory of fetched files, or of those that are still being read."""
+    if not reading.future.done():
+        return reading.n_bytes
+    return sum(len(result.content) for result in reading.future.result() if isinstance(result, Fetched))
+
+
+def spans(rows: Iterable[TodoRow]) -> Iterator[list[TodoRow]]:
+    """The rows in order; members of an object that lie side by side, up to SPAN_BYTES of them, are together."""
+    together: list[TodoRow] = []
+    for row in rows:
+        if together and not _is_next(together, row):
+            yield together
+            together = []
+        together.append(row)
+        if not _is_ranged(row):
+            yield together
+            together = []
+    if together:
+        yield together
+
+
+def _is_next(together: Sequence[TodoRow], row: TodoRow) -> bool:
+    if not _is_ranged(row) or row.container != together[0].container:
+        return False
+    gap = (row.offset or 0) - _end(together[-1])
+    return 0 <= gap <= SPAN_GAP_BYTES and _end(row) - (together[0].offset or 0) <= SPAN_BYTES
+
+
+def _is_ranged(row: TodoRow) -> bool:
+    """Whether a row is a small part of an object."""
+    return (
+        row.container is not None and is_remote(row.container) and row.offset is not None and row.size is not None
+        and 0 < row.size <= SPAN_BYTES
+    )
+
+
+def _end(row: TodoRow) -> int:
+    return (row.offset or 0) + (row.size or 0)
+
+
+def _needs_reader(row: TodoRow) -> bool:
+    return row.container is not None and row.container != row.uri and row.offset is not None and row.size is None
+
+
+def _beside(container: str, path: str) -> str:
+    """The uri of a path that a container names: relative paths start at its folder."""
+    if is_remote(path) or uri_scheme(path) is not None or path.startswith("/"):
+        return path
+    return f"{container.rpartition('/')[0]}/{path}"
 
 
 def _not_a_file(status: os.stat_result) -> FetchFailure | None:

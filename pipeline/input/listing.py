@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +24,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.input.buckets import existing_key, find_object, folder_key, list_objects
-from pipeline.input.containers import Members, is_container, list_members, refuse_compressed
+from pipeline.input.containers import (
+    READ_ARCHIVES,
+    UNREAD_ARCHIVE,
+    Kind,
+    Members,
+    is_container,
+    kind_at,
+    list_members,
+    name_pattern,
+    refuse_unread,
+    renamed_line,
+)
 from pipeline.input.folders import entry_stat, existing_beginning, identity, path_stat, walk
 from pipeline.input.manifest import (
     check_remote,
@@ -36,20 +47,24 @@ from pipeline.input.manifest import (
 from pipeline.input.names import (
     EXCLUDED,
     HIDDEN,
+    IMAGE_EXTENSIONS,
     NOT_INCLUDED,
     OTHER_EXTENSION,
     SYSTEM,
     Glob,
     InputError,
     literal_beginning,
+    uri_extension,
 )
+from pipeline.input.parquet_images import name_image_column
 from pipeline.input.rows import listing_table
-from pipeline.input.rules import Rules, Selection
+from pipeline.input.rules import PARQUET_FILE, Rules, Selection
 from pipeline.storage.uris import (
     BUCKET_SCHEMES,
     REMOTE_SCHEMES,
     absolute,
     is_local,
+    is_remote,
     local_path,
     local_uri,
     split_uri,
@@ -59,7 +74,7 @@ from pipeline.storage.uris import (
 
 NO_URI = "manifest rows without a uri"
 
-_INDEX_THREADS = 16
+_INDEX_THREADS = 32       # each waits for its store most of the time
 _CHUNK_ROWS = 50_000
 _MAX_MTIME_US = 62_135_596_800_000_000   # from 1970 back to the year 1: Python reads no earlier time
 
@@ -112,6 +127,8 @@ def list_inputs(inputs: Sequence[str], add: Callable[[pa.Table], None], rules: R
         rows.flush()
         if rows.count == before:
             raise InputError(_nothing_in(each, kinds[-1], rows.skipped - skipped, rows))
+    if rows.renamed:
+        rows.warnings.append(renamed_line(rows.renamed))
     return Listing(tuple(kinds), dict(rows.skipped), tuple(rows.warnings), tuple(rows.scopes), tuple(rows.whole))
 
 
@@ -134,6 +151,10 @@ def _nothing_in(uri: str, kind: InputKind, skipped: Counter[str], rows: _Rows) -
         fix = "check --exclude and --include"
     elif skipped.keys() & {OTHER_EXTENSION, HIDDEN, SYSTEM}:
         fix = "--all-files takes hidden names, those of other programs and every extension"
+    elif PARQUET_FILE in skipped:
+        fix = "--image-column names the column of their images"
+    elif UNREAD_ARCHIVE in skipped:
+        fix = f"unpack them; {READ_ARCHIVES} are read as they are"
     elif rows.glob:
         fix = _glob_fix(rows.glob, rows.top)
     elif kind is InputKind.PREFIX and not uri.endswith("/"):
@@ -168,6 +189,8 @@ class _Rows:
     glob: Glob | None = None               # of the INPUT that is being listed
     top: str = ""                          # its path or URI, or that of the folder it is in
     _selection: Selection | None = None
+    renamed: int = 0                       # images of Parquet files; see Members
+    containers: set[str] = field(default_factory=set)    # whose names do not say so
     _uris: list[str] = field(default_factory=list)
     _sizes: list[int | None] = field(default_factory=list)
     _etags: list[str | None] = field(default_factory=list)
@@ -242,13 +265,25 @@ class _Rows:
 
     def _hand_on(self, table: pa.Table) -> None:
         """Hand rows on, with the members of a container in place of the container."""
-        ending = r"\.(?:tar|parquet)" if self.rules.parquet else r"\.tar"
-        named_so = pc.match_substring_regex(table["uri"], rf"(?i){ending}$|^https?://[^?]*{ending}\?")
+        named_so = pc.match_substring_regex(table["uri"], name_pattern(self.rules.parquet))
+        if self.containers:
+            named_so = pc.or_(named_so, pc.is_in(table["uri"], pa.array(self.containers, pa.string())))
         is_whole = pc.and_(pc.is_null(table["container"]), named_so)
         containers = table.filter(is_whole)
-        self._count(table.filter(pc.invert(is_whole)) if len(containers) else table)
+        plain = table.filter(pc.invert(is_whole)) if len(containers) else table
+        self._refuse_parquet(plain)
+        self._count(plain)
         if len(containers):
             self._add_members(containers.to_pylist())
+
+    def _refuse_parquet(self, table: pa.Table) -> None:
+        """Raises InputError for Parquet files whose column of images is not named, unless every file is taken."""
+        if self.rules.parquet or self.rules.all_files:
+            return
+        ending = pc.match_substring_regex(table["uri"], r"(?i)[^/]\.parquet$")
+        found = table.filter(pc.and_(pc.is_null(table["container"]), ending))["uri"]
+        if len(found):
+            raise InputError(name_image_column(found[0].as_py(), self.rules.options))
 
     def _add_members(self, containers: list[dict[str, Any]]) -> None:
         rules = self.rules
@@ -256,17 +291,30 @@ class _Rows:
 
         def members(container: dict[str, Any]) -> Members:
             skips = partial(selection.skips_member, self._below(container["uri"]))
-            return list_members(container, rules.options, rules.parquet, skips)
+            return list_members(container, rules.options, rules.parquet, skips, rules.kept)
 
+        waiting: deque[tuple[str, Future[Members]]] = deque()
         with ThreadPoolExecutor(_INDEX_THREADS, "index") as threads:
-            for container, found in zip(containers, threads.map(members, containers), strict=True):
-                self.skipped += found.skipped
-                if found.damage:
-                    self.warnings.append(found.damage)
-                else:
-                    self.whole.append(container["uri"])
-                self._count(found.rows)
+            try:
+                for container in containers:
+                    waiting.append((container["uri"], threads.submit(members, container)))
+                    if len(waiting) > 2 * _INDEX_THREADS:     # bounds the indexes that wait for their turn
+                        self._add_found(*waiting.popleft())
+                while waiting:
+                    self._add_found(*waiting.popleft())
+            finally:
+                threads.shutdown(cancel_futures=True)
         self.scopes += [f"{container['uri']}#" for container in containers]
+
+    def _add_found(self, uri: str, members: Future[Members]) -> None:
+        found = members.result()
+        self.skipped += found.skipped
+        self.renamed += found.renamed
+        if found.damage:
+            self.warnings.append(found.damage)
+        else:
+            self.whole.append(uri)
+        self._count(found.rows)
 
     def _count(self, table: pa.Table) -> None:
         if len(table):
@@ -277,12 +325,20 @@ class _Rows:
 def _list_one(path: str, kind: InputKind, rules: Rules, rows: _Rows, add: Callable[[str], None]) -> InputKind:
     """A single file or object: one row, or the many of a manifest or a container."""
     rows.select(path.rpartition("/")[0])
-    refuse_compressed(path)
     if is_container(path, rules.parquet):
         kind = InputKind.CONTAINER
     elif is_manifest(path):
         rows.add_manifest(read_manifest(path, rules.options))
         return InputKind.MANIFEST
+    elif uri_extension(path) not in IMAGE_EXTENSIONS:
+        found = kind_at(path, rules.options)
+        if found is None:
+            refuse_unread(path)
+        elif found is Kind.PARQUET and rules.parquet is None:
+            raise InputError(name_image_column(path, rules.options))
+        else:
+            kind = InputKind.CONTAINER
+            rows.containers.add(path if is_remote(path) else local_uri(path))
     if reason := rows.skips_entry(path):
         rows.skipped[reason] += 1
     else:

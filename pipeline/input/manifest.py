@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.input.manifest_folder import check_complete
 from pipeline.input.names import InputError, extension, uri_extension
+from pipeline.input.parquet_images import image_columns, missing_image_column
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage, web
 from pipeline.storage.files import open_file
@@ -137,7 +138,7 @@ def _tables(path: str, options: StoreOptions) -> Generator[pa.Table, None, None]
     with _open(path, options) as file:
         kind = uri_extension(path)
         if kind == "parquet":
-            yield from _parse_parquet(file)
+            yield from _parse_parquet(file, path)
         elif kind == "csv":
             yield from _parse_csv(file, ",")
         else:
@@ -150,10 +151,12 @@ def _open(path: str, options: StoreOptions) -> BinaryIO:
     return io.BytesIO(web.read_whole(path, MAX_WEB_BYTES))       # a web server may not support ranges
 
 
-def _parse_parquet(file: BinaryIO) -> Iterator[pa.Table]:
+def _parse_parquet(file: BinaryIO, path: str) -> Iterator[pa.Table]:
     # With pre_buffer or without buffer_size a whole row group is held. A single one may have ten million rows.
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_READ_BYTES) as parquet:
         present = parquet.schema_arrow.names
+        if "uri" not in present and (images := image_columns(parquet.schema_arrow)):
+            raise InputError(missing_image_column(path, images))
         _check_uri(present)
         columns = [name for name in LISTING.names if name in present]
         for group in range(parquet.num_row_groups):     # of several groups iter_batches keeps more than one

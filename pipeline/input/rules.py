@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipeline.input.containers import ParquetColumns, is_container
+from pipeline.input.containers import UNREAD_ARCHIVE, is_container, is_unread_archive
+from pipeline.input.indexes import KeptIndexes
 from pipeline.input.names import (
     EXCLUDED,
     HIDDEN,
@@ -20,11 +21,15 @@ from pipeline.input.names import (
     SYSTEM,
     Glob,
     composed,
+    extension,
     is_hidden,
     may_be_image,
 )
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.input.system_names import is_system_name
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions
+
+PARQUET_FILE = "Parquet files without --image-column"
 
 KeyRule = Callable[[str, int | None], str | None]   # of an object's key and size: why it is skipped; None if it is not
 
@@ -39,7 +44,7 @@ class Rules:
     all_files: list hidden names, names made by systems, and every extension. By these rules rows of a manifest and
     single files are never skipped. Matches of a glob are not skipped by extension if the glob names one.
     parquet: where the images in Parquet files are. With None a single Parquet file is a manifest, and others are
-    skipped.
+    skipped. kept: indexes of archives, kept by earlier runs.
     exclude: names that are skipped; a folder with all that is in it. include: if there are some, all others are.
     """
 
@@ -49,6 +54,7 @@ class Rules:
     options: StoreOptions = FROM_ENVIRONMENT
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    kept: KeptIndexes | None = None
 
     def key_rule(self, bucket_uri: str, folder: str, glob: Glob | None = None) -> KeyRule:
         """The rule for the objects whose key begins with `folder`, or those that the glob matches."""
@@ -111,7 +117,7 @@ class Selection:
             return NOT_INCLUDED
         if self._rules.all_files or is_whole or may_be_image(path) or self._names_extension(path):
             return None
-        return OTHER_EXTENSION
+        return other_extension(path)
 
     def skips_member(self, container: str, name: str) -> str | None:
         """Why a member of a container is skipped. The container's path counts as a folder of the member."""
@@ -199,3 +205,10 @@ class Pattern:
         """Whether it matches the path or a folder above it."""
         names = path.split("/")
         return any(self.matches("/".join(names[: i + 1])) for i in range(len(names)))
+
+
+def other_extension(name: str) -> str:
+    """Why a name with no image's extension is skipped."""
+    if extension(name) == "parquet":
+        return PARQUET_FILE
+    return UNREAD_ARCHIVE if is_unread_archive(name) else OTHER_EXTENSION

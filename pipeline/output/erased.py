@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,6 +62,21 @@ def read_erased(storage: Storage) -> Erased:
             f"{storage.root}/{ERASED_PATH}, the list of erased images, is damaged; restore it from a backup. If you "
             "delete it, the next run reads the erased images again"
         ) from None
+
+
+def erased_rule(storage: Storage) -> Callable[[str], bool]:
+    """Whether the image of a uri was erased. The list is read at the first question; see `read_erased`."""
+
+    @cache
+    def known() -> tuple[Erased, frozenset[str]]:
+        erased = read_erased(storage)
+        return erased, frozenset(erased.hashes.to_pylist())
+
+    def is_erased(uri: str) -> bool:
+        erased, hashes = known()
+        return bool(hashes) and erased.hash(uri) in hashes
+
+    return is_erased
 
 
 def write_erased(storage: Storage, erased: Erased) -> None:

@@ -133,6 +133,13 @@ def test_images_are_erased_with_all_their_faces(root, capsys):
     assert said.out == "" and "erased 3 images with 2 faces" in said.err and "1 of the 4 given images" in said.err
 
 
+def test_the_names_in_the_indexes_of_archives_are_deleted(root):
+    storage = write_output(root)
+    storage.write("_index/0.parquet", b"names")
+    main([str(root), "--uri", "/p/ann.jpg"])
+    assert storage.list("_index") == []
+
+
 def test_nothing_found_changes_no_table(root):
     storage = write_output(root)
     before = {name: content for name, content in files(storage).items() if name.endswith(".parquet")}
@@ -273,8 +280,8 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
         assert audit(storage)[-1]["rows_left"] == 0
         assert to_do(storage) == set() and not storage.list("preview.html")
     assert_holds(storage, ALL - set(gone))
-    # list, page, audit; run.json 2; kept rows to one side 2, intent, removed 4, added 2, cleared 2; run.json 2, audit
-    assert crashes == 19
+    # list, indexes, page, audit; run.json 2; kept rows to one side 2, intent, removed 4, added 2, cleared 2; run.json 2, audit
+    assert crashes == 20
 
 
 CHILD = """
@@ -292,7 +299,7 @@ sys.exit(erase.main(sys.argv[2:]))
 def test_kill_9_between_the_steps_of_the_rewrite(root):
     gone = ["/p/ann.jpg", "/p/broken.jpg"]
     storage = write_output(root)
-    for survives in (11, 6):      # the first dies while it removes parts, the second while it resumes that
+    for survives in (12, 7):      # the first dies while it removes parts, the second while it resumes that
         arguments = [sys.executable, "-c", CHILD, str(survives), str(root), "--uri", *gone]
         child = subprocess.run(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
         assert child.returncode == -9, child.stderr

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 
 from jobs.preview.pictures import locate
 from pipeline.batch import TodoRow
-from pipeline.input.containers import ParquetColumns
 from pipeline.input.fetch import Fetch
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.storage.uris import FROM_ENVIRONMENT
 
 

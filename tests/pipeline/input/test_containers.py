@@ -1,187 +1,118 @@
-"""Tars and Parquet files of images: complete, unusual, malicious and truncated ones."""
+"""Containers of every kind: told by content, listed, and read back from the rows of the listing."""
 
 from __future__ import annotations
 
-import io
-import struct
+import gzip
 import tarfile
+import zipfile
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline.batch import TodoRow
+from pipeline.batch import Fetched, TodoRow
 from pipeline.input.containers import (
+    NESTED,
     NOT_A_FILE_MEMBER,
     OVERWRITTEN,
-    ContainerError,
-    ParquetColumns,
-    ParquetImages,
+    Kind,
     is_container,
+    is_unread_archive,
+    kind_at,
     list_members,
-    refuse_compressed,
-    tar_members,
+    name_pattern,
 )
 from pipeline.input.fetch import Fetch
-from pipeline.input.names import HIDDEN, OTHER_EXTENSION, InputError
+from pipeline.input.names import HIDDEN, OTHER_EXTENSION, SYSTEM, InputError
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.input.rules import Rules, Selection
+from pipeline.input.tars import tar_members
 from pipeline.storage import files
 from pipeline.storage.files import open_file
 from pipeline.storage.uris import FROM_ENVIRONMENT
+from tests.support.archives import link, tar, write_images, zipped
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-images = Selection(Rules(), "").skips
-everything = Selection(Rules(all_files=True), "").skips
-
-
-def tar(*members, format=tarfile.PAX_FORMAT) -> bytes:
-    """A tar of members, each (name, content) or a TarInfo."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=format) as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                archive.addfile(info, io.BytesIO(member[1]))
-    return out.getvalue()
-
-
-def link(name, kind):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, "a.jpg"
-    return info
-
-
-def found(content: bytes) -> dict[str, bytes | None]:
-    """The content of each member by its offset and size."""
-    return {name: None if offset is None else content[offset : offset + size]
-            for name, offset, size in tar_members(io.BytesIO(content))}
+IMAGES = ParquetColumns("image")
 
 
 def row(uri, **more):
     return {"uri": str(uri), "container": None, "offset": None, "size": 9, "etag": "e", "mtime": NOON, **more}
 
 
+def members_of(uri, columns=None, all_files=False, kept=None):
+    skips = partial(Selection(Rules(all_files=all_files), "").skips_member, "x")
+    return list_members(row(uri), FROM_ENVIRONMENT, columns, skips, kept)
+
+
+def contents(members, **options) -> dict[str, bytes | str]:
+    """The content of each row, or why it cannot be read, by the name of the member."""
+    rows = [TodoRow(**each) for each in members.rows.to_pylist()]
+    answers = Fetch(**options)(rows)
+    return {row.uri.partition("#")[2]: answer.content if isinstance(answer, Fetched) else answer.error
+            for row, answer in zip(rows, answers, strict=True)}
+
+
 @pytest.mark.parametrize(
     ("name", "columns", "expected"),
-    [("", None, False), ("a.jpg", None, False), ("https://h/a.tar?x=1", None, True),
+    [("", None, False), ("a.jpg", None, False), ("https://h/a.tar?x=1", None, True), ("/s/.zip", None, False),
      ("s3://b/a.tar?x=1", None, False), ("/s/a.TAR", None, True), ("s3://b/a.parquet", None, False),
-     ("a.parquet", ParquetColumns("image"), True), ("a.tar", ParquetColumns("image"), True), ("tar", None, False)],
-)
+     ("a.parquet", IMAGES, True), ("a.tar", IMAGES, True), ("tar", None, False), ("/a.gz", None, False),
+     ("/a.tar.gz", None, True), ("/A.TGZ", None, True), ("/a.tar.zst", None, True), ("/a.tar.bz2", None, True),
+     ("/a.txz", None, True), ("https://h/a.zip?x=1", None, True), ("/a.zip/b.jpg", None, False),
+     ("/.tar", None, False)],
+)  # fmt: skip
 def test_is_container(name, columns, expected):
     assert is_container(name, columns) is expected
-
-
-@pytest.mark.parametrize("name", ["a.tar.gz", "s3://b/A.TGZ", "x.tar.zst"])
-def test_refuse_compressed(name):
-    refuse_compressed("a.tar")
-    with pytest.raises(InputError, match=r"unpack it to a plain \.tar"):
-        refuse_compressed(name)
-
-
-LONG = "long/" * 60 + "é.jpg"
-
-
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_the_bytes_at_offset_and_size(format):
-    names = ["a.jpg", "sub/b c.png", "../../etc/passwd.jpg", "/root.jpg"] + [LONG] * (format != tarfile.USTAR_FORMAT)
-    content = tar(*((name, name.encode() * 30) for name in names), ("empty.jpg", b""), format=format)
-    assert found(content) == {**{name: name.encode() * 30 for name in names}, "empty.jpg": b""}
-
-
-def test_folders_are_omitted_and_links_have_no_offset():
-    folder = tarfile.TarInfo("sub")
-    folder.type = tarfile.DIRTYPE
-    content = tar(folder, ("sub/a.jpg", b"1"), link("hard.jpg", tarfile.LNKTYPE), link("soft.jpg", tarfile.SYMTYPE),
-                  link("pipe.jpg", tarfile.FIFOTYPE))
-    assert found(content) == {"sub/a.jpg": b"1", "hard.jpg": None, "soft.jpg": None, "pipe.jpg": None}
-
-
-def test_a_name_that_is_not_utf_8():
-    content = tar(("caf\udce9.jpg", b"1"), format=tarfile.GNU_FORMAT)
-    assert found(content) == {"caf\\xe9.jpg": b"1"}
-
-
-def test_an_empty_tar_and_one_without_its_end():
-    assert found(tar()) == {}
-    assert found(tar(("a.jpg", b"1" * 512))[:1024]) == {"a.jpg": b"1" * 512}      # its writer was never closed
-
-
-WHOLE = tar(*((f"{i}.jpg", bytes([i]) * 600) for i in range(3)), format=tarfile.USTAR_FORMAT)   # 1,536 bytes each
+    found = pa.compute.match_substring_regex(pa.array([name]), name_pattern(columns))[0].as_py()
+    assert found is expected or "/" not in name             # the uris of a listing have one
 
 
 @pytest.mark.parametrize(
-    ("damage", "before"),      # before: how many members come before the damage
-    [
-        (lambda b: b"not a tar at all" * 100, 0),
-        (lambda b: b"", 0),
-        (lambda b: b[:300], 0),
-        (lambda b: b[:1000], 0),                                        # within the first member
-        (lambda b: b[: 1536 + 600], 1),
-        (lambda b: b[: 1536 + 100], 1),                                 # within the second header
-        (lambda b: b[:1536] + b"x" * 512 + b[2048:], 1),                # a header that makes no sense
-        (lambda b: b[: 1536 + 148] + b"0000000\0" + b[1536 + 156 :], 1),   # a wrong checksum
-    ],
+    ("name", "expected"),
+    [("", False), ("a.jpg", False), ("a.tar.gz", False), ("a.zip", False), ("a.7z", True), ("/s/a.RAR", True),
+     ("a.jpg.gz", True), ("a.tar.lz4", True), ("a.Z", True)],
 )
-def test_a_damaged_tar_gives_the_members_before_the_damage_and_raises(damage, before):
-    members = tar_members(io.BytesIO(damage(WHOLE)))
-    assert [next(members)[0] for _ in range(before)] == [f"{i}.jpg" for i in range(before)]
-    with pytest.raises(ContainerError):
-        list(members)
+def test_archives_that_are_not_read(name, expected):
+    assert is_unread_archive(name) is expected
 
 
-def test_a_truncated_tar_loses_no_member_without_an_error():
-    for end in range(0, len(WHOLE), 64):
-        try:
-            names = [name for name, *_ in tar_members(io.BytesIO(WHOLE[:end]))]
-        except ContainerError:
-            continue
-        assert len(names) == min(3, end // 1536) and (end % 1536 == 0 or end > 3 * 1536), end
+ARCHIVES = {
+    "a.tar": tar, "a.tar.gz": lambda *members: gzip.compress(tar(*members)), "a.zip": zipped,
+    "stored.zip": lambda *members: zipped(*members, method=zipfile.ZIP_STORED),
+}
+SMALL = (("a.jpg", b"123"), ("empty.jpg", b""), ("sub/b.jpg", b"45" * 3000), ("c.png", b"6"))
 
 
-def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
-    """A tar header with this size field and a correct checksum."""
-    block = bytearray(512)
-    block[: len(name)] = name
-    block[100:124] = b"0000644\0" b"0000000\0" b"0000000\0"
-    block[124:136] = size.ljust(12, b"\0")
-    block[136:148] = b"00000000000\0"
-    block[148:156] = b" " * 8
-    block[156:157] = kind
-    block[257:265] = b"ustar\x0000"
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+@pytest.mark.parametrize("name", ["", ".jpg", ".tar", ".zip", ".tar.gz"])
+@pytest.mark.parametrize("make", ARCHIVES.values(), ids=ARCHIVES)
+def test_content_decides_the_kind(tmp_path, make, name):
+    path = tmp_path / f"x{name}"
+    path.write_bytes(make(*SMALL))
+    kind = kind_at(str(path), FROM_ENVIRONMENT)
+    assert kind is {tar: Kind.TAR, ARCHIVES["a.tar.gz"]: Kind.COMPRESSED_TAR}.get(make, Kind.ZIP)
+    members = members_of(path)
+    assert members.damage is None and contents(members) == dict(SMALL)
+    assert {each["container"] for each in members.rows.to_pylist()} == {str(path)}
 
 
-def base256(value: int) -> bytes:
-    return (b"\xff" if value < 0 else b"\x80") + struct.pack(">q", value).rjust(11, b"\xff" if value < 0 else b"\0")
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff", bytes(2000), None])
+def test_what_is_no_container(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x").write_bytes(content)
+    assert kind_at(str(tmp_path / "x"), FROM_ENVIRONMENT) is None
 
 
-@pytest.mark.parametrize("kind", list("0xLgSK"))   # file, pax, long name, global, sparse, long link
-@pytest.mark.parametrize("size", [b"77777777777\0", base256(2**62), base256(-512), base256(-(2**40)), base256(1 << 30)],
-                         ids=["8 GB", "4 EB", "-512", "-1 TB", "1 GB"])  # fmt: skip
-def test_absurd_sizes_are_harmless(kind, size):
-    content = tar(("a.jpg", b"1"))[:1024] + header(b"bomb.jpg", size, kind.encode()) + b"\0" * 4096
-    members = tar_members(io.BytesIO(content))
-    assert next(members)[0] == "a.jpg"
-    with pytest.raises(ContainerError):
-        list(members)
-
-
-def test_endless_headers_are_harmless():
-    with pytest.raises(ContainerError):
-        list(tar_members(io.BytesIO(header(b"x", b"0", b"x") * 5000)))
-
-
-def test_an_oversized_header_is_not_read(tmp_path):
-    with (tmp_path / "a.tar").open("wb") as file:
-        file.write(header(b"x", b"%011o" % (1 << 33), b"x"))
-        file.truncate((1 << 33) + 2048)                # a sparse file of 8 GB
-    with (tmp_path / "a.tar").open("rb") as file, pytest.raises(ContainerError, match="a header of"):
-        list(tar_members(file))
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive"), (b"Rar!\x1a\x07\x01\0" + bytes(99), "a rar archive"),
+     (gzip.compress(b"one photo"), "a compressed file that is no tar")],
+)
+def test_an_archive_that_is_not_read_is_refused(tmp_path, content, named):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(InputError, match=f"{named}.*: unpack it; zip, tar, tar.gz"):
+        kind_at(str(tmp_path / "x"), FROM_ENVIRONMENT)
 
 
 def test_members_become_rows(tmp_path):
@@ -189,34 +120,51 @@ def test_members_become_rows(tmp_path):
                   link("l.jpg", tarfile.SYMTYPE), ("a.jpg", b"later"))
     path = tmp_path / "s.tar"
     path.write_bytes(content)
-    members = list_members(row(path), FROM_ENVIRONMENT, None, skips=images)
+    members = members_of(path)
     assert members.damage is None
     assert members.skipped == {OTHER_EXTENSION: 1, HIDDEN: 1, NOT_A_FILE_MEMBER: 1, OVERWRITTEN: 1}
     rows = members.rows.to_pylist()
     assert [each["uri"] for each in rows] == [f"{path}#noext", f"{path}#a.jpg"]
     assert [content[each["offset"] :][: each["size"]] for each in rows] == [b"12", b"later"]
     assert {(each["container"], each["etag"], each["mtime"]) for each in rows} == {(str(path), "e", NOON)}
-    members = list_members(row(path), FROM_ENVIRONMENT, None, skips=everything)
-    assert len(members.rows) == 4 and members.skipped == {NOT_A_FILE_MEMBER: 1, OVERWRITTEN: 1}
+    everything = members_of(path, all_files=True)
+    assert len(everything.rows) == 4 and everything.skipped == {NOT_A_FILE_MEMBER: 1, OVERWRITTEN: 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"junk" * 200, WHOLE[:2000], None])
+@pytest.mark.parametrize("make", ARCHIVES.values(), ids=ARCHIVES)
+def test_members_are_skipped_by_the_rules(tmp_path, make):
+    names = ["a.jpg", "a.json", ".hidden.jpg", "__MACOSX/._a.jpg", "more.tar", "more.7z", "sub/b.png"]
+    path = tmp_path / "x"
+    path.write_bytes(make(*((name, name.encode()) for name in names)))
+    members = members_of(path)
+    assert contents(members) == {"a.jpg": b"a.jpg", "sub/b.png": b"sub/b.png"}
+    assert members.skipped == {OTHER_EXTENSION: 1, HIDDEN: 1, SYSTEM: 1, NESTED: 2}
+
+
+def test_many_members_are_collected_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.input.containers._ENTRIES_AT_ONCE", 7)
+    path = tmp_path / "x.zip"
+    path.write_bytes(zipped(*((f"{i}.jpg", b"%d" % i) for i in range(50)), ("a.txt", b"")))
+    members = members_of(path)
+    assert contents(members) == {f"{i}.jpg": b"%d" % i for i in range(50)}
+    assert members.skipped == {OTHER_EXTENSION: 1}
+
+
+WHOLE = tar(*((f"{i}.jpg", bytes([i]) * 600) for i in range(3)), format=tarfile.USTAR_FORMAT)   # 1,536 bytes each
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 200, WHOLE[:2000], b"PAR1" * 300, gzip.compress(WHOLE)[:60],
+                                     zipped(("a.jpg", b"1"))[:-9], b"7z\xbc\xaf\x27\x1c" + bytes(900), None])
 def test_a_damaged_container_gives_a_row_for_the_rest(tmp_path, content):
     path = tmp_path / "s.tar"
     if content is not None:
         path.write_bytes(content)
-    members = list_members(row(path), FROM_ENVIRONMENT, None, skips=images)
+    members = members_of(path)
     assert members.damage is not None and str(path) in members.damage
     assert members.rows.to_pylist()[-1] == row(path, container=str(path), size=None)
 
 
 # --- Parquet
-
-
-def write_images(path, values, type=pa.binary(), row_group_size=3, **columns):  # noqa: B008
-    table = pa.table({"image": pa.array(values, type), **columns})
-    pq.write_table(table, path, row_group_size=row_group_size)
-    return str(path)
 
 
 NAMED = ["x", None, "x", "é/3", "1"]
@@ -232,54 +180,11 @@ NAMED = ["x", None, "x", "é/3", "1"]
 )
 def test_rows_of_a_parquet_file(tmp_path, columns, uris):
     path = write_images(tmp_path / "a.parquet", [b"%d" % i for i in range(5)], name=NAMED, n=range(10, 15))
-    members = list_members(row(path), FROM_ENVIRONMENT, columns, skips=images)
+    members = members_of(path, columns)
     assert [each["uri"] for each in members.rows.to_pylist()] == [f"{path}#{name}" for name in uris]
     assert members.rows["offset"].to_pylist() == [0, 1, 2, 3, 4]
     assert set(members.rows["size"].to_pylist()) == {None}
-    assert not members.skipped
-
-
-STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-@pytest.mark.parametrize("type", [pa.binary(), pa.large_binary(), STRUCT, pa.struct([("bytes", pa.large_binary())])],
-                         ids=str)  # fmt: skip
-@pytest.mark.parametrize("rows", [range(20), [0, 1, 7, 8, 19], [19, 0], [5, 5], [6, 2]])
-def test_images_are_read_from_any_row(tmp_path, type, rows):
-    values = [None if i == 7 else b"%d" % i for i in range(20)]
-    nested = [{"bytes": value} if value else None for value in values] if pa.types.is_struct(type) else values
-    path = write_images(tmp_path / "a.parquet", nested, type, row_group_size=6)
-    images = ParquetImages("image", FROM_ENVIRONMENT)
-    assert [images.read(path, i) for i in rows] == [b"" if i == 7 else b"%d" % i for i in rows]
-    images.close()
-
-
-def test_a_row_group_is_read_once_for_rows_in_order(tmp_path, monkeypatch):
-    path = write_images(tmp_path / "a.parquet", [b"%d" % i for i in range(20)], row_group_size=6)
-    started = []
-    start = ParquetImages._start_row_group
-
-    def counting(self, number):
-        started.append(number)
-        start(self, number)
-
-    monkeypatch.setattr(ParquetImages, "_start_row_group", counting)
-    images = ParquetImages("image", FROM_ENVIRONMENT)
-    assert [images.read(path, i) for i in (1, 2, 5, 6, 19)] == [b"1", b"2", b"5", b"6", b"19"]
-    assert started == [1, 6, 19]
-
-
-def test_several_files_with_broken_ones_among_them(tmp_path):
-    one = write_images(tmp_path / "1.parquet", [b"1"])
-    two = write_images(tmp_path / "2.parquet", [b"2"])
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1" * 10)
-    images = ParquetImages("image", FROM_ENVIRONMENT)
-    assert [images.read(path, 0) for path in (one, two, one)] == [b"1", b"2", b"1"]
-    for path, number, error in [(str(tmp_path / "broken.parquet"), 0, pa.ArrowInvalid), (one, 3, ContainerError),
-                                (str(tmp_path / "none"), 0, FileNotFoundError)]:
-        with pytest.raises(error):
-            images.read(path, number)
-        assert images.read(two, 0) == b"2"                   # still usable after an error
+    assert not members.skipped and members.renamed == sum("~" in name for name in uris)
 
 
 @pytest.mark.parametrize(
@@ -294,36 +199,64 @@ def test_several_files_with_broken_ones_among_them(tmp_path):
 def test_a_wrong_column_is_refused_with_the_option_to_check(tmp_path, columns, message):
     path = write_images(tmp_path / "a.parquet", [b"1"], name=["x"])
     with pytest.raises(InputError, match=message) as error:
-        list_members(row(path), FROM_ENVIRONMENT, columns, skips=images)
+        members_of(path, columns)
     assert "--image-column" in str(error.value)
 
 
 # --- in a bucket
 
 
-def test_a_tar_in_a_bucket_is_indexed_by_ranged_reads(bucket, monkeypatch):
-    big = b"x" * 3_000_000
-    bucket.put("s/a.tar", tar(("a.jpg", b"123"), ("big.jpg", big), ("c.jpg", b"45")))
-    read = []
-    get_range = files.obstore.get_range
+class Reads:
+    """Counts the ranged reads of objects."""
 
-    def counting(store, key, *, start, end):
-        read.append(end - start)
-        return get_range(store, key, start=start, end=end)
+    def __init__(self, monkeypatch):
+        self.sizes = []
+        get_range = files.obstore.get_range
 
-    monkeypatch.setattr(files.obstore, "get_range", counting)
+        def counting(store, key, *, start, end):
+            self.sizes.append(end - start)
+            return get_range(store, key, start=start, end=end)
+
+        monkeypatch.setattr(files.obstore, "get_range", counting)
+
+
+@pytest.mark.parametrize("member_bytes", [40_000, 3_000_000])
+def test_a_tar_in_a_bucket_is_indexed_without_its_images(bucket, monkeypatch, member_bytes):
+    names = [f"{i}.jpg" for i in range(12)]
+    content = tar(*((name, b"x" * member_bytes) for name in names))
+    bucket.put("s/a.tar", content)
+    reads = Reads(monkeypatch)
     uri = f"{bucket.uri}/s/a.tar"
-    members = list_members(row(uri), FROM_ENVIRONMENT, None, skips=images)
-    assert [each["uri"] for each in members.rows.to_pylist()] == [f"{uri}#{n}" for n in ("a.jpg", "big.jpg", "c.jpg")]
-    assert sum(read) < len(big)
+    assert [each["uri"] for each in members_of(uri).rows.to_pylist()] == [f"{uri}#{name}" for name in names]
+    assert sum(reads.sizes) < 0.15 * len(content) and len(reads.sizes) <= len(names) + 3
+
+
+def test_a_tar_of_tiny_members_takes_few_requests(bucket, monkeypatch):
+    content = tar(*((f"{i}.jpg", b"x" * 2000) for i in range(400)))
+    bucket.put("a.tar", content)
+    reads = Reads(monkeypatch)
+    assert len(members_of(f"{bucket.uri}/a.tar").rows) == 400
+    assert len(reads.sizes) < 15 and sum(reads.sizes) < 1.2 * len(content)
+
+
+@pytest.mark.parametrize("make", ARCHIVES.values(), ids=ARCHIVES)
+def test_an_archive_in_a_bucket_is_read_once(bucket, monkeypatch, make):
+    expected = {f"{i}.jpg": bytes(range(256)) * (40 + i) for i in range(30)}
+    content = make(*expected.items())
+    bucket.put("x", content)
+    assert kind_at(f"{bucket.uri}/x", FROM_ENVIRONMENT)
+    members = members_of(f"{bucket.uri}/x")
+    reads = Reads(monkeypatch)
+    assert contents(members) == expected
+    assert len(reads.sizes) < 12 and sum(reads.sizes) < 1.5 * len(content) + 2000
 
 
 def test_a_parquet_file_in_a_bucket(bucket, tmp_path):
     bucket.put("a.parquet", open(write_images(tmp_path / "a.parquet", [b"0", b"1"]), "rb").read())   # noqa: PTH123, SIM115
     uri = f"{bucket.uri}/a.parquet"
-    assert ParquetImages("image", FROM_ENVIRONMENT).read(uri, 1) == b"1"
-    members = list_members(row(uri), FROM_ENVIRONMENT, ParquetColumns("image"), skips=images)
+    members = members_of(uri, IMAGES)
     assert members.rows["uri"].to_pylist() == [f"{uri}#0", f"{uri}#1"]
+    assert contents(members, image_column="image") == {"0": b"0", "1": b"1"}
 
 
 @pytest.mark.parametrize("query", ["", "?signature=1%2F2"])
@@ -331,6 +264,6 @@ def test_a_tar_on_a_web_server_that_allows_only_get(web, query):
     content = tar(("a.jpg", b"123"), ("b.jpg", b"4567"))
     web.files[f"/s/a.tar{query}"] = content
     with open_file(f"{web.url}/s/a.tar{query}", FROM_ENVIRONMENT) as file:
-        places = {name: (offset, size) for name, offset, size in tar_members(file)}
+        places = {name: (offset, size) for name, offset, size in tar_members(file, len(content))}
     [answer] = Fetch()([TodoRow("u", container=f"{web.url}/s/a.tar{query}", offset=places["b.jpg"][0], size=4)])
     assert answer.content == b"4567"

@@ -1,9 +1,11 @@
+import gzip
 import http.server
 import os
 import pickle
 import socket
 import threading
 import time
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,8 +15,11 @@ import pytest
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
 from pipeline.errors import EnvironmentFault
-from pipeline.input.fetch import BEGINNING_BYTES, Fetch, _within
+from pipeline.input import fetch as module
+from pipeline.input.containers import list_members
+from pipeline.input.fetch import BEGINNING_BYTES, SPAN_BYTES, SPAN_GAP_BYTES, Fetch, _within, spans
 from pipeline.storage.uris import StoreOptions
+from tests.support.archives import tar, zipped
 
 BODY = bytes(range(256)) * 40
 
@@ -109,7 +114,7 @@ def test_no_permission(tmp_path):
         (len(BODY) - 4, 5, f"the container ends after 4 of the 5 bytes at {len(BODY) - 4}"),
         (len(BODY) + 9, 5, f"the container ends after 0 of the 5 bytes at {len(BODY) + 9}"),
         (None, 5, "no offset for a member of a container: add the column offset to the manifest"),
-        (3, None, "an image inside a Parquet file: name its column with --image-column"),
+        (3, None, "no size for a member of a container: add the column size to the manifest"),
     ],
 )
 def test_a_member_is_size_bytes_at_offset(tmp_path, offset, size, expected):
@@ -336,6 +341,141 @@ def test_images_of_parquet_files_come_in_order_among_others(tmp_path):
         "no such file or directory",
     ]
     assert results[3].status is Status.TOO_LARGE
+
+
+def test_an_image_in_a_parquet_file_without_the_column(tmp_path):
+    pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "a.parquet")
+    row = TodoRow("a#0", container=str(tmp_path / "a.parquet"), offset=0)
+    assert fetch(row) == [FetchFailure("an image inside a Parquet file: name its column with --image-column")]
+
+
+def test_an_image_whose_parquet_file_has_only_its_path(tmp_path, bucket):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b.jpg").write_bytes(b"beside")
+    (tmp_path / "a.jpg").write_bytes(b"absolute")
+    bucket.put("c.jpg", b"in a bucket")
+    bucket.put("sub/b.jpg", b"beside in a bucket")
+    paths = [str(tmp_path / "a.jpg"), "sub/b.jpg", f"{bucket.uri}/c.jpg", f"file://{tmp_path}/a.jpg", "none.jpg",
+             "hf://datasets/a/b.jpg", None]
+    images = [{"bytes": None, "path": path} for path in paths] + [{"bytes": b"inside", "path": "sub/b.jpg"}]
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    bucket.put("x.parquet", (tmp_path / "x.parquet").read_bytes())
+
+    def results(container):
+        rows = [TodoRow(f"x#{i}", container=container, offset=i) for i in range(len(images))]
+        return [a.content if isinstance(a, Fetched) else a.error for a in fetch(*rows, image_column="image")]
+
+    assert results(str(tmp_path / "x.parquet")) == [
+        b"absolute", b"beside", b"in a bucket", b"absolute", "no such file or directory", "cannot read hf:// URIs", b"",
+        b"inside",
+    ]
+    assert results(f"{bucket.uri}/x.parquet")[1] == b"beside in a bucket"
+
+
+class CountingOpens:
+    """A reader of members that counts how often a container is opened."""
+
+    def __init__(self, monkeypatch):
+        self.opened = []
+        open_members = module.open_members
+
+        def counting(uri, *arguments):
+            self.opened.append(uri)
+            return open_members(uri, *arguments)
+
+        monkeypatch.setattr(module, "open_members", counting)
+
+
+def test_a_container_stays_open_from_one_call_to_the_next(tmp_path, monkeypatch):
+    members = [(f"{i}.jpg", b"%d" % i) for i in range(40)]
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(tar(*members)))
+    (tmp_path / "b.zip").write_bytes(zipped(*members))
+    opens = CountingOpens(monkeypatch)
+    fetch_rows = Fetch()
+    for name in ("a.tgz", "b.zip"):
+        path = str(tmp_path / name)
+        row = {"uri": path, "container": None, "offset": None, "size": 1, "etag": None, "mtime": None}
+        found = list_members(row, StoreOptions(), None, lambda _: None).rows.to_pylist()
+        rows = [TodoRow(**each) for each in found]
+        contents = [a.content for at in range(0, 40, 8) for a in fetch_rows(rows[at : at + 8])]
+        assert contents == [content for _, content in members]
+    assert opens.opened == [str(tmp_path / "a.tgz"), str(tmp_path / "b.zip")]
+
+
+def test_a_member_that_fails_does_not_stop_the_others(tmp_path):
+    content = bytearray(zipped(*((f"{i}.jpg", bytes([i]) * 5000) for i in range(5)), method=zipfile.ZIP_STORED))
+    content[5100] ^= 1                       # in the second member
+    (tmp_path / "a.zip").write_bytes(content)
+    row = {"uri": str(tmp_path / "a.zip"), "container": None, "offset": None, "size": 1, "etag": None, "mtime": None}
+    found = list_members(row, StoreOptions(), None, lambda _: None).rows.to_pylist()
+    results = fetch(*(TodoRow(**each) for each in found))
+    assert results.pop(1) == FetchFailure("damaged in its zip", Status.UNREADABLE)
+    assert [result.content for result in results] == [bytes([i]) * 5000 for i in (0, 2, 3, 4)]
+
+
+def test_a_container_that_is_gone(tmp_path):
+    rows = [TodoRow(f"a#{i}", container=str(tmp_path / "a.zip"), offset=i) for i in range(3)]
+    assert fetch(*rows) == [FetchFailure("no such file or directory")] * 3
+
+
+# --- members that lie side by side
+
+
+def member(offset, size, container="s3://b/s.tar"):
+    return TodoRow(f"{container}#{offset}", container=container, offset=offset, size=size)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths"),
+    [
+        ([], []),
+        ([member(512, 10)], [1]),
+        ([member(512, 100_000), member(101_000, 100_000), member(202_000, 5)], [3]),
+        ([member(512, 10), member(512, 10), member(600, 0), member(700, 10)], [1, 1, 1, 1]),   # no overlap, none empty
+        ([member(512, 10), member(SPAN_GAP_BYTES + 522, 10), member(2 * SPAN_GAP_BYTES + 533, 10)], [2, 1]),
+        ([member(0, SPAN_BYTES // 2), member(SPAN_BYTES // 2, SPAN_BYTES // 2), member(SPAN_BYTES, 1)], [2, 1]),
+        ([member(0, SPAN_BYTES + 1), member(SPAN_BYTES + 1, 1)], [1, 1]),
+        ([member(0, 5), member(5, 5, "s3://b/t.tar"), TodoRow("s3://b/x.jpg"), member(10, 5, "s3://b/t.tar")],
+         [1, 1, 1, 1]),
+        ([member(0, 5, "/s.tar"), member(5, 5, "/s.tar")], [1, 1]),           # a local read costs no request
+        ([member(0, None), member(1, None)], [1, 1]),
+    ],
+)  # fmt: skip
+def test_members_side_by_side_are_together(rows, lengths):
+    found = list(spans(rows))
+    assert [row for together in found for row in together] == rows
+    assert [len(together) for together in found] == lengths
+
+
+class CountingRequests(Fetch):
+    """Counts the requests."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.asked = []
+
+    def fetch_one(self, row):
+        self.asked.append((row.offset, row.size))
+        return super().fetch_one(row)
+
+
+def test_members_side_by_side_in_a_bucket_are_one_request(bucket):
+    bucket.put("s.tar", BODY)
+    rows = [member(at, 300, f"{bucket.uri}/s.tar") for at in range(0, 9000, 512)]
+    counting = CountingRequests()
+    results = list(counting(rows))
+    assert [result.content for result in results] == [BODY[row.offset :][:300] for row in rows]
+    assert {result.etag for result in results} != {None} and counting.asked == [(0, rows[-1].offset + 300)]
+
+
+def test_members_side_by_side_of_a_truncated_object_have_results_of_their_own(bucket):
+    bucket.put("s.tar", BODY[:1000])
+    results = fetch(*(member(at, 300, f"{bucket.uri}/s.tar") for at in (0, 512, 900, 2000)))
+    assert [result.content for result in results[:2]] == [BODY[:300], BODY[512:812]]
+    assert results[2] == FetchFailure("the container ends after 100 of the 300 bytes at 900")
+    assert isinstance(results[3], FetchFailure)
+    missing = fetch(*(member(at, 300, f"{bucket.uri}/none.tar") for at in (0, 512)))
+    assert missing == [FetchFailure("not found")] * 2
 
 
 def test_the_row_of_a_damaged_container_fails(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import http.server
 import io
 import os
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.input import listing as module
-from pipeline.input.containers import ParquetColumns
+from pipeline.input.containers import UNREAD_ARCHIVE
 from pipeline.input.folders import LOOP, NOT_A_FILE, UNREADABLE
 from pipeline.input.listing import NO_URI, InputKind, Listing, list_inputs
 from pipeline.input.names import (
@@ -27,9 +28,11 @@ from pipeline.input.names import (
     SYSTEM,
     InputError,
 )
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.input.rules import Rules
 from pipeline.schemas import LISTING
 from pipeline.storage.uris import StoreOptions, UriError
+from tests.support.archives import tar, zipped
 
 
 @dataclass
@@ -639,10 +642,93 @@ def test_a_damaged_tar_gives_a_warning_and_a_row(tmp_path):
     assert warning.startswith(f"cannot read all of {tmp_path}/s.tar: ") and found.listing.whole == ()
 
 
-def test_a_compressed_tar_is_refused(tmp_path):
-    touch(tmp_path, "s.tar.gz")
-    with pytest.raises(InputError, match="unpack it"):
-        listing(tmp_path / "s.tar.gz")
+@pytest.mark.parametrize("name", ["s.tar.gz", "s.tgz", "s.tar", "s.zip"])
+@pytest.mark.parametrize("way", ["itself", "folder", "glob", "manifest", "bucket", "key", "bucket manifest"])
+def test_archives_are_read_wherever_they_turn_up(tmp_path, bucket, name, way):
+    content = {"s.zip": zipped, "s.tar": tar}.get(name, lambda *members: gzip.compress(tar(*members)))(("a.jpg", b"1"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content)
+    bucket.put(f"in/{name}", content)
+    (tmp_path / "m.txt").write_text(f"{bucket.uri}/in/{name}\n" if way == "bucket manifest" else f"in/{name}\n")
+    places = {"itself": tmp_path / "in" / name, "folder": tmp_path, "glob": tmp_path / "i*/s.*",
+              "manifest": tmp_path / "m.txt", "bucket manifest": tmp_path / "m.txt", "bucket": f"{bucket.uri}/in/",
+              "key": f"{bucket.uri}/in/{name}"}
+    top = bucket.uri if way in ("bucket", "key", "bucket manifest") else tmp_path
+    assert uris(listing(places[way])) == [f"{top}/in/{name}#a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["shard", "shard.bin", "shard.wds", "a b.#"])
+def test_an_archive_under_another_name_given_as_input(tmp_path, bucket, name):
+    content = tar(("a.jpg", b"123"))
+    (tmp_path / name).write_bytes(content)
+    bucket.put(name, content)
+    for top in (tmp_path, bucket.uri):
+        found = listing(f"{top}/{name}")
+        assert uris(found) == [f"{top}/{name}#a.jpg"] and found.kind is InputKind.CONTAINER
+        assert found.listing.whole == (f"{top}/{name}",) and found.listing.scopes == (f"{top}/{name}#",)
+
+
+@pytest.mark.parametrize("name", ["s.7z", "s.rar", "photo.jpg.gz", "s.tar.lz4"])
+def test_an_archive_that_is_not_read_is_never_told_to_use_all_files(tmp_path, name):
+    touch(tmp_path, f"in/{name}")
+    for place in (tmp_path / "in" / name, tmp_path / "in"):
+        with pytest.raises(InputError, match="unpack") as error:
+            listing(place)
+        assert "--all-files" not in str(error.value)
+    touch(tmp_path, "in/x.jpg")
+    assert listing(tmp_path / "in").skipped == {UNREAD_ARCHIVE: 1}
+
+
+def test_a_compressed_file_that_is_no_tar_given_as_input(tmp_path):
+    (tmp_path / "s.bin").write_bytes(gzip.compress(b"one photo"))
+    with pytest.raises(InputError, match="a compressed file that is no tar: unpack it"):
+        listing(tmp_path / "s.bin")
+
+
+def test_a_damaged_archive_in_a_folder_gives_a_row(tmp_path):
+    touch(tmp_path, "x.jpg")
+    (tmp_path / "s.zip").write_bytes(zipped(("a.jpg", b"1"))[:-4])
+    found = listing(tmp_path)
+    assert uris(found) == [f"{tmp_path}/s.zip", f"{tmp_path}/x.jpg"]
+    [warning] = found.listing.warnings
+    assert warning.startswith(f"cannot read all of {tmp_path}/s.zip: not a zip, or a damaged one")
+
+
+def test_many_archives_come_in_their_order(tmp_path):
+    for i in range(150):
+        (tmp_path / f"{i:03}.tar").write_bytes(tar(("a.jpg", b"1")))
+    (tmp_path / "m.txt").write_text("".join(f"{i:03}.tar\n" for i in range(150)))
+    found = listing(tmp_path / "m.txt")
+    assert found.rows["uri"].to_pylist() == [f"{tmp_path}/{i:03}.tar#a.jpg" for i in range(150)]
+
+
+def test_names_that_repeat_in_parquet_files_are_said_in_one_line(tmp_path):
+    for i in range(2):
+        pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "n": ["a", "a", "b"]}), tmp_path / f"{i}.parquet")
+    found = listing(tmp_path, parquet=ParquetColumns("image", "n"))
+    assert uris(found) == [f"{tmp_path}/{i}.parquet#{name}" for i in range(2) for name in ("a", "a~1", "b")]
+    [line] = found.listing.warnings
+    assert line.startswith("2 images in Parquet files have a name that another row of their file has too")
+
+
+def test_parquet_files_without_an_image_column_are_told_the_option(tmp_path, bucket):
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": [b"1"], "label": [1]}), content)
+    for name in ("in/a.parquet", "in/data.pq"):
+        touch(tmp_path, name)
+        (tmp_path / name).write_bytes(content.getvalue())
+    bucket.put("in/a.parquet", content.getvalue().to_pybytes())
+    (tmp_path / "m.txt").write_text("in/a.parquet\n")
+    for place in ("in/a.parquet", "in/data.pq", "in/*.parquet", "m.txt"):
+        with pytest.raises(InputError, match=r"--image-column names the column that holds its images; here .* image$"):
+            listing(tmp_path / place)
+    for place in (f"{bucket.uri}/in/a.parquet", f"{bucket.uri}/in/*.parquet"):
+        with pytest.raises(InputError, match="--image-column names"):
+            listing(place)
+    (tmp_path / "in/data.pq").unlink()
+    for place in (tmp_path / "in", f"{bucket.uri}/in/"):
+        with pytest.raises(InputError, match=r"1 Parquet files without --image-column\): --image-column names"):
+            listing(place)
 
 
 def test_parquet_files_hold_images_only_with_the_option(tmp_path):

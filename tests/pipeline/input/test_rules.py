@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.input.containers import ParquetColumns
+from pipeline.input.containers import UNREAD_ARCHIVE
 from pipeline.input.names import (
     EXCLUDED,
     HIDDEN,
@@ -13,7 +13,8 @@ from pipeline.input.names import (
     SYSTEM,
     Glob,
 )
-from pipeline.input.rules import Pattern, Rules, Selection
+from pipeline.input.parquet_images import ParquetColumns
+from pipeline.input.rules import PARQUET_FILE, Pattern, Rules, Selection
 
 IMAGES = ParquetColumns("image")
 
@@ -24,7 +25,10 @@ IMAGES = ParquetColumns("image")
         ("", Rules(), None),
         ("a.jpg", Rules(), None),
         ("a.tar", Rules(), None),
-        ("a.parquet", Rules(), OTHER_EXTENSION),
+        ("a.parquet", Rules(), PARQUET_FILE),
+        ("a.7z", Rules(), UNREAD_ARCHIVE),
+        ("a.tar.gz", Rules(), None),
+        ("a.doc", Rules(), OTHER_EXTENSION),
         ("a.parquet", Rules(parquet=IMAGES), None),
         (".a.tar", Rules(), HIDDEN),
         (".a.txt", Rules(all_files=True), None),
@@ -40,7 +44,8 @@ def test_skips(name, rules, reason):
         ("*", "a.txt", Rules(), OTHER_EXTENSION),
         ("*", "a.txt", Rules(all_files=True), None),
         ("*.txt", "a.txt", Rules(), None),
-        ("*", "a.parquet", Rules(), OTHER_EXTENSION),
+        ("*", "a.parquet", Rules(), PARQUET_FILE),
+        ("*", "a.7z", Rules(), UNREAD_ARCHIVE),
         ("*", "a.parquet", Rules(parquet=IMAGES), None),
     ],
 )
