@@ -39,9 +39,9 @@ def decode_faces(
     Returns boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the input, and scores (n,) float32, best first. Boxes may
     reach beyond the input.
     """
-    scores = 1 / (1 + np.exp(-raw[-1]))
-    found = np.flatnonzero(scores >= min_score)
-    scores = scores[found]
+    likely = np.flatnonzero(raw[-1] > -20.0)      # the others would overflow exp, and score less than any threshold
+    scores = 1 / (1 + np.exp(-raw[-1, likely]))
+    found, scores = likely[scores >= min_score], scores[scores >= min_score]
     centres, strides = anchors(side_px)
     logits = raw[:-1, found].reshape(4, BINS, len(found))
     weights = np.exp(logits - logits.max(1, keepdims=True))

@@ -40,14 +40,13 @@ class FaceDetector:
                 f"canvases must be (b, S, S, 3) uint8 with S a multiple of {STRIDE_PX}, "
                 f"got {canvases.shape} {canvases.dtype}"
             )
-        if not len(canvases):
-            return []
         return [
             decode_faces(
                 raw, canvases.shape[1], min_score=self._min_score, nms_iou=self._nms_iou,
                 max_detections=self._max_detections,
             )
-            for raw in self._batches(canvases)
+            for batch in self._batches.each(canvases)
+            for raw in batch
         ]
 
 

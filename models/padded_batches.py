@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,33 +17,53 @@ class PaddedBatches:
     """Call a network in batches of exactly `batch_size`; zeros pad the last one.
 
     The output of an input does not depend on the other inputs: one shape means one convolution algorithm.
-    When the device runs out of memory, the batch size halves for good and the batch is run again.
+    When the device runs out of memory, the batch size halves for good and the batch is run again. Several threads may
+    call it at once.
     """
 
     def __init__(self, network: Network, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._network = network
+        self._lock = threading.Lock()
         self.batch_size = batch_size
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Inputs (n, …) to outputs (n, …) float32. Without inputs it runs one batch to learn the shape."""
+        if not len(inputs):
+            return np.zeros_like(self._network(np.zeros((self.batch_size, *inputs.shape[1:]), inputs.dtype))[:0])
         outputs: list[np.ndarray] = []
-        done = 0
-        while done < len(inputs) or not outputs:
-            part = inputs[done : done + self.batch_size]
-            try:
-                outputs.append(self._run_padded(part))
-            except OutOfDeviceMemory:
-                if self.batch_size == 1:
-                    raise
-                self.batch_size //= 2
-                logger.warning("out of device memory: the batch size is %d from now on", self.batch_size)
-            else:
-                done += len(part)
-        return np.concatenate(outputs)
+        for output in self.each(inputs):
+            outputs.append(output.copy())
+        return np.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
-    def _run_padded(self, part: np.ndarray) -> np.ndarray:
-        padded = np.zeros((self.batch_size, *part.shape[1:]), part.dtype)
-        padded[: len(part)] = part
-        return self._network(padded)[: len(part)].copy()      # a network may overwrite its output at the next call
+    def each(self, inputs: np.ndarray) -> Iterator[np.ndarray]:
+        """The outputs (k, …) of one batch after the other. Asking for the next one may overwrite it."""
+        done = 0
+        while done < len(inputs):
+            size = self.batch_size
+            part = inputs[done : done + size]
+            try:
+                output = self._network(_padded(part, size))
+            except OutOfDeviceMemory:
+                if size == 1:
+                    raise
+                self._halve(size)
+            else:
+                yield output[: len(part)]
+                done += len(part)
+
+    def _halve(self, size: int) -> None:
+        """Halve the batch size, unless another thread has done so since."""
+        with self._lock:
+            if self.batch_size == size:
+                self.batch_size = size // 2
+                logger.warning("out of device memory: the batch size is %d from now on", self.batch_size)
+
+
+def _padded(part: np.ndarray, size: int) -> np.ndarray:
+    if len(part) == size:
+        return np.ascontiguousarray(part)
+    padded = np.zeros((size, *part.shape[1:]), part.dtype)
+    padded[: len(part)] = part
+    return padded

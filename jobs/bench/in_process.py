@@ -30,7 +30,7 @@ def default_config(device: str, settings: RowSettings | None = None) -> StageCon
 
 def build_stage(config: StageConfig, name: str) -> Any:
     """One stage, with all CPUs."""
-    return stage_builders(config)[name](os.cpu_count() or 1)
+    return stage_builders(config)[name](os.cpu_count() or 1, 1)
 
 
 def build_stages(config: StageConfig) -> dict[str, Any]:

@@ -111,10 +111,10 @@ def probe_faces(photo: str, settings: RowSettings, weights_dir: Path, models: Mo
         settings, models, batches=one_image, store_options=parse_input_uri(photo)[1], weights=str(weights_dir)
     )
     builders, threads = stage_builders(config), os.cpu_count() or 1
-    (batch,) = builders["decode"](threads)([TodoRow(as_uri(photo))])
+    (batch,) = builders["decode"](threads, 1)([TodoRow(as_uri(photo))])
     for name in STAGES[1:]:
         refuse_unread(photo, batch.records[0])
-        batch = builders[name](threads)(batch)
+        batch = builders[name](threads, 1)(batch)
     refuse_unread(photo, batch.records[0])
     return cast(FaceBatch, batch)
 

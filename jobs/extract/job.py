@@ -195,27 +195,24 @@ def run_todo(
     lease: Lease,
 ) -> Ran:
     """Process the images to do, and commit their rows."""
-    rows_per_file = job.arguments.rows_per_file or default_rows_per_file(todo.images)
-    blocks = write_todo(job.storage, job.run_id, join.rows(graph.block_rows(todo.images, rows_per_file)))
     names = ModelNames(**{role: card.identity for role, card in job.models.by_role.items()})
     sink = Sink(job.storage, job.run_id, fingerprint, names, EMBEDDING_DIM, job.settings.embedding_dtype)
-    ran = run_on_ray(job, build_stages, blocks, sink, rows_per_file, progress, lease)
+    ran = run_on_ray(job, join, todo, build_stages, sink, progress, lease)
     job.check_lease()
     claim.recover(job.storage)
     return ran
 
 
 def run_on_ray(
-    job: Job, build_stages: BuildStages, blocks: pa.Table, sink: Sink, rows_per_file: int, progress: Progress,
-    lease: Lease,
+    job: Job, join: TodoJoin, todo: TodoCounts, build_stages: BuildStages, sink: Sink, progress: Progress, lease: Lease,
 ) -> Ran:
-    """Start or join Ray, run the graph and count its receipts.
-
-    blocks: one row of `spool.BLOCK` for each block of images. Raises LeaseLost.
-    """
+    """Start or join Ray, run the graph and count its receipts. Raises LeaseLost."""
+    rows_per_file = job.arguments.rows_per_file or default_rows_per_file(todo.images)
     with cluster.connect(job.arguments.num_cpus) as connection:
         cluster.refuse_local_paths(connection, paths(job.arguments), job.arguments.shared_filesystem)
         device, planned = make_plan(job.arguments, connection)
+        block_rows = graph.block_rows(todo.images, planned.pools[0].actors)
+        blocks = write_todo(job.storage, job.run_id, join.rows(block_rows))
         engines = EngineNotes(job.run_id)
         config = stage_config(job, device, engines)
         receipts = graph.run(

@@ -260,9 +260,9 @@ def add_batch_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--face-batch", type=positive, metavar="N", help=(
         f"faces of a batch of the eye model and the embedder; default: {cpu.faces}, on a GPU {gpu.faces}"))
     group.add_argument("--batch-images", type=positive, metavar="N", help=(
-        f"images that pass through the stages together; default: {cpu.images}"))
+        f"images of a batch that passes through the stages; default: {cpu.images}, on a GPU {gpu.images}"))
     group.add_argument("--batch-mb", type=positive, metavar="MB", help=(
-        f"decoded pixels that pass through the stages together, at least one image; default: {cpu.mb}"))
+        f"decoded pixels of such a batch, at least one image; default: {cpu.mb}, on a GPU {gpu.mb}"))
     group.add_argument("--rows-per-file", type=positive, metavar="N", help=(
         "images of a Parquet part; default: a hundredth of the images to do, between 16 and 2000"))
 

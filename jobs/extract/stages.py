@@ -64,17 +64,17 @@ class Batches:
     """How much is worked on at a time. It changes the speed and the memory, not the rows.
 
     detect: images of a detector batch. faces: faces of a batch of the other two networks. images, mb: images and
-    megabytes of decoded pixels that pass through the stages together, at least one image.
+    megabytes of decoded pixels of a batch that passes through the stages, at least one image.
     """
 
     detect: int
     faces: int
-    images: int = 64
-    mb: int = 256
+    images: int
+    mb: int
 
 
 DEFAULT_BATCHES: Mapping[str, Batches] = MappingProxyType(
-    {"cpu": Batches(detect=4, faces=32), "cuda": Batches(detect=32, faces=256)}
+    {"cpu": Batches(detect=4, faces=16, images=16, mb=64), "cuda": Batches(detect=32, faces=256, images=64, mb=192)}
 )
 
 
@@ -110,7 +110,7 @@ def stage_builders(config: StageConfig) -> StageBuilders:
     }
 
 
-def build_decode(config: StageConfig, threads: int) -> Decode:
+def build_decode(config: StageConfig, threads: int, calls: int) -> Decode:
     """Fetch and decode with that many threads."""
     max_pixels = config.settings.max_pixels
     fetch = Fetch(
@@ -126,14 +126,14 @@ def build_decode(config: StageConfig, threads: int) -> Decode:
     )
 
 
-def build_detect(config: StageConfig, threads: int) -> Detect:
+def build_detect(config: StageConfig, threads: int, calls: int) -> Detect:
     """Load the detector."""
     from models.detector import load_detector
 
     settings, batch_size = config.settings, config.batches.detect
     sides_px = [settings.detect_px, *filter(None, [settings.second_pass_px])]
     detector = load_detector(
-        model_of(config, config.models.detector), runtime_of(config, threads), input_sides_px=sides_px,
+        model_of(config, config.models.detector), runtime_of(config, threads, calls), input_sides_px=sides_px,
         min_score=settings.min_score, nms_iou=settings.nms_iou, batch_size=batch_size, max_detections=MAX_DETECTIONS,
     )
     return Detect(
@@ -143,30 +143,30 @@ def build_detect(config: StageConfig, threads: int) -> Detect:
     )
 
 
-def build_keypoint(config: StageConfig, threads: int) -> Keypoint:
+def build_keypoint(config: StageConfig, threads: int, calls: int) -> Keypoint:
     """Load the eye model."""
     from models.keypointer import load_keypointer
 
     model = model_of(config, config.models.keypointer)
-    return Keypoint(load_keypointer(model, runtime_of(config, threads), batch_size=config.batches.faces))
+    return Keypoint(load_keypointer(model, runtime_of(config, threads, calls), batch_size=config.batches.faces))
 
 
-def build_align(config: StageConfig, threads: int) -> Align:
+def build_align(config: StageConfig, threads: int, calls: int) -> Align:
     """No model, one thread."""
     return Align(alignment_template(config.models.embedder))
 
 
-def build_embed(config: StageConfig, threads: int) -> Embed:
+def build_embed(config: StageConfig, threads: int, calls: int) -> Embed:
     """Load the embedder."""
     from models.embedder import load_embedder
 
     model = model_of(config, config.models.embedder)
-    return Embed(load_embedder(model, runtime_of(config, threads), batch_size=config.batches.faces))
+    return Embed(load_embedder(model, runtime_of(config, threads, calls), batch_size=config.batches.faces))
 
 
-def runtime_of(config: StageConfig, threads: int) -> Runtime:
+def runtime_of(config: StageConfig, threads: int, calls: int) -> Runtime:
     """How the networks of an actor run."""
-    return Runtime(config.device, threads, config.engine, config.precision, config.opened)
+    return Runtime(config.device, threads, config.engine, config.precision, calls, config.opened)
 
 
 def model_of(config: StageConfig, card: WeightCard) -> StoredModel:

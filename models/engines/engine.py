@@ -15,9 +15,9 @@ from models.store import StoredModel, WeightsError
 logger = logging.getLogger(__name__)
 
 Network = Callable[[np.ndarray], np.ndarray]
-"""A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32, which the next call may overwrite.
+"""A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32, which the next call of the same thread may overwrite.
 
-Raises OutOfDeviceMemory."""
+Several threads may call it at once. Raises OutOfDeviceMemory."""
 
 Shape = tuple[int, int, int, int]
 
@@ -63,13 +63,17 @@ class Runtime:
     device: "cpu" or "cuda". threads: of the CPU; None leaves torch's number, and gives OpenVINO all cores.
     engine: one of `ENGINES`; auto is OpenVINO on a CPU where it is installed and can run the network, else torch.
     precision: one of `PRECISIONS`; auto is the fastest that agrees with float32: bfloat16 with OpenVINO on a CPU that
-    has it in hardware, else float32. opened: is told of every network that is opened.
+    has it in hardware, else float32.
+    calls: how many threads call a network at once. OpenVINO divides `threads` between them: small networks on one
+    thread each lose less to waiting than one network on many.
+    opened: is told of every network that is opened.
     """
 
     device: str = "cpu"
     threads: int | None = None
     engine: str = "auto"
     precision: str = "auto"
+    calls: int = 1
     opened: Callable[[Opened], None] | None = None
 
     def __post_init__(self) -> None:

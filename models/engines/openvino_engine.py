@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -43,27 +44,33 @@ class OpenVinoNetwork:
         if precision not in ("float32", "bfloat16"):
             raise EngineError(f"it computes in float32 or bfloat16 on a CPU, not in {precision}")
         self.precision = precision
-        self._properties = _properties(precision, runtime.threads)
+        self._properties = _properties(precision, runtime)
         self._core = ov.Core()
         self._preprocessing = model.card.preprocessing
         self._export, answers = export_of(model)
-        self._requests: dict[Shape, Any] = {}
+        self._compiled: dict[Shape, Any] = {}
+        self._compiling = threading.Lock()
+        self._own = threading.local()                 # the requests of each thread
         try:
             for shape in shapes[:1]:                  # others when they are used: compiling takes long
-                self._request(shape)
+                self._compiled[shape] = self._compile(shape)
             self._check(precision, answers, shapes)
         except RuntimeError as error:                 # of OpenVINO, whatever it is
             raise EngineError(str(error).strip().splitlines()[0]) from None
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32; the next call overwrites it."""
+        """A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32; the thread's next call overwrites it."""
         output: np.ndarray = self._request(batch.shape).infer({0: batch}, share_inputs=True, share_outputs=True)[0]
         return output
 
     def _request(self, shape: Any) -> Any:
-        if shape not in self._requests:
-            self._requests[shape] = self._compile(shape)
-        return self._requests[shape]
+        requests = self._own.__dict__
+        if shape not in requests:
+            with self._compiling:
+                compiled = self._compiled.get(shape) or self._compile(shape)
+                self._compiled[shape] = compiled
+            requests[shape] = compiled.create_infer_request()
+        return requests[shape]
 
     def _compile(self, shape: Shape) -> Any:
         key = compiled_key(
@@ -71,8 +78,7 @@ class OpenVinoNetwork:
             self._preprocessing["mean"], self._preprocessing["std"],
         )
         with kept_signal_stack():
-            compiled = load_or_compile(self._core, key, self._properties, lambda: self._build(shape))
-            return compiled.create_infer_request()
+            return load_or_compile(self._core, key, self._properties, lambda: self._build(shape))
 
     def _build(self, shape: Shape) -> Any:
         ov = import_openvino()
@@ -123,11 +129,11 @@ def computes_in_bfloat16() -> bool:
     return bool(BFLOAT16_FLAGS & set(flags.split()))
 
 
-def _properties(precision: str, threads: int | None) -> dict[str, Any]:
+def _properties(precision: str, runtime: Runtime) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
-        "INFERENCE_NUM_THREADS": threads or 0,      # 0: all
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": runtime.threads or 0,      # 0: all
+        "NUM_STREAMS": runtime.calls,
+        "PERFORMANCE_HINT": "LATENCY" if runtime.calls == 1 else "THROUGHPUT",
         "ENABLE_CPU_PINNING": False,       # several actors share a machine; pinned, all would take the first cores
     }

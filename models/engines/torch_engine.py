@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ class TorchNetwork:
             set_threads(runtime.threads)
         self._device = torch_device(runtime.device)
         self._module = to_device(module.eval(), self._device)
+        self._one_call = threading.Lock()                # torch's threads, or the device, serve one call at a time
         self.precision = "float32" if runtime.precision == "auto" else runtime.precision
         self._dtype = DTYPES[self.precision]
         self._mean, self._std = (
@@ -39,6 +41,10 @@ class TorchNetwork:
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32. Raises OutOfDeviceMemory."""
+        with self._one_call:
+            return self._run(batch)
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
         try:
             pixels = torch.from_numpy(np.require(batch, requirements="W")).to(self._device)
             pixels = pixels.permute(0, 3, 1, 2).float()      # the bytes are NHWC, so this is channels_last

@@ -15,7 +15,7 @@ from pipeline.output.spool import ReadTodo
 from pipeline.run.board import Board
 from pipeline.run.cluster import alive_nodes, describe_resources
 from pipeline.run.plan import Plan
-from pipeline.run.pool import Pool
+from pipeline.run.pool import STEP_IMAGES, Pool
 from pipeline.run.runner import StageBuilders
 from pipeline.run.status import ProcessStatus, describe_pool
 from pipeline.run.telemetry import RunMeter
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 Watch = Callable[[Callable[[], object], Callable[[], list[str]]], AbstractContextManager[object]]
 """Given a snapshot of the run and what explains it, guards a `with` block: `watchdog.Watchdog` with its settings."""
 
-BLOCK_IMAGES = 256            # to-do rows that an actor gets at a time
+BLOCK_IMAGES = 1024           # to-do rows that an actor gets at a time, at most: it does nothing between two blocks
+BLOCKS_OF_ACTOR = 8           # at least, if there are several actors: they should end at about the same time
 MAX_BLOCKS = 10_000           # Ray's driver keeps a record of every block
+OUTPUT_BYTES = 1 << 20        # an actor's rows go to the sink in pieces of this size, while it works on the block
 
 
 def run(
@@ -73,13 +75,15 @@ def build(
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
-    DataContext.get_current().execution_no_progress_timeout_s = -1      # the watchdog sees more
+    context = DataContext.get_current()
+    context.execution_no_progress_timeout_s = -1      # the watchdog sees more
+    context.target_max_block_size = OUTPUT_BYTES
     # In-memory blocks need no read task. `from_arrow` would start one of 1 CPU for each, to read its schema.
     dataset = ray.data.from_blocks([blocks.slice(i, 1) for i in range(len(blocks))])
     for pool in plan.pools:
         dataset = dataset.map_batches(
             Pool,
-            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, board),
+            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, pool.calls, board),
             compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
@@ -113,6 +117,7 @@ def explain(plan: Plan, board: Board) -> list[str]:
     return [*(line for each in planned for line in describe_pool(*each, statuses)), f"  {describe_resources()}"]
 
 
-def block_rows(images: int, rows_per_file: int) -> int:
-    """The number of to-do rows in a block, for a run of so many images."""
-    return max(min(rows_per_file, BLOCK_IMAGES), math.ceil(images / MAX_BLOCKS))
+def block_rows(images: int, actors: int) -> int:
+    """The number of to-do rows in a block, for a run of so many images with so many actors that decode."""
+    shared = images if actors == 1 else math.ceil(images / (actors * BLOCKS_OF_ACTOR))
+    return max(min(shared, BLOCK_IMAGES), STEP_IMAGES, math.ceil(images / MAX_BLOCKS))

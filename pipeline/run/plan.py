@@ -16,6 +16,7 @@ WORK_SHARE = {"decode": 0.2, "detect": 0.55, "keypoint": 0.08, "align": 0.02, "e
 photos of a dozen megapixels."""
 
 THREADS_PER_CPU_ACTOR = 4     # a process with torch takes about 700 MB, and more threads speed up small networks little
+GPU_CALLS = 2
 STEPS = 1000                  # of one CPU or GPU: what an actor reserves is rounded down to a thousandth
 
 
@@ -52,6 +53,17 @@ class PoolPlan:
     cpus: float
     gpus: float
     threads: int
+
+    @property
+    def calls(self) -> int:
+        """How many batches pass through the stages of an actor at once.
+
+        On CPUs each thread takes a batch through all of them: threads that share one small network wait for each other.
+        On a GPU one batch is prepared while the device has another. A pool without decode gets one batch a call of Ray.
+        """
+        if "decode" not in self.stages:
+            return 1
+        return GPU_CALLS if self.gpus else self.threads
 
     def __str__(self) -> str:
         gpus = f" + {self.gpus:g} GPU" if self.gpus else ""

@@ -123,19 +123,19 @@ class Quarantine:
 
 
 def decode_quarantined(
-    decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], notes: Notes, rows: Sequence[TodoRow]
-) -> Iterator[ImageBatch]:
-    """The batches of `decode`, one record for every row, in order; images that killed their process are left out.
+    decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], quarantine: Quarantine, rows: Sequence[TodoRow]
+) -> Iterator[Iterator[ImageBatch]]:
+    """The batches of `decode` by portions, one record for every row, in order. Images that killed their process are
+    left out.
 
-    The pool asks for the next batch only when the last one is finished.
+    All stages must be done with a portion before the next one is asked for.
     """
-    quarantine = Quarantine(notes)
     for portion in quarantine.portions(rows):
         with quarantine.doing(portion):
             if portion.left_out:
-                yield ImageBatch((left_out(portion.rows[0]),), (NO_PIXELS,))
+                yield iter([ImageBatch((left_out(portion.rows[0]),), (NO_PIXELS,))])
             else:
-                yield from decode(portion.rows)
+                yield decode(portion.rows)
 
 
 def left_out(row: TodoRow) -> ImageRecord:

@@ -9,19 +9,24 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status, TodoRow
 from pipeline.errors import EnvironmentFault, is_device_fault
 from pipeline.run.board import Board
-from pipeline.run.quarantine import decode_quarantined
+from pipeline.run.quarantine import Quarantine, decode_quarantined
 from pipeline.run.status import FileReader, StatusReporter
 from pipeline.run.telemetry import PoolMeter
 
 logger = logging.getLogger(__name__)
 
-StageBuilders = Mapping[str, Callable[[int], Any]]
-"""For each stage, the function that builds it inside the actor from the number of threads it may use."""
+StageBuilder = Callable[[int, int], Any]
+"""Builds a stage inside the actor, from the number of threads it may use, and of threads that call it at once."""
+
+StageBuilders = Mapping[str, StageBuilder]
+"""The builder of each stage by its name."""
 
 Batch = ImageBatch | FaceBatch
 
@@ -53,7 +58,7 @@ class StageRunner:
     """
 
     def __init__(
-        self, stages: Sequence[str], builders: StageBuilders, threads: int, board: Board, meter: PoolMeter,
+        self, stages: Sequence[str], builders: StageBuilders, threads: int, calls: int, board: Board, meter: PoolMeter,
         end_process: Callable[[], object] = end_process,
     ) -> None:
         self._board, self._meter, self._end_process = board, meter, end_process
@@ -61,11 +66,12 @@ class StageRunner:
         self._had_fault, self._last_stage = bool(board.unfinished(self._device_faults)), stages[-1]
         self._reporter = StatusReporter("+".join(stages), board.report)
         self._reporter.start()
-        self._stages = {name: self._build(name, builders[name], threads) for name in stages}
+        self._quarantine = Quarantine(board)
+        self._stages = {name: self._build(name, partial(builders[name], threads, calls)) for name in stages}
 
-    def decode(self, rows: Sequence[TodoRow]) -> Iterator[ImageBatch]:
-        """Batches with one record for every row, in order; images that killed their process are marked as failed."""
-        return decode_quarantined(self._decode, self._board, rows)
+    def decode(self, rows: Sequence[TodoRow]) -> Iterator[Iterator[ImageBatch]]:
+        """The batches of all rows by portions, as `decode_quarantined` gives them."""
+        return decode_quarantined(self._decode, self._quarantine, rows)
 
     def run(self, name: str, batch: Batch) -> FaceBatch:
         """The batch after a stage. If the stage raises, its images run one by one, and those at fault are `failed`.
@@ -83,9 +89,9 @@ class StageRunner:
                 return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
             return FaceBatch.concatenate([self.run(name, single) for single in batch.singles()])
 
-    def _build(self, name: str, builder: Callable[[int], Any], threads: int) -> Any:
+    def _build(self, name: str, build: Callable[[], Any]) -> Any:
         with self._reporter.doing(f"loading {name}"):
-            stage = builder(threads)
+            stage = build()
         if name == "decode":
             self._reporter.follow(stage)
         return stage
@@ -95,12 +101,11 @@ class StageRunner:
         batches, done = iter(stage(rows)), 0
         while True:
             with self._running("decode", [row.uri for row in rows[done:]]):
-                batch = next(batches, None)
-            if batch is None:
+                held = list(islice(batches, 1))
+            if not held:
                 return
-            done += len(batch)
-            yield batch
-            del batch        # frees its pixels before the next batch is waited for
+            done += len(held[0])
+            yield held.pop()      # no name of it here: the caller frees its pixels after their last use
 
     @contextmanager
     def _running(self, name: str, uris: Sequence[str]) -> Iterator[None]:

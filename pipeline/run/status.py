@@ -83,10 +83,15 @@ class ProcessStatus:
 
 
 class StatusReporter:
-    """Keeps the status of this process. Once started, a thread sends it every few seconds if it has changed."""
+    """Keeps the status of this process. Once started, a thread sends it every few seconds if it has changed.
+
+    Several threads may work at once; the work that began first is named first.
+    """
 
     def __init__(self, pool: str, send: Callable[[bytes], None]) -> None:
-        self._status = ProcessStatus.of_this_process(pool)
+        self._idle = ProcessStatus.of_this_process(pool)      # with the number of finished steps
+        self._works: dict[object, tuple[str, Sequence[str]]] = {}
+        self._lock = threading.Lock()                         # guards both
         self._send = send
         self._sent: ProcessStatus | None = None
         self._files: FileReader | None = None
@@ -102,15 +107,28 @@ class StatusReporter:
     @contextmanager
     def doing(self, work: str, uris: Sequence[str] = ()) -> Iterator[None]:
         """Report that this work goes on inside the `with` block, on the images of these uris."""
-        self._status = self._status.begins(work, uris)
+        this = object()
+        with self._lock:
+            self._works[this] = work, uris
         try:
             yield
         finally:
-            self._status = self._status.ends()
+            with self._lock:
+                del self._works[this]
+                self._idle = self._idle.ends()
+
+    def status(self) -> ProcessStatus:
+        """The status now."""
+        with self._lock:
+            idle, works = self._idle, list(self._works.values())
+        if not works:
+            return idle
+        names = dict.fromkeys(work for work, _ in works)
+        return idle.begins(", ".join(names), [uri for _, uris in works for uri in uris])
 
     def send(self) -> None:
         """Send the status if it has changed."""
-        status = self._status
+        status = self.status()
         if self._files:
             status = replace(status, steps=status.steps + self._files.files_read, reading=self._files.reading)
         if status != self._sent:

@@ -63,6 +63,7 @@ class PoolMeter:
 
     def __init__(self, stages: Sequence[str]) -> None:
         self._left = _QueueDepth("+".join(stages), 0)
+        self._lock = threading.Lock()        # several threads are done with images
         self._seconds = _counter("stage_seconds", "Seconds that actors spent in a stage.", "stage")
 
     @contextmanager
@@ -85,7 +86,8 @@ class PoolMeter:
 
     def done(self, images: int) -> None:
         """So many images of the block are done."""
-        self._left.images -= images
+        with self._lock:
+            self._left.images -= images
 
 
 class _QueueDepth:

@@ -87,14 +87,14 @@ class Decode:
         """One record per row, in the order of the rows. Closing the generator ends its threads."""
         gate = _MemoryGate(self._batch_bytes)
 
-        def next_batch() -> ImageBatch | None:
+        def next_batch() -> list[ImageBatch]:
             files = next(groups, None)
             if files is None:
-                return None
+                return []
             futures = [threads.submit(self._decode_one, file, gate) for file in files]
             files.clear()                 # so that each file's bytes are freed when it is decoded
             decoded = [future.result() for future in futures]
-            return ImageBatch(tuple(record for record, _ in decoded), tuple(pixels for _, pixels in decoded))
+            return [ImageBatch(tuple(record for record, _ in decoded), tuple(pixels for _, pixels in decoded))]
 
         with (
             closing(self._groups(rows)) as groups,
@@ -103,10 +103,9 @@ class Decode:
         ):
             try:
                 pending = ahead.submit(next_batch)
-                while (batch := pending.result()) is not None:
+                while held := pending.result():
                     pending = ahead.submit(next_batch)
-                    yield batch
-                    del batch
+                    yield held.pop()      # no name of it here: the caller frees its pixels after their last use
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)     # cancel the prefetch if closed early
 

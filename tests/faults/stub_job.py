@@ -125,7 +125,7 @@ class FaultyDetect:
         return self._detect(batch)
 
 
-def build_detect(config: StageConfig, faults: Faults, threads: int) -> FaultyDetect:
+def build_detect(config: StageConfig, faults: Faults, threads: int, calls: int) -> FaultyDetect:
     """The real stage with the stub detector, inside `FaultyDetect`."""
     faults.mark("detect")
     settings, batch_size = config.settings, config.batches.detect
@@ -189,9 +189,9 @@ def stub_builders(faults: Faults, config: StageConfig) -> StageBuilders:
     return {
         "decode": partial(build_decode, config),
         "detect": partial(build_detect, config, faults),
-        "keypoint": lambda threads: Keypoint(locate_eyes),
+        "keypoint": lambda threads, calls: Keypoint(locate_eyes),
         "align": partial(build_align, config),
-        "embed": lambda threads: Embed(embed_crops),
+        "embed": lambda threads, calls: Embed(embed_crops),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from jobs.extract import job as extract
 from jobs.extract.stages import StageConfig, stage_builders
 from pipeline.run.interrupt import leave
-from pipeline.run.runner import StageBuilders
+from pipeline.run.runner import StageBuilder, StageBuilders
 
 GPU_BYTES = 3 << 29
 
@@ -22,10 +21,10 @@ def limit_gpu_memory(bytes_: int) -> None:
     torch.cuda.set_per_process_memory_fraction(bytes_ / torch.cuda.get_device_properties(0).total_memory)
 
 
-def build_limited(build: Callable[[int], Any], threads: int) -> Any:
+def build_limited(build: StageBuilder, threads: int, calls: int) -> Any:
     """Build a stage in an actor with little GPU memory."""
     limit_gpu_memory(GPU_BYTES)
-    return build(threads)
+    return build(threads, calls)
 
 
 def limited_builders(config: StageConfig) -> StageBuilders:

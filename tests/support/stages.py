@@ -104,9 +104,9 @@ def grey_vectors(crops: np.ndarray) -> np.ndarray:
 
 
 STUBS: StageBuilders = {
-    "decode": lambda threads: StubDecode(decode),
-    "detect": lambda threads: detect,
-    "keypoint": lambda threads: keypoint,
-    "align": lambda threads: Align(AlignmentTemplate()),
-    "embed": lambda threads: Embed(grey_vectors),
+    "decode": lambda threads, calls: StubDecode(decode),
+    "detect": lambda threads, calls: detect,
+    "keypoint": lambda threads, calls: keypoint,
+    "align": lambda threads, calls: Align(AlignmentTemplate()),
+    "embed": lambda threads, calls: Embed(grey_vectors),
 }

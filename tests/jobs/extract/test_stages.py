@@ -35,7 +35,7 @@ def test_an_actor_hashes_each_file_of_a_model_once(monkeypatch, engine, files):
     counting = CountingHashlib()
     monkeypatch.setattr(store, "hashlib", counting)
     for number, stage in enumerate(("detect", "keypoint", "embed"), 1):
-        builders[stage](1)
+        builders[stage](1, 1)
         assert counting.digests == files * number
 
 

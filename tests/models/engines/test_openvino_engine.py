@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +65,24 @@ def test_bfloat16_stays_close(role: str, name: str, side: int) -> None:
     batch = pictures(2, side)
     network = OpenVinoNetwork(model, Runtime(threads=2, precision="bfloat16"), [batch.shape])
     assert 0 < spread(network(batch), reference(model)(batch)) < 0.05
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_threads_that_call_a_network_at_once_get_their_own_answers(engine: str) -> None:
+    model = read_model(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18")
+    network = open_network(model, Runtime(threads=2, engine=engine, precision="float32", calls=2), [(4, 112, 112, 3)])
+    batches = [pictures(n + 4, 112)[n : n + 4] for n in range(4)]
+    wanted = [network(batch).copy() for batch in batches]
+    both_begun = threading.Barrier(2, timeout=60)
+
+    def call(first: int) -> list[np.ndarray]:
+        both_begun.wait()
+        return [network(batches[(first + i) % 4]).copy() for i in range(20)]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(call, (0, 2)))
+    for first, answers in zip((0, 2), found, strict=True):
+        assert all(np.array_equal(answer, wanted[(first + i) % 4]) for i, answer in enumerate(answers))
 
 
 @pytest.mark.parametrize(("role", "name", "_"), SHIPPED)
@@ -192,7 +212,7 @@ cards = [read_card(DEFAULT_WEIGHTS_DIR, *each) for each in
          (("detector", "yolov8n"), ("keypointer", "resnet18"), ("embedder", "edgenext"))]
 settings = RowSettings(detect_px=64, second_pass_px=None)
 builders = stage_builders(StageConfig(settings, Models(*cards), engine="openvino"))
-stages = {name: build(1) for name, build in builders.items()}
+stages = {name: build(1, 1) for name, build in builders.items()}
 print(sorted(set(sys.modules) & {"torch", "torchvision", "ultralytics", "timm", "onnx"}))
 """
     home = tmp_path / "home"

@@ -75,10 +75,11 @@ def test_a_run_that_waits_is_explained(ray_session):
 
 
 @pytest.mark.parametrize(
-    ("images", "rows_per_file", "rows"), [(1, 16, 16), (10_000, 2000, 256), (10_000_000, 16, 1000)]
+    ("images", "actors", "rows"),
+    [(1, 1, 16), (500, 1, 500), (10_000, 1, 1024), (500, 2, 32), (10_000, 4, 313), (20_000_000, 8, 2000)],
 )
-def test_rows_of_a_block(images, rows_per_file, rows):
-    assert block_rows(images, rows_per_file) == rows
+def test_rows_of_a_block(images, actors, rows):
+    assert block_rows(images, actors) == rows
 
 
 def test_one_cpu_is_enough(tmp_path):

@@ -1,3 +1,8 @@
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +10,7 @@ import pytest
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, TodoRow
 from pipeline.boundary import fold, images_to_table, table_to_faces, unfold
 from pipeline.geometry import CROP_PX
-from pipeline.run.pool import Pool
+from pipeline.run.pool import Pool, in_order, in_steps
 from tests.support.stages import FakeBoard, StubDecode
 
 
@@ -44,9 +49,9 @@ def read_todo(blocks):
     return [TodoRow(uri) for uri in blocks["uri"].to_pylist()]
 
 
-def make_pool(**stages):
-    builders = {name: (lambda threads, stage=stage: stage) for name, stage in stages.items()}
-    return Pool(tuple(stages), builders, read_todo, threads=1, board=FakeBoard())
+def make_pool(calls=1, **stages):
+    builders = {name: (lambda threads, calls, stage=stage: stage) for name, stage in stages.items()}
+    return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, board=FakeBoard())
 
 
 @pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])
@@ -77,7 +82,9 @@ def test_after_the_last_stage_a_row_is_an_image():
     pool = make_pool(
         decode=StubDecode(decode), detect=one_face_each, keypoint=with_eyes, align=with_crops, embed=embed
     )
-    assert [table["uri"].to_pylist() for table in pool(todo("1", "2", "3"))] == [["1", "2"], ["3"]]
+    assert [table["uri"].to_pylist() for table in pool(todo("1", "2", "3"))] == [["1", "2", "3"]]
+    tables = [table["uri"].to_pylist() for table in pool(todo(*map(str, range(37))))]
+    assert tables == [[str(i) for i in range(start, min(start + 16, 37))] for start in (0, 16, 32)]
 
 
 def test_crowds_pass_in_parts(monkeypatch):
@@ -92,3 +99,100 @@ def test_crowds_pass_in_parts(monkeypatch):
     pool = make_pool(decode=StubDecode(decode), detect=one_face_each, keypoint=counting)
     tables = [unfold(table) for table in pool(todo("1", "2", "3"))]
     assert seen == [1, 1, 1] and [table["uri"].to_pylist() for table in tables] == [["1"], ["2"], ["3"]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps"),
+    [((), []), ((0,), []), ((1,), [1]), ((3,), [3]), ((2, 1, 2, 2), [3, 3, 1]), ((7, 2), [3, 3, 3]),
+     ((1, 8), [3, 3, 3])],
+)
+def test_steps_have_the_same_rows_however_they_came(lengths, steps):
+    numbers = iter(range(100))
+    tables = [pa.table({"n": pa.array([next(numbers) for _ in range(n)], pa.int64())}) for n in lengths]
+    found = [table["n"].to_pylist() for table in in_steps(tables, 3)]
+    assert [len(rows) for rows in found] == steps
+    assert [n for rows in found for n in rows] == list(range(sum(lengths)))
+
+
+def one_image(value, bytes_=12):
+    pixels = np.full((1, bytes_ // 3, 3), value, np.uint8)
+    return ImageBatch((ImageRecord(str(value)),), (pixels,))
+
+
+def test_batches_run_at_once_and_come_in_order():
+    """The first batch ends only when the second has begun, and the second ends first."""
+    second_done = threading.Event()
+
+    def run(held):
+        name = held.pop().records[0].uri
+        if name == "0":
+            assert second_done.wait(20)
+        elif name == "1":
+            second_done.set()
+        return [pa.table({"n": [name]})]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(in_order(threads, run, map(one_image, range(5)), ahead=2, max_bytes=1 << 20))
+    assert [tables[0]["n"].to_pylist() for tables in found] == [["0"], ["1"], ["2"], ["3"], ["4"]]
+
+
+@pytest.mark.parametrize(("max_bytes", "at_once"), [(1, 1), (24, 2), (1000, 3)])
+def test_the_pixels_in_work_are_bounded(max_bytes, at_once):
+    """How many batches are taken before the first result is asked for; one batch may be larger than the bound."""
+    taken = []
+
+    def batches():
+        for i in range(6):
+            taken.append(i)
+            yield one_image(i)
+
+    with ThreadPoolExecutor(2) as threads:
+        found = in_order(threads, lambda held: [held.pop()], batches(), ahead=2, max_bytes=max_bytes)
+        next(found)
+        assert len(taken) == at_once + 1      # the last one waits for room
+        assert len(list(found)) == 5
+
+
+def test_pixels_are_freed_after_their_last_use():
+    class Pixels(np.ndarray):
+        """An array that a weak reference can watch."""
+
+    pixels = np.zeros((4, 4, 3), np.uint8).view(Pixels)
+    watched, alive = weakref.ref(pixels), []
+
+    def with_eyes_late(batch):
+        alive.append(watched() is not None)
+        return with_eyes(batch)
+
+    class DecodeOnce:
+        files_read, reading = 0, None
+
+        def __call__(self, rows):
+            yield ImageBatch((ImageRecord("1", width=4, height=4),), (source.pop(),))
+
+    def without_pixels(batch):
+        faces = one_face_each(batch)
+        return replace(faces, chips=tuple(chip.copy().view(np.ndarray) for chip in faces.chips))
+
+    source = [pixels]
+    del pixels
+    pool = make_pool(decode=DecodeOnce(), detect=without_pixels, keypoint=with_eyes_late)
+    list(pool(todo("1")))
+    assert alive == [False]
+
+
+def test_an_error_waits_for_the_batches_in_work_and_cancels_the_others():
+    begun, may_end = [], threading.Event()
+
+    def run(held):
+        name = held.pop().records[0].uri
+        begun.append(name)
+        if name == "0":
+            raise ValueError("on demand")
+        may_end.wait(0.2)
+        begun.append(f"{name} ends")
+        return []
+
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="on demand"):
+        list(in_order(threads, run, map(one_image, range(5)), ahead=3, max_bytes=1 << 20))
+    assert begun in (["0"], ["0", "1", "1 ends"])

@@ -19,10 +19,11 @@ def decode(rows):
 def attempt(board, uris, deadly):
     """The images of a block that one process does, until it dies at one of them somewhere in the pool."""
     done = []
-    for batch in decode_quarantined(decode, board, [TodoRow(uri) for uri in uris]):
-        if deadly & {record.uri for record in batch.records if record.error is None}:
-            raise Died
-        done.append([(record.uri, record.status) for record in batch.records])
+    for batches in decode_quarantined(decode, Quarantine(board), [TodoRow(uri) for uri in uris]):
+        for batch in batches:
+            if deadly & {record.uri for record in batch.records if record.error is None}:
+                raise Died
+            done.append([(record.uri, record.status) for record in batch.records])
     return done
 
 
@@ -125,5 +126,6 @@ def test_what_is_suspect_is_said():
 
 def test_the_record_names_the_reason():
     board = FakeBoard(**{"1 images from a": 2})
-    record = next(decode_quarantined(decode, board, [TodoRow("a", size=7, etag="e")])).records[0]
+    batches = next(decode_quarantined(decode, Quarantine(board), [TodoRow("a", size=7, etag="e")]))
+    record = next(batches).records[0]
     assert "died 2 times at this image" in record.error and (record.file_bytes, record.etag) == (7, "e")

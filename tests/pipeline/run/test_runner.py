@@ -1,6 +1,7 @@
 import errno
 import re
 import threading
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,10 +14,15 @@ from pipeline.stages.decode import Decode
 from tests.support.stages import FakeBoard, StubDecode, faces_on, grey_image
 
 
+def decoded(runner, rows):
+    """The batches of all portions."""
+    return chain.from_iterable(runner.decode(rows))
+
+
 def build(board=None, **stages):
     """A runner of these stages, already built."""
-    builders = {name: (lambda threads, stage=stage: stage) for name, stage in stages.items()}
-    return StageRunner(tuple(stages), builders, 1, board or FakeBoard(), PoolMeter(tuple(stages)))
+    builders = {name: (lambda threads, calls, stage=stage: stage) for name, stage in stages.items()}
+    return StageRunner(tuple(stages), builders, 1, 1, board or FakeBoard(), PoolMeter(tuple(stages)))
 
 
 def rows(n):
@@ -37,15 +43,16 @@ def one_face_each(batch):
     return faces_on(batch, [1] * len(batch))
 
 
-def test_builders_get_the_threads():
+def test_builders_get_the_threads_and_the_calls():
     got = []
-    StageRunner(("align",), {"align": got.append, "embed": None}, 7, FakeBoard(), PoolMeter(("align",)))
-    assert got == [7]
+    builders = {"align": lambda threads, calls: got.append((threads, calls)), "embed": None}
+    StageRunner(("align",), builders, 7, 2, FakeBoard(), PoolMeter(("align",)))
+    assert got == [(7, 2)]
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_decoded_batches_pass_through(n):
-    batches = list(build(decode=StubDecode(two_a_batch)).decode(rows(n)))
+    batches = list(decoded(build(decode=StubDecode(two_a_batch)), rows(n)))
     assert [record.uri for batch in batches for record in batch.records] == [f"/{i}" for i in range(n)]
     assert [len(batch) for batch in batches] == [min(2, n - start) for start in range(0, n, 2)]
 
@@ -55,7 +62,7 @@ def test_an_error_of_decode_passes_through():
         yield next(two_a_batch(todo))
         raise OSError("gone")
 
-    batches = build(decode=StubDecode(broken)).decode(rows(4))
+    batches = decoded(build(decode=StubDecode(broken)), rows(4))
     assert len(next(batches)) == 2
     with pytest.raises(OSError, match="gone"):
         next(batches)
@@ -99,7 +106,7 @@ def test_stages_report_what_they_do(n):
     seen = []
 
     def see():
-        seen.append((runner._reporter._status.doing, runner._reporter._status.uris))
+        seen.append((runner._reporter.status().doing, runner._reporter.status().uris))
 
     def decode(todo):
         for batch in two_a_batch(todo):
@@ -111,8 +118,8 @@ def test_stages_report_what_they_do(n):
         raise ValueError("on demand")
 
     runner = build(decode=StubDecode(decode), detect=detect)
-    assert runner._reporter._status.ready and runner._reporter._status.steps == 2
-    for batch in runner.decode(rows(n)):
+    assert runner._reporter.status().ready and runner._reporter.status().steps == 2
+    for batch in decoded(runner, rows(n)):
         runner.run("detect", batch)
     expected = {
         0: [],
@@ -122,18 +129,18 @@ def test_stages_report_what_they_do(n):
     }[n]
     assert seen == expected
     last = 1 if n else 0       # decode is called once more, and answers that there is no further batch
-    assert runner._reporter._status.steps == 2 + len(expected) + last
-    assert runner._reporter._status.doing == "waiting"
+    assert runner._reporter.status().steps == 2 + len(expected) + last
+    assert runner._reporter.status().doing == "waiting"
 
 
 def test_a_stage_is_reported_while_it_loads(monkeypatch):
     monkeypatch.setattr("pipeline.run.status.SEND_EVERY_S", 0.01)
     board, reported = FakeBoard(), []
 
-    def load(threads):
+    def load(threads, calls):
         reported.append(board.wait_for("loading detect"))
 
-    StageRunner(("detect",), {"detect": load}, 1, board, PoolMeter(("detect",)))
+    StageRunner(("detect",), {"detect": load}, 1, 1, board, PoolMeter(("detect",)))
     assert reported == [True] and board.wait_for("waiting")
 
 
@@ -149,7 +156,7 @@ def test_the_file_that_decode_waits_for_is_reported():
     board, batches = FakeBoard(), []
     decode = Decode(fetch, max_pixels=10**6, min_side_px=None, threads=1, batch_images=8, batch_bytes=1 << 20)
     runner = build(board, decode=decode)
-    thread = threading.Thread(target=lambda: batches.extend(runner.decode(rows(3))))
+    thread = threading.Thread(target=lambda: batches.extend(decoded(runner, rows(3))))
     thread.start()
     assert asked.wait(20)
     runner._reporter.send()
@@ -164,7 +171,7 @@ def test_the_file_that_decode_waits_for_is_reported():
 
 def test_an_image_that_killed_its_process_is_left_out():
     board = FakeBoard(**{"2 images from /0": 2, "1 images from /0": 2})
-    first, second = build(board, decode=StubDecode(two_a_batch)).decode(rows(2))
+    first, second = decoded(build(board, decode=StubDecode(two_a_batch)), rows(2))
     assert [record.status for batch in (first, second) for record in batch.records] == [Status.FAILED, Status.OK]
 
 
@@ -198,7 +205,7 @@ def test_a_fault_of_the_environment_is_no_fault_of_an_image(error, n):
         yield
 
     with pytest.raises(EnvironmentFault, match=re.escape(str(error))):
-        list(build(decode=StubDecode(decode)).decode(rows(n)))
+        list(decoded(build(decode=StubDecode(decode)), rows(n)))
 
 
 @pytest.mark.parametrize(("message", "ends"), [
@@ -212,8 +219,8 @@ def test_a_fault_of_the_environment_is_no_fault_of_an_image(error, n):
     ("shapes do not match", False),
 ])
 def test_an_error_of_the_gpu_ends_the_process_and_marks_no_image(message, ends):
-    builders = {"detect": lambda threads: failing(RuntimeError(message))}
-    runner = StageRunner(("detect",), builders, 1, FakeBoard(), PoolMeter(("detect",)), end)
+    builders = {"detect": lambda threads, calls: failing(RuntimeError(message))}
+    runner = StageRunner(("detect",), builders, 1, 1, FakeBoard(), PoolMeter(("detect",)), end)
     if ends:
         with pytest.raises(ProcessEnds):
             runner.run("detect", greys("0", "1"))
@@ -222,10 +229,11 @@ def test_an_error_of_the_gpu_ends_the_process_and_marks_no_image(message, ends):
 
 
 def test_a_gpu_that_fails_in_every_new_process_ends_the_run():
-    board, builders = FakeBoard(), {"detect": lambda threads: failing(RuntimeError("CUDA error: lost\nand more"))}
+    error = RuntimeError("CUDA error: lost\nand more")
+    board, builders = FakeBoard(), {"detect": lambda threads, calls: failing(error)}
 
     def process():
-        StageRunner(("detect",), builders, 1, board, PoolMeter(("detect",)), end).run("detect", greys("0"))
+        StageRunner(("detect",), builders, 1, 1, board, PoolMeter(("detect",)), end).run("detect", greys("0"))
 
     for _ in range(DEVICE_FAULTS - 1):
         with pytest.raises(ProcessEnds):

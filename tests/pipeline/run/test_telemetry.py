@@ -60,7 +60,8 @@ def detect_when(go):
 
 
 def builders(go):
-    return {**STUBS, "decode": lambda threads: StubDecode(decode), "detect": lambda threads: detect_when(go)}
+    own = {"decode": StubDecode(decode), "detect": detect_when(go)}
+    return {**STUBS, **{name: lambda threads, calls, stage=stage: stage for name, stage in own.items()}}
 
 
 def scraped():
@@ -102,7 +103,7 @@ def test_prometheus_reads_what_a_run_does(ray_session, tmp_path):
             go.touch()
 
     with Lease.acquire(storage, "run"):
-        rows = block_rows(IMAGES, 16)
+        rows = block_rows(IMAGES, 1)
         blocks = write_todo(storage, "run", [todo.slice(start, rows) for start in range(0, IMAGES, rows)])
         sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
         watching = threading.Thread(target=watch)
