@@ -55,9 +55,9 @@ def same(batch: FaceBatch) -> FaceBatch:
 def stub_builders(config: StageConfig) -> StageBuilders:
     """The stages, as `jobs.extract.stages.stage_builders` has them."""
     return {
-        **{name: lambda threads: same for name in STAGES},
-        "decode": lambda threads: StubDecode(),
-        "detect": lambda threads: stub_faces,
+        **{name: lambda threads, calls: same for name in STAGES},
+        "decode": lambda threads, calls: StubDecode(),
+        "detect": lambda threads, calls: stub_faces,
     }
 
 
