@@ -1,12 +1,18 @@
 """Properties that hold for any input, tested with hypothesis. No input from outside raises an unexpected error."""
 
+import bz2
+import contextlib
 import csv
 import glob
+import gzip
 import io
 import json
+import lzma
 import math
 import os
+import tarfile
 import unicodedata
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,10 +28,13 @@ from jobs.extract.options import argument_parser, read_config
 from jobs.preview.__main__ import main as preview
 from models.store import WeightsError, read_card, tensors_digest
 from pipeline import geometry
-from pipeline.batch import Status
+from pipeline.batch import GOOD, Fetched, FetchFailure, Status, TodoRow
 from pipeline.geometry import CROP_PX, EYES_MID_XY, AlignmentTemplate
+from pipeline.input.containers import kind_at, list_members
+from pipeline.input.fetch import Fetch
 from pipeline.input.manifest import read_manifest
 from pipeline.input.names import Glob, InputError
+from pipeline.input.parquet_images import ParquetColumns, row_names
 from pipeline.output import lease
 from pipeline.schemas import LISTING
 from pipeline.stages import align, headers
@@ -37,6 +46,7 @@ from pipeline.storage import open_storage
 from pipeline.storage.uris import StoreOptions, local_path, local_uri
 from pipeline.text import printable
 from tests.support import corpus
+from tests.support.archives import tar, zipped
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),
@@ -370,6 +380,105 @@ def test_any_name_in_a_text_manifest_becomes_the_uri_of_a_listing(tmp_path, name
     assert manifest(tmp_path, "m.txt", b"uri\n" + b"\n".join(lines)) == [
         local_uri(os.path.abspath(os.fsdecode(line))) for line in lines   # noqa: PTH100
     ]
+
+
+# --- archives and Parquet files of images
+
+PHOTOS = [(f"sub/{i}.jpg", bytes([i]) * (i * 300)) for i in range(6)]
+
+
+def parquet_of(photos):
+    buffer = io.BytesIO()
+    images = [{"bytes": content, "path": name} for name, content in photos]
+    pq.write_table(pa.table({"image": images}), buffer, row_group_size=4, compression="none")
+    return buffer.getvalue()
+
+
+CONTAINERS = {
+    "a.tar": tar(*PHOTOS), "gnu.tar": tar(*PHOTOS, format=tarfile.GNU_FORMAT), "a.tgz": gzip.compress(tar(*PHOTOS)),
+    "a.tar.bz2": bz2.compress(tar(*PHOTOS)), "a.tar.xz": lzma.compress(tar(*PHOTOS)),
+    "a.tar.zst": pa.compress(tar(*PHOTOS), codec="zstd", asbytes=True), "a.zip": zipped(*PHOTOS),
+    "stored.zip": zipped(*PHOTOS, method=zipfile.ZIP_STORED), "a.parquet": parquet_of(PHOTOS),
+}
+COLUMNS = ParquetColumns("image", "image.path")
+
+
+def contents_of(path):
+    """The content of each image of a container, or why it has none, by its uri; None for the container's own row.
+
+    An InputError gives nothing. Any other error fails the test.
+    """
+    container = {"uri": str(path), "container": None, "offset": None, "size": 1, "etag": None, "mtime": None}
+    try:
+        members = list_members(container, StoreOptions(), COLUMNS, lambda name: None)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return None, "refused"
+    members.rows.validate(full=True)
+    rows = [TodoRow(**row) for row in members.rows.to_pylist()]
+    answers = list(Fetch(image_column="image", max_file_bytes=10_000)(rows))
+    found = {}
+    for row, answer in zip(rows, answers, strict=True):
+        assert row.uri not in found
+        if isinstance(answer, FetchFailure):
+            assert answer.error and "\n" not in answer.error and answer.status not in GOOD
+        found[row.uri] = answer.content if isinstance(answer, Fetched) else answer
+    assert (str(path) in found) == bool(members.damage)
+    return found, members.damage
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_sound_container_gives_its_images(tmp_path, name):
+    (tmp_path / name).write_bytes(CONTAINERS[name])
+    expected = {f"{tmp_path / name}#{member}": content for member, content in PHOTOS}
+    assert contents_of(tmp_path / name) == (expected, None)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@fuzz(60)
+@given(edits=st.lists(EDITS, min_size=1, max_size=3))
+def test_a_container_with_edits_gives_rows_or_is_refused(tmp_path, name, edits):
+    (tmp_path / name).write_bytes(edited(CONTAINERS[name], edits))
+    contents_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@fuzz(40)
+@given(end=st.floats(0, 1))
+def test_a_container_that_is_cut_off_loses_no_image_in_silence(tmp_path, name, end):
+    whole = CONTAINERS[name]
+    (tmp_path / name).write_bytes(whole[: int(end * (len(whole) - 1))])
+    found, damage = contents_of(tmp_path / name)
+    if not damage:        # only what comes after the last image is missing
+        assert list(found.values()) == [content for _, content in PHOTOS]
+    elif damage != "refused":
+        for member, content in PHOTOS:      # what is listed before the damage is right, or says that it is not
+            got = found.get(f"{tmp_path / name}#{member}", content)
+            assert got == content or isinstance(got, FetchFailure)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.zip", "x.tgz", "x.parquet"])
+@fuzz(100)
+@given(magic=st.sampled_from([b"", b"PK\3\4", b"PK\5\6", b"\x1f\x8b\x08\0", b"BZh9", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd",
+                              b"\x50\x2a\x4d\x18", b"PAR1", b"7z\xbc\xaf\x27\x1c", bytes(257) + b"ustar\x0000"]),
+       rest=st.binary(max_size=600))
+def test_any_bytes_are_a_container_or_damaged(tmp_path, name, magic, rest):
+    path = tmp_path / name
+    path.write_bytes(magic + rest)
+    contents_of(path)
+    with contextlib.suppress(InputError):
+        kind_at(str(path), StoreOptions())
+
+
+@fuzz(100)
+@given(names=st.lists(st.none() | TEXTS | st.sampled_from(["a", "a~1", "a~2", "0", "1", "2"]), max_size=8))
+def test_every_row_of_a_parquet_file_has_a_uri_of_its_own(names):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"1"] * len(names), "name": pa.array(names, pa.string())}), buffer)
+    found, renamed = row_names(buffer, "x", ParquetColumns("image", "name"))
+    assert len(found) == len(set(found)) == len(names)
+    if not renamed:
+        assert found == [str(i) if name is None else name for i, name in enumerate(names)]
 
 
 # --- configuration and small JSON files

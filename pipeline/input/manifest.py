@@ -161,6 +161,7 @@ def _parse_parquet(file: BinaryIO, path: str) -> Iterator[pa.Table]:
         columns = [name for name in LISTING.names if name in present]
         for group in range(parquet.num_row_groups):     # of several groups iter_batches keeps more than one
             for batch in parquet.iter_batches(_PARQUET_ROWS, [group], columns, use_threads=False):
+                batch.validate(full=True)      # a string may not be UTF-8
                 yield pa.table(batch)
 
 

@@ -47,7 +47,7 @@ def image_columns(schema: pa.Schema | pa.StructType) -> list[str]:
     """The names of the columns that could hold images, by their types."""
     found = []
     for field in schema:
-        if _holds_bytes(field.type):
+        if _holds_bytes(field.type) and not pa.types.is_null(field.type):
             found.append(field.name)
         elif pa.types.is_struct(field.type):
             found += [f"{field.name}.{inner}" for inner in image_columns(field.type)]
@@ -99,6 +99,7 @@ def _names(parquet: pq.ParquetFile, name: str, uri: str) -> list[str | None]:
     found: list[str | None] = []
     for group in range(parquet.num_row_groups):
         for batch in parquet.iter_batches(_NAME_ROWS, [group], [".".join(column.parts)], use_threads=False):
+            batch.validate(full=True)          # a string may not be UTF-8
             values = batch.column(column.parts[0]).to_pylist()
             found += [_name(_inner(value, column.parts[1:]), name, uri) for value in values]
     return found
@@ -163,7 +164,7 @@ def _image(value: Any) -> bytes | Elsewhere:
             raise MemberError("a list of several images: only a list of one can be read", Status.UNSUPPORTED)
         value = value[0] if value else None
     if isinstance(value, dict):
-        if not value.get(_BYTES) and value.get(_PATH):
+        if value.get(_BYTES) is None and value.get(_PATH):
             return Elsewhere(str(value[_PATH]))
         value = value.get(_BYTES)
     return value or b""
@@ -203,7 +204,9 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+    """Whether values of the type are bytes; also the type of a column that holds nothing but nulls."""
+    checks = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null
+    return any(is_one(kind) for is_one in checks)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -280,7 +280,8 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
         assert audit(storage)[-1]["rows_left"] == 0
         assert to_do(storage) == set() and not storage.list("preview.html")
     assert_holds(storage, ALL - set(gone))
-    # list, indexes, page, audit; run.json 2; kept rows to one side 2, intent, removed 4, added 2, cleared 2; run.json 2, audit
+    # list, indexes, page, audit; run.json 2; kept rows to one side 2, intent, removed 4, added 2, cleared 2;
+    # run.json 2, audit
     assert crashes == 20
 
 

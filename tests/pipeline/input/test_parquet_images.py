@@ -127,10 +127,22 @@ def test_a_column_with_dots_and_others_beside_it():
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(None, b""), ({"bytes": None, "path": None}, b""), ({"bytes": b"1", "path": "/a.jpg"}, b"1"),
-     ({"bytes": None, "path": "/a.jpg"}, Elsewhere("/a.jpg")), ({"bytes": b"", "path": "a.jpg"}, Elsewhere("a.jpg"))],
+     ({"bytes": None, "path": "/a.jpg"}, Elsewhere("/a.jpg")), ({"bytes": b"", "path": "a.jpg"}, b"")],
 )
 def test_a_row_without_bytes_names_the_path(value, expected):
     assert reader(pa.table({"image": pa.array([value], STRUCT)})).read(0) == expected
+
+
+def test_a_column_of_nulls():
+    """As pyarrow writes it if no row of the file has a value."""
+    table = pa.table({"image": [None, None], "deep": [{"bytes": None, "path": "/a.jpg"}, None], "list": [[None], []]})
+    assert [reader(table, name).read(0) for name in ("image", "deep", "list")] == [b"", Elsewhere("/a.jpg"), b""]
+    assert image_columns(table.schema) == ["deep", "list"]
+
+
+def test_a_name_that_is_not_utf_8():
+    with pytest.raises(pa.ArrowInvalid):
+        names(pa.array([b"\xff"]).view(pa.string()))
 
 
 def test_a_row_that_cannot_be_read_does_not_stop_the_next():
