@@ -217,7 +217,7 @@ def run_on_ray(
         config = stage_config(job, device, engines)
         receipts = graph.run(
             planned, blocks, ReadTodo(job.storage), build_stages(config), sink, rows_per_file,
-            partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"),
+            partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"), progress.passed,
         )
         return Ran(planned, count_receipts(receipts, progress, lease, engines, job.storage.root))
 

@@ -16,6 +16,7 @@ from pipeline.run.board import Board
 from pipeline.run.cluster import alive_nodes, describe_resources
 from pipeline.run.plan import Plan
 from pipeline.run.pool import STEP_IMAGES, Pool
+from pipeline.run.progress import polling
 from pipeline.run.runner import StageBuilders
 from pipeline.run.status import ProcessStatus, describe_pool
 from pipeline.run.telemetry import RunMeter
@@ -40,10 +41,12 @@ def run(
     sink: Sink,
     rows_per_file: int,
     watch: Watch = lambda snapshot, explain: nullcontext(),
+    passed: Callable[[int], object] = lambda images: None,
 ) -> Iterator[pa.Table]:
     """Run the job on the connected Ray; yields the receipts of the sink as it commits parts.
 
-    blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them.
+    blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them. passed: is told every few
+    seconds how many images have passed all stages, in another thread.
     """
     board = Board(sink.run_id)
     receipts = build(plan, blocks, read_todo, builders, sink, rows_per_file, board)
@@ -53,7 +56,11 @@ def run(
         return committed, alive_nodes(), board.reports()
 
     try:
-        with watch(snapshot, lambda: explain(plan, board)), RunMeter(pc.sum(blocks["images"]).as_py() or 0) as meter:
+        with (
+            watch(snapshot, lambda: explain(plan, board)),
+            polling(lambda: passed(images_passed(plan, board))),
+            RunMeter(pc.sum(blocks["images"]).as_py() or 0) as meter,
+        ):
             for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
                 committed += len(table)
                 meter.add(table)
@@ -115,6 +122,12 @@ def explain(plan: Plan, board: Board) -> list[str]:
     statuses = [ProcessStatus.from_json(content) for content in board.reports()]
     planned = [*((pool.name, str(pool)) for pool in plan.pools), ("sink", plan.sink)]
     return [*(line for each in planned for line in describe_pool(*each, statuses)), f"  {describe_resources()}"]
+
+
+def images_passed(plan: Plan, board: Board) -> int:
+    """How many images have passed the last pool; those of processes that died are counted twice or not at all."""
+    statuses = [ProcessStatus.from_json(content) for content in board.reports()]
+    return sum(status.images for status in statuses if status.pool == plan.pools[-1].name)
 
 
 def block_rows(images: int, actors: int) -> int:

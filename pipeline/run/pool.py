@@ -77,7 +77,7 @@ class Pool:
                 waiting += [(stages[1:], each) for each in reversed(parts)]
             else:
                 done.append(self._to_table(part))
-                self._meter.done(len(part.records))
+                self._runner.passed(len(part.records))
         return done
 
     def _from_table(self, table: pa.Table) -> Batch:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TextIO
 
 TERMINAL_INTERVAL_S = 0.5
 LOG_INTERVAL_S = 15.0
-RATE_WINDOW_S = 120.0      # of the rate in the line, so that the start of Ray does not distort the time left
+RATE_WINDOW_S = 60.0       # of the rate in the line, so that the start of Ray does not distort the time left
+POLL_S = 2.0
+POLL_ENDS_S = 20.0         # for a call to Ray to answer
 
 
 class Progress:
@@ -31,31 +36,38 @@ class Progress:
     ) -> None:
         self.done = 0
         self.counts: Counter[str] = Counter()
+        self._ahead = 0                                      # done, but not counted by `add` yet, as far as known
+        self._lock = threading.Lock()                        # guards the line: two threads may print it
         self._unit, self._describe, self._total = unit, describe, total
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._now = now
         self._started = self._printed = now()
         self._printed_done: int | None = None
-        self._first: tuple[float, int] | None = None         # when the first count came, and how many were done then
+        self._first: tuple[float, int] | None = None         # when the first were done, and how many
         self._recent: deque[tuple[float, int]] = deque()
 
     def add(self, done: int, counts: Mapping[str, int]) -> None:
         """Count so many more as done, and these further counts."""
-        self.done += done
-        self.counts.update(counts)
-        now = self._now()
-        self._first = self._first or (now, self.done)
-        self._recent.append((now, self.done))
-        while now - self._recent[0][0] >= RATE_WINDOW_S:
-            self._recent.popleft()
-        if now - self._printed >= (TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S):
-            self._print(end="" if self._terminal else "\n")
+        with self._lock:
+            self.done += done
+            self._ahead -= done
+            self.counts.update(counts)
+            self._note()
+
+    def passed(self, done: int) -> None:
+        """So many in all are done, whether or not `add` has counted them: the line and its rate show them."""
+        with self._lock:
+            if done > self._shown:
+                self._ahead = min(done, self._total or done) - self.done
+                self._note()
 
     def close(self) -> None:
-        """Print the last line, unless it is there already."""
-        if self._terminal or self._printed_done != self.done:
-            self._print(end="\n")
+        """Print the last line, unless it is there already. It shows what `add` has counted."""
+        with self._lock:
+            self._ahead = 0
+            if self._terminal or self._printed_done != self.done:
+                self._print(end="\n")
 
     @property
     def seconds(self) -> float:
@@ -63,7 +75,7 @@ class Progress:
         return self._now() - self._started
 
     def rate_after_start(self) -> float | None:
-        """Units a second from the first `add` on, so without the start of Ray and the models; None until the second."""
+        """Units a second since the first were done, so without the start of Ray and the models; None until then."""
         if self._first is None or self.done == self._first[1]:
             return None
         return (self.done - self._first[1]) / (self._now() - self._first[0])
@@ -71,24 +83,62 @@ class Progress:
     def line(self) -> str:
         """The line as it is now."""
         rate = self._rate()
-        parts = [f"{self.done:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", self._describe(self.counts)]
+        shown = self._shown
+        parts = [f"{shown:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", self._describe(self.counts)]
         if self._total is not None:
-            share = self.done / self._total if self._total else 1.0
-            parts[0] = f"{self.done:,} of {self._total:,} {self._unit} ({share:.0%})"
-            parts.append(f"{_duration((self._total - self.done) / rate) if rate else '?'} left")
+            share = shown / self._total if self._total else 1.0
+            parts[0] = f"{shown:,} of {self._total:,} {self._unit} ({share:.0%})"
+            parts.append(f"{_duration((self._total - shown) / rate) if rate else '?'} left")
         return "  ".join(parts)
+
+    @property
+    def _shown(self) -> int:
+        return self.done + max(0, self._ahead)
+
+    def _note(self) -> None:
+        """Take the number that is done now into the rate, and print the line when it is time."""
+        now, shown = self._now(), self._shown
+        self._first = self._first or (now, shown)
+        self._recent.append((now, shown))
+        while len(self._recent) > 2 and now - self._recent[0][0] >= RATE_WINDOW_S:
+            self._recent.popleft()
+        if now - self._printed >= (TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S):
+            self._print(end="" if self._terminal else "\n")
 
     def _rate(self) -> float:
         if len(self._recent) > 1 and self._recent[-1][1] > self._recent[0][1]:
             (first, before), (last, after) = self._recent[0], self._recent[-1]
             return (after - before) / (last - first) if last > first else 0.0
-        return self.done / self.seconds if self.seconds else 0.0
+        return self._shown / self.seconds if self.seconds else 0.0
 
     def _print(self, end: str) -> None:
-        self._printed, self._printed_done = self._now(), self.done
+        self._printed = self._now()
+        self._printed_done = self.done if self._ahead <= 0 else None
         start = "\r\x1b[K" if self._terminal else ""
         self._stream.write(f"{start}{self.line()}{end}")
         self._stream.flush()
+
+
+@contextmanager
+def polling(poll: Callable[[], object], every_s: float = POLL_S) -> Iterator[None]:
+    """Within the `with` block, call `poll` every few seconds in a thread.
+
+    Its errors are dropped: it asks Ray, which may be in trouble.
+    """
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(every_s):
+            with contextlib.suppress(Exception):
+                poll()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(POLL_ENDS_S)      # a call into a Ray that shuts down would crash the process
 
 
 def _duration(seconds: float) -> str:

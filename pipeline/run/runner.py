@@ -89,6 +89,11 @@ class StageRunner:
                 return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
             return FaceBatch.concatenate([self.run(name, single) for single in batch.singles()])
 
+    def passed(self, images: int) -> None:
+        """Report that so many more images have passed all stages of the actor."""
+        self._reporter.passed(images)
+        self._meter.done(images)
+
     def _build(self, name: str, build: Callable[[], Any]) -> Any:
         with self._reporter.doing(f"loading {name}"):
             stage = build()

@@ -45,6 +45,7 @@ class ProcessStatus:
     uris: tuple[str, ...] = ()       # of the images in hand, the first few
     more: int = 0                    # further images in hand
     reading: str | None = None       # the file that it waits for
+    images: int = 0                  # that have passed its stages so far
 
     @classmethod
     def of_this_process(cls, pool: str) -> ProcessStatus:
@@ -103,6 +104,11 @@ class StatusReporter:
     def follow(self, files: FileReader) -> None:
         """Report also how many files this has read, and which one it waits for."""
         self._files = files
+
+    def passed(self, images: int) -> None:
+        """So many more images have passed the stages."""
+        with self._lock:
+            self._idle = replace(self._idle, images=self._idle.images + images)
 
     @contextmanager
     def doing(self, work: str, uris: Sequence[str] = ()) -> Iterator[None]:

@@ -5,6 +5,7 @@ Every node of a cluster shows them at /metrics of its metrics port. Ray puts `ra
     facelake_images_total{status}          images committed
     facelake_faces_total                   faces committed
     facelake_bytes_total                   bytes of the image files committed
+    facelake_images_passed_total{pool}     images that have passed the stages of a pool, committed or not
     facelake_stage_seconds_total{stage}    seconds that actors spent in a stage; for `decode`, waited for its batches
     facelake_queue_depth{queue}            images not done yet: of the run, and of the block that each actor works on
 """
@@ -64,6 +65,8 @@ class PoolMeter:
     def __init__(self, stages: Sequence[str]) -> None:
         self._left = _QueueDepth("+".join(stages), 0)
         self._lock = threading.Lock()        # several threads are done with images
+        self._pool = "+".join(stages)
+        self._passed = _counter("images_passed", "Images that have passed the stages of a pool.", "pool")
         self._seconds = _counter("stage_seconds", "Seconds that actors spent in a stage.", "stage")
 
     @contextmanager
@@ -88,6 +91,7 @@ class PoolMeter:
         """So many images of the block are done."""
         with self._lock:
             self._left.images -= images
+        _increase(self._passed, images, pool=self._pool)
 
 
 class _QueueDepth:

@@ -10,7 +10,7 @@ from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
 from pipeline.run.board import Board
-from pipeline.run.graph import block_rows, explain, run
+from pipeline.run.graph import block_rows, explain, images_passed, run
 from pipeline.run.plan import Cluster, make_plan
 from pipeline.run.status import ProcessStatus
 from pipeline.schemas import LISTING
@@ -62,8 +62,11 @@ def test_all_layouts_give_the_same_rows(rows_by_layout):
 
 def test_a_run_that_waits_is_explained(ray_session):
     plan, board = make_plan(TWO_POOLS, Cluster(2, 0), "cpu"), Board("explained")
-    board.report(ProcessStatus("decode", "a", 7, "decode", uris=("/p/1.jpg",)).to_json())
+    board.report(ProcessStatus("decode", "a", 7, "decode", uris=("/p/1.jpg",), images=9).to_json())
     *lines, resources = explain(plan, board)
+    assert images_passed(plan, board) == 0      # decode is not the last pool
+    board.report(ProcessStatus("detect+keypoint+align+embed", "a", 7, "detect", images=9).to_json())
+    assert images_passed(plan, board) == 9
     board.clear()
     assert lines == [
         "  decode: 1 × (0.333 CPU, 2 threads): 1 ready",

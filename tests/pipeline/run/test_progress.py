@@ -1,8 +1,9 @@
 import io
+import threading
 
 import pytest
 
-from pipeline.run.progress import Progress
+from pipeline.run.progress import Progress, polling
 
 
 class Terminal(io.StringIO):
@@ -59,7 +60,7 @@ def test_nothing_to_do_is_a_line_too():
         ([(4000, 1)], "110:00:00 left"),
     ],
 )
-def test_the_time_left_comes_from_the_last_two_minutes(added, line):
+def test_the_time_left_comes_from_the_last_minute(added, line):
     progress, _, clock = start(100)
     for seconds, done in added:
         clock.seconds += seconds
@@ -102,3 +103,37 @@ def test_the_last_line_is_not_repeated_in_a_log():
     progress.add(1, {})
     progress.close()
     assert stream.getvalue().count("\n") == 1
+
+
+def test_images_that_passed_are_shown_before_they_are_counted():
+    progress, stream, clock = start(100)
+    clock.seconds += 10
+    progress.passed(20)
+    clock.seconds += 10
+    progress.passed(40)
+    assert (progress.done, progress.line()) == (0, "40 of 100 images (40%)  2.0 images/s  0 faces  0:30 left")
+    progress.add(30, {"faces": 9})
+    assert (progress.done, progress.line()) == (30, "40 of 100 images (40%)  2.0 images/s  9 faces  0:30 left")
+    progress.passed(35)                   # a process died and began to count again
+    assert progress.line().startswith("40 of 100 images")
+    clock.seconds += 10
+    progress.passed(130)                  # a block that was repeated is counted twice
+    assert progress.line().startswith("100 of 100 images (100%)")
+    progress.add(20, {"faces": 1})
+    progress.close()
+    assert stream.getvalue().splitlines()[-1].startswith("50 of 100 images (50%)")
+    assert progress.rate_after_start() == 1.5      # 20 images were done when the first were seen
+
+
+def test_polling_goes_on_after_an_error_and_ends_with_its_block():
+    calls, twice = [], threading.Event()
+
+    def poll():
+        calls.append(threading.current_thread())
+        if len(calls) >= 2:
+            twice.set()
+        raise RuntimeError("Ray does not answer")
+
+    with polling(poll, every_s=0.01):
+        assert twice.wait(20)
+    assert not calls[0].is_alive()
