@@ -129,6 +129,7 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
         rules=Rules(
             storage.root, arguments.all_files, parquet_columns(arguments), input_options,
             tuple(arguments.exclude), tuple(arguments.include),
+            uri_column=None if arguments.image_column else arguments.uri_column,
         ),
         run_id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", started=started,
     )

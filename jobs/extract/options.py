@@ -123,14 +123,8 @@ def model_names(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def parquet_columns(arguments: argparse.Namespace) -> ParquetColumns | None:
-    """Which columns of Parquet files hold images and their names. Raises ArgumentError."""
-    if arguments.image_column is None:
-        if arguments.uri_column is not None:
-            raise ArgumentError(
-                "--uri-column names the images of Parquet files. Name the column of the images too, with --image-column"
-            )
-        return None
-    return ParquetColumns(arguments.image_column, arguments.uri_column)
+    """Which columns of Parquet files hold images and their names; None if their rows name images elsewhere."""
+    return ParquetColumns(arguments.image_column, arguments.uri_column) if arguments.image_column is not None else None
 
 
 def input_uris(inputs: list[str]) -> tuple[list[str], StoreOptions]:
@@ -161,9 +155,9 @@ def argument_parser() -> argparse.ArgumentParser:
 def add_paths(parser: argparse.ArgumentParser) -> None:
     """INPUT, OUTPUT and the file of options."""
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=(
-        "a folder with its subfolders, a file, a glob in quotes, a manifest (.parquet or .csv with a column uri, .txt "
-        "with one URI a line, or what jobs.manifest wrote), an archive of images (.tar, .tar.gz, .tar.bz2, .tar.xz, "
-        ".tar.zst, .zip), or s3://bucket/prefix, gs://bucket/prefix. An endpoint may follow: "
+        "a folder with its subfolders, a file, a glob in quotes, a manifest (.parquet, .csv, .tsv, .json, .jsonl with "
+        "a column uri, .txt with one URI a line, or what jobs.manifest wrote), an archive of images (.tar, .tar.gz, "
+        ".tar.bz2, .tar.xz, .tar.zst, .zip), or s3://bucket/prefix, gs://bucket/prefix. An endpoint may follow: "
         "s3://bucket/prefix?endpoint_override=http://host:9000&region=eu-central-1. Archives in folders and prefixes "
         "are read too. Several INPUTs are read as one list"))
     parser.add_argument("output", metavar="OUTPUT", help=(
@@ -181,7 +175,8 @@ def add_reading_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image-column", metavar="NAME", help=(
         "INPUT is Parquet files that contain the images, in this column of bytes (or of structs with a field bytes)"))
     group.add_argument("--uri-column", metavar="NAME", help=(
-        "with --image-column: the column of names. An image becomes <file>#<name>; default: the row's number"))
+        "the column of a manifest that names the images; default: uri, url, path, file, image or the like. With "
+        "--image-column: the column of names, and an image becomes <file>#<name>; default: the row's number"))
     group.add_argument("--redo-changed", action="store_true", help=(
         "process images again whose file has changed since. Without it they are only counted"))
     group.add_argument("--overwrite", action="store_true", help="delete the tables in OUTPUT and start again")

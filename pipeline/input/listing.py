@@ -75,6 +75,7 @@ from pipeline.storage.uris import (
 NO_URI = "manifest rows without a uri"
 
 _INDEX_THREADS = 32       # each waits for its store most of the time
+_SPREADSHEETS = ("xlsx", "xls", "ods", "numbers")
 _CHUNK_ROWS = 50_000
 _MAX_MTIME_US = 62_135_596_800_000_000   # from 1970 back to the year 1: Python reads no earlier time
 
@@ -97,7 +98,7 @@ class Listing:
 
     kinds: tuple[InputKind, ...]  # of each INPUT
     skipped: dict[str, int]       # how many names were skipped, by reason
-    warnings: tuple[str, ...]     # one line for each unreadable folder and each damaged container
+    warnings: tuple[str, ...]     # one line for each unreadable folder, damaged container, column that is ignored
     scopes: tuple[str, ...]       # everything whose uri begins with one of these was listed
     whole: tuple[str, ...] = ()   # containers of which every member was listed
 
@@ -236,7 +237,7 @@ class _Rows:
         return path.removeprefix(f"{self.top}/").lstrip("/")
 
     def add_manifest(self, pieces: Generator[tuple[pa.Table, int], None, None]) -> None:
-        with closing(pieces):       # Arrow's CSV reader has a thread; Python aborts if it still runs at the exit
+        with closing(pieces):
             for table, without_uri in pieces:
                 self._hand_on(self._chosen(table))
                 if without_uri:
@@ -325,10 +326,12 @@ class _Rows:
 def _list_one(path: str, kind: InputKind, rules: Rules, rows: _Rows, add: Callable[[str], None]) -> InputKind:
     """A single file or object: one row, or the many of a manifest or a container."""
     rows.select(path.rpartition("/")[0])
+    if uri_extension(path) in _SPREADSHEETS:
+        raise InputError(f"{path} is a spreadsheet: save it as CSV")
     if is_container(path, rules.parquet):
         kind = InputKind.CONTAINER
     elif is_manifest(path):
-        rows.add_manifest(read_manifest(path, rules.options))
+        rows.add_manifest(read_manifest(path, rules.options, rules.uri_column, rows.warnings.append))
         return InputKind.MANIFEST
     elif uri_extension(path) not in IMAGE_EXTENSIONS:
         found = kind_at(path, rules.options)
@@ -360,7 +363,7 @@ def _list_local(path: str, rules: Rules, rows: _Rows) -> InputKind:
             raise InputError(f"INPUT and OUTPUT are the same folder, {path}: choose another OUTPUT")
         if is_manifest_folder(path) and rules.parquet is None:
             rows.select(path)
-            rows.add_manifest(read_manifest_folder(path, rules.options))
+            rows.add_manifest(read_manifest_folder(path, rules.options, rules.uri_column, rows.warnings.append))
             return InputKind.MANIFEST
         _list_folder(path, rules, rows)
         return InputKind.FOLDER
@@ -436,7 +439,8 @@ def _list_bucket(uri: str, rules: Rules, rows: _Rows) -> InputKind:
             return _list_bucket(f"{bucket_uri}/{beginning}", rules, rows)
     if is_manifest_folder(folder.rstrip("/")) and rules.parquet is None:
         rows.select(f"{bucket_uri}/{folder}")
-        rows.add_manifest(read_manifest_folder(f"{bucket_uri}/{folder}".rstrip("/"), options))
+        manifest = f"{bucket_uri}/{folder}".rstrip("/")
+        rows.add_manifest(read_manifest_folder(manifest, options, rules.uri_column, rows.warnings.append))
         return InputKind.MANIFEST
     _list_keys(bucket_uri, folder, rules, rows)
     rows.scopes.append(f"{bucket_uri}/{folder}")

@@ -1,23 +1,28 @@
-"""Read a list of images, piece by piece: a Parquet, CSV or text file, or a folder of Parquet files."""
+"""Read a list of images, piece by piece: a Parquet, CSV, JSON or text file, or a folder of Parquet files."""
 
 from __future__ import annotations
 
+import gzip
 import io
-import os
 import posixpath
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
-from typing import Any, BinaryIO
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import BinaryIO, cast
 
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipeline.input import text_lists
+from pipeline.input.list_columns import Columns, choice_note, find_uri_column, is_text
+from pipeline.input.list_columns import uri_column as choose_uri_column
 from pipeline.input.manifest_folder import check_complete
 from pipeline.input.names import InputError, extension, uri_extension
 from pipeline.input.parquet_images import image_columns, missing_image_column
+from pipeline.input.text_lists import BadRow, TextList, local_name, name_checker, people_name
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage, web
 from pipeline.storage.files import open_file
@@ -35,12 +40,8 @@ from pipeline.storage.uris import (
     uri_scheme,
 )
 
-MANIFEST_EXTENSIONS = frozenset({"parquet", "csv", "txt"})
-
 MAX_WEB_BYTES = 4 << 30      # of a manifest on a web server, which is held in memory
 
-_TEXT_LINES = 100_000
-_CSV_BLOCK_BYTES = 8 << 20
 _PARQUET_ROWS = 65_536
 _PARQUET_READ_BYTES = 1 << 20
 
@@ -52,7 +53,17 @@ _NOT_NORMAL = r"//|/\.{1,2}(?:/|$)|/$"
 
 def is_manifest(path: str) -> bool:
     """Whether this is the name of a manifest file."""
-    return uri_extension(path) in MANIFEST_EXTENSIONS
+    return manifest_kind(path) is not None
+
+
+def manifest_kind(path: str) -> str | None:
+    """The extension that says how the manifest is written, without ".gz"; None if this is not the name of one."""
+    kind = uri_extension(path)
+    if kind == "parquet":
+        return kind
+    if kind == "gz":
+        kind = extension((path.split("?")[0] if is_http(path) else path)[:-3])
+    return kind if kind in text_lists.KINDS else None
 
 
 def is_manifest_folder(path: str) -> bool:
@@ -60,19 +71,35 @@ def is_manifest_folder(path: str) -> bool:
     return extension(path) == "parquet"
 
 
-def read_manifest(path: str, options: StoreOptions) -> Generator[tuple[pa.Table, int], None, None]:
+def read_manifest(
+    path: str, options: StoreOptions, uri_column: str | None = None, note: Callable[[str], None] = lambda _: None
+) -> Generator[tuple[pa.Table, int], None, None]:
     """A manifest's rows as tables of `schemas.LISTING`, each with the number of further rows that have no uri.
 
-    `.parquet` and `.csv` have a column `uri` and may have the others of `LISTING`; `.csv` and `.txt` may instead have
-    one URI a line. Relative paths start at the manifest's folder. Entries get the same uri as in a listing.
+    Tables have a column of URIs, by one of its usual names or `uri_column`, and may have the others of `LISTING`. Text
+    files may instead have one URI a line. Relative paths start at the manifest's folder. Entries get the same uri as in
+    a listing.
+    note: gets lines for the user, such as values that were ignored.
     Raises InputError for a file that is no manifest, and for the first entry that can never be read.
     """
     path = local_path(path)
-    with closing(_tables(path, options)) as tables:
-        yield from _as_listing(path, posixpath.dirname(path), tables)
+    reader = _Reader(path, uri_column)
+    try:
+        with _open(path, options) as file:
+            yield from reader.read(file)
+    except BadRow as error:
+        raise InputError(f"{error.place} of the manifest {path}: {error.reason}") from None
+    except (pa.ArrowException, OSError, EOFError, ValueError, RecursionError, zlib.error,
+            obstore.exceptions.BaseError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot read the manifest {path}: {reason}") from error
+    for line in reader.notes():
+        note(f"{path}: {line}")
 
 
-def read_manifest_folder(folder: str, options: StoreOptions) -> Generator[tuple[pa.Table, int], None, None]:
+def read_manifest_folder(
+    folder: str, options: StoreOptions, uri_column: str | None = None, note: Callable[[str], None] = lambda _: None
+) -> Generator[tuple[pa.Table, int], None, None]:
     """The same for a folder of Parquet files, in the order of their names.
 
     Raises InputError also if `jobs.manifest` has not finished it.
@@ -81,31 +108,74 @@ def read_manifest_folder(folder: str, options: StoreOptions) -> Generator[tuple[
     check_complete(storage)
     for file in storage.list(""):
         if extension(file.path) == "parquet":
-            yield from read_manifest(f"{storage.root}/{file.path}", options)
+            yield from read_manifest(f"{storage.root}/{file.path}", options, uri_column, note)
 
 
-def _as_listing(path: str, folder: str, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
-    """The tables with the types and uris of a listing."""
-    first_row = 1
-    iterator = iter(tables)
-    while True:
-        try:
-            table = next(iterator, None)
-            columns = None if table is None else {name: _column(table, name) for name in LISTING.names}
-        except (pa.ArrowException, OSError, ValueError, obstore.exceptions.BaseError) as error:
-            raise InputError(f"cannot read the manifest {path}: {str(error).splitlines()[0]}") from error
-        if table is None or columns is None:
+class _Reader:
+    """Reads one manifest."""
+
+    def __init__(self, path: str, uri_column: str | None) -> None:
+        self._kind = str(manifest_kind(path) or "txt")
+        self._path = path
+        self._folder = posixpath.dirname(path)
+        self._uri_column = uri_column
+        self._exists = name_checker(self._folder)
+        self._columns = Columns()
+        self._notes: list[str] = []
+        self._comments = 0
+
+    def read(self, file: BinaryIO) -> Iterator[tuple[pa.Table, int]]:
+        """The tables with the types and uris of a listing."""
+        if self._kind != "parquet":
+            yield from self._read_text(file)
             return
-        columns |= _normal_uris(path, folder, columns["uri"], columns["container"], first_row)
-        first_row += len(table)
+        first_row = 1
+        for table in _parse_parquet(file, self._path, self._uri_column, self._notes):
+            yield self._listing(table, partial(_parquet_place, first_row))
+            first_row += len(table)
+
+    def notes(self) -> Iterator[str]:
+        """Lines for the user, once everything is read."""
+        yield from self._notes
+        yield from self._columns.notes()
+        if self._comments:
+            yield f"{self._comments:,} lines that begin with # are taken as comments"
+
+    def _read_text(self, file: BinaryIO) -> Iterator[tuple[pa.Table, int]]:
+        text = TextList(self._kind, self._uri_column, self._exists, self._notes)
+        for rows in text_lists.pieces(text.rows(file)):
+            named = [row for row in rows if row.uri and row.uri.strip()]
+            kept = [(row, name) for row in named if (name := people_name(str(row.uri), self._exists)) is not None]
+            self._comments += len(named) - len(kept)
+            names = pa.array([_valid_name(name, self._folder) for _, name in kept], pa.string())
+            table = pa.table({"uri": names, **text_lists.other_columns([row for row, _ in kept])})
+            places = [row.place for row, _ in kept]
+            found, nameless = self._listing(table, places.__getitem__)
+            yield found, nameless + len(rows) - len(named)
+
+    def _listing(self, table: pa.Table, place: Callable[[int], str]) -> tuple[pa.Table, int]:
+        columns = self._columns.convert(table)
+        columns |= _normal_uris(self._folder, columns["uri"], columns["container"], place)
         named = pa.table(columns).filter(columns["uri"].is_valid())
-        yield named.cast(LISTING), columns["uri"].null_count
+        return named.cast(LISTING), columns["uri"].null_count
+
+
+def _parquet_place(first_row: int, i: int) -> str:
+    return f"row {first_row + i}"
+
+
+def _valid_name(name: str, folder: str) -> str:
+    """The name as it is, with spaces, quotes and commas; one that is not UTF-8 as a file:// URI."""
+    uri = local_uri(name)
+    if uri == name or uri_scheme(name) is not None or uri_scheme(folder) is not None:
+        return uri
+    return local_uri(posixpath.join(folder, name))
 
 
 def _normal_uris(
-    path: str, folder: str, uris: pa.ChunkedArray, containers: pa.ChunkedArray, first_row: int
+    folder: str, uris: pa.ChunkedArray, containers: pa.ChunkedArray, place: Callable[[int], str]
 ) -> dict[str, pa.Array]:
-    """The columns uri and container as in a listing; null for a row without a uri."""
+    """The columns uri and container as in a listing; null for a row without a uri. Raises BadRow."""
     odd = pc.invert(pc.and_(_is_plain(uris), pc.or_kleene(pc.is_null(containers), _is_plain(containers))))
     rows = pc.indices_nonzero(pc.fill_null(odd, True)).to_pylist()
     if not rows:
@@ -122,7 +192,7 @@ def _normal_uris(
             else:
                 uri_values[i] = _normal_uri(uri, folder)
         except (InputError, UriError) as error:
-            raise InputError(f"row {first_row + i} of the manifest {path}: {error}") from None
+            raise BadRow(place(i), str(error)) from None
     return {"uri": pa.array(uri_values, pa.string()), "container": pa.array(container_values, pa.string())}
 
 
@@ -133,121 +203,40 @@ def _is_plain(names: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.or_(local, pc.match_substring_regex(names, _PLAIN_REMOTE))
 
 
-def _tables(path: str, options: StoreOptions) -> Generator[pa.Table, None, None]:
+@contextmanager
+def _open(path: str, options: StoreOptions) -> Iterator[BinaryIO]:
+    if is_http(path):
+        opened: BinaryIO = io.BytesIO(web.read_whole(path, MAX_WEB_BYTES))       # a web server may not support ranges
+    else:
+        opened = open_file(path, options)
+    with opened as file:
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if uri_extension(path) == "gz" else file
+
+
+def _parse_parquet(file: BinaryIO, path: str, wanted: str | None, notes: list[str]) -> Iterator[pa.Table]:
     """Tables with a column `uri` and with no columns other than those of `LISTING`."""
-    with _open(path, options) as file:
-        kind = uri_extension(path)
-        if kind == "parquet":
-            yield from _parse_parquet(file, path)
-        elif kind == "csv":
-            yield from _parse_csv(file, ",")
-        else:
-            yield from _parse_txt(file, posixpath.dirname(path))
-
-
-def _open(path: str, options: StoreOptions) -> BinaryIO:
-    if not is_http(path):
-        return open_file(path, options)
-    return io.BytesIO(web.read_whole(path, MAX_WEB_BYTES))       # a web server may not support ranges
-
-
-def _parse_parquet(file: BinaryIO, path: str) -> Iterator[pa.Table]:
     # With pre_buffer or without buffer_size a whole row group is held. A single one may have ten million rows.
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_READ_BYTES) as parquet:
-        present = parquet.schema_arrow.names
-        if "uri" not in present and (images := image_columns(parquet.schema_arrow)):
+        schema = parquet.schema_arrow
+        if wanted is None and "uri" not in schema.names and (images := image_columns(schema)):
             raise InputError(missing_image_column(path, images))
-        _check_uri(present)
-        columns = [name for name in LISTING.names if name in present]
+        texts = [each.name for each in schema if is_text(each.type) or (wanted or "").startswith(f"{each.name}.")]
+        uri = find_uri_column(texts, wanted) or choose_uri_column(schema.names, wanted)
+        if (line := choice_note(texts, uri)) and line not in notes:
+            notes.append(line)
+        columns = [uri, *(name for name in LISTING.names[1:] if name in schema.names and name != uri)]
         for group in range(parquet.num_row_groups):     # of several groups iter_batches keeps more than one
             for batch in parquet.iter_batches(_PARQUET_ROWS, [group], columns, use_threads=False):
                 batch.validate(full=True)      # a string may not be UTF-8
-                yield pa.table(batch)
+                yield _with_uri(pa.table(batch), uri)
 
 
-def _parse_csv(file: BinaryIO, delimiter: str) -> Iterator[pa.Table]:
-    file.seek(0)
-    if not file.read(_CSV_BLOCK_BYTES).strip():
-        return
-
-    def parse(include: list[str] | None, **read: Any) -> pa.csv.CSVStreamingReader:
-        file.seek(0)
-        return pa.csv.open_csv(
-            _Unclosed(file),
-            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, **read),
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                column_types={name: pa.string() for name in LISTING.names}, null_values=[""],
-                strings_can_be_null=True, quoted_strings_can_be_null=True, include_columns=include or [],
-            ),
-        )
-
-    with parse(None) as reader:
-        present = reader.schema.names
-    names: dict[str, Any] = {}
-    if "uri" not in present and len(present) == 1:
-        present = names["column_names"] = ["uri"]
-    _check_uri(present)
-    with parse([name for name in LISTING.names if name in present], **names) as reader:
-        for batch in reader:
-            yield pa.table(batch)
-
-
-class _Unclosed(io.RawIOBase):
-    """A file for a reader that would otherwise close it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._file.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-
-def _parse_txt(file: BinaryIO, folder: str) -> Iterator[pa.Table]:
-    def line_uri(name: str) -> str:
-        """The line as it is, with spaces, quotes and commas; one that is not UTF-8 as a file:// URI."""
-        uri = local_uri(name)
-        if uri == name or uri_scheme(name) is not None or uri_scheme(folder) is not None:
-            return uri
-        return local_uri(posixpath.join(folder, name))
-
-    header = os.fsdecode(file.readline().removeprefix(b"\xef\xbb\xbf")).rstrip("\r\n")
-    for delimiter in "\t,":
-        if delimiter in header and "uri" in header.split(delimiter):
-            yield from _parse_csv(file, delimiter)
-            return
-    names = [] if header in ("uri", "") else [line_uri(header)]
-    for line in file:
-        name = os.fsdecode(line).rstrip("\n").rstrip("\r")
-        if name:
-            names.append(line_uri(name))
-        if len(names) >= _TEXT_LINES:
-            yield pa.table({"uri": pa.array(names, pa.string())})
-            names = []
-    yield pa.table({"uri": pa.array(names, pa.string())})
-
-
-def _check_uri(columns: list[str]) -> None:
-    if "uri" not in columns:
-        raise ValueError(f"no column is named uri, only {', '.join(columns)}; name it uri, or write one URI a line")
-
-
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
-    wanted = LISTING.field(name).type
-    if name not in table.column_names:
-        return pa.nulls(len(table), wanted)
-    column = table[name]
-    try:
-        return column.cast(wanted, safe=name != "mtime")   # cut nanoseconds off
-    except pa.ArrowInvalid:
-        if name != "mtime":
-            raise
-        return column.cast(pa.timestamp("us")).cast(wanted)   # text without a time zone is UTC
+def _with_uri(table: pa.Table, name: str) -> pa.Table:
+    """The table with the column of this name, or this field of a column, as its column uri."""
+    if name in table.column_names:
+        return table.rename_columns(["uri" if each == name else each for each in table.column_names])
+    first, *fields = name.split(".")
+    return table.append_column("uri", pc.struct_field(table[first], fields))
 
 
 def _normal_uri(entry: str, folder: str) -> str:
@@ -258,11 +247,11 @@ def _normal_uri(entry: str, folder: str) -> str:
         return entry
     if not is_local(entry):
         raise InputError(unsupported(entry))
-    path = local_path(entry)
+    path = local_name(local_path(entry), name_checker(folder))
     if path.startswith("/") or is_local(folder):
         return local_uri(absolute(posixpath.join(folder, path)))
     bucket_uri, key_folder = split_uri(folder)
-    return bucket_uri + posixpath.normpath(posixpath.join("/", key_folder, entry))
+    return bucket_uri + posixpath.normpath(posixpath.join("/", key_folder, path))
 
 
 def check_remote(uri: str) -> None:

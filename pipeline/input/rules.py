@@ -46,6 +46,7 @@ class Rules:
     parquet: where the images in Parquet files are. With None a single Parquet file is a manifest, and others are
     skipped. kept: indexes of archives, kept by earlier runs.
     exclude: names that are skipped; a folder with all that is in it. include: if there are some, all others are.
+    uri_column: of manifests; None takes one of the usual names.
     """
 
     output: str = ""
@@ -55,6 +56,7 @@ class Rules:
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     kept: KeptIndexes | None = None
+    uri_column: str | None = None
 
     def key_rule(self, bucket_uri: str, folder: str, glob: Glob | None = None) -> KeyRule:
         """The rule for the objects whose key begins with `folder`, or those that the glob matches."""

@@ -1,0 +1,373 @@
+"""Lists of images as text, as people and programs write them: a name on each line, tables, and JSON.
+
+All values stay text. The encoding, the separator and the column of the names are found out from the beginning.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+import pyarrow as pa
+
+from pipeline.input.list_columns import choice_note, find_uri_column, is_uri_name, uri_column
+from pipeline.input.names import IMAGE_EXTENSIONS, InputError, extension
+from pipeline.schemas import LISTING
+from pipeline.storage.uris import is_local, uri_scheme
+
+TABLES = frozenset({"csv", "tsv", "tab"})
+JSONS = frozenset({"json", "jsonl", "ndjson"})
+KINDS = frozenset({"txt", *TABLES, *JSONS})
+
+_SAMPLE_BYTES = 1 << 16
+_PIECE_ROWS = 100_000
+_DELIMITERS = ",;\t|"
+_BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
+                     (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
+_LISTS_IN_JSON = ("images", "photos", "files", "items", "data", "rows", "records", "entries")
+
+
+class Row(NamedTuple):
+    """A row of a list. uri: as it is written; None if there is none. others: text by the names of LISTING."""
+
+    place: str                    # "row 2 (line 3)"
+    uri: str | None
+    others: dict[str, str]
+
+
+class BadRow(Exception):   # noqa: N818
+    """A row that cannot be read, by its place and the reason."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place, self.reason = place, reason
+
+
+@dataclass
+class TextList:
+    """A list as text.
+
+    exists: whether a local file has this name, relative to the list; always False for a list in a bucket.
+    notes: gets lines for the user.
+    """
+
+    kind: str
+    wanted: str | None
+    exists: Callable[[str], bool]
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self, file: BinaryIO) -> Iterator[Row]:
+        """The rows. Raises BadRow, NoUriColumn, and errors of decoding and of reading."""
+        file.seek(0)
+        sample = file.read(_SAMPLE_BYTES)
+        file.seek(0)
+        encoding = _encoding(sample)
+        if self.kind in JSONS:
+            yield from self._json_rows(_text(file, encoding or "utf-8", None))
+            return
+        beginning = sample.decode(encoding or "utf-8", "replace")
+        if encoding is None:      # names separated by null characters, as `find -print0` writes them
+            yield from self._lines(_split(_text(file, "utf-8", ""), "\0"))
+            return
+        header = self._header(beginning)
+        if header is not None:
+            yield from self._table(_text(file, encoding, ""), header)
+            return
+        newline = "\r" if "\r" in beginning and "\n" not in beginning else "\n"
+        yield from self._lines(_text(file, encoding, newline))
+
+    # --- a name on each line
+
+    def _lines(self, lines: Iterable[str]) -> Iterator[Row]:
+        is_first = True
+        for number, line in enumerate(lines, 1):
+            name = line.rstrip("\r\n")
+            if not name:
+                continue
+            is_header = is_first and (is_uri_name(name) or name == self.wanted) and not self.exists(name)
+            is_first = False
+            if not is_header:
+                yield Row(f"row {number}", name, {})
+
+    # --- tables
+
+    def _header(self, beginning: str) -> _Header | None:
+        """The header of a table; None if this is no table but a name on each line."""
+        delimiters, skipped = _DELIMITERS if self.kind == "csv" else "\t,;|", 0
+        for line in re.split(r"\r\n|\r|\n", beginning):
+            if separator := _EXCEL_SEPARATOR.match(line):
+                delimiters = separator[1]
+            elif line.strip() and not (line.startswith("#") and self._is_comment(line, delimiters)):
+                break
+            skipped += 1
+        else:
+            return None
+        header = self._split_header(line.removeprefix("#"), delimiters, skipped)
+        if self.kind == "txt" and (header.uri is None or self.exists(line)):
+            return None
+        is_one_name = len(header.names) == 1 or extension(line.strip('"')) in IMAGE_EXTENSIONS
+        if header.uri is None and self.wanted is None and is_one_name:
+            return _Header([line], delimiters[0], 0, skipped, spaced=False, has_names=False)
+        if header.uri is None:
+            uri_column(header.names, self.wanted)      # raises
+        return header
+
+    def _is_comment(self, line: str, delimiters: str) -> bool:
+        return self._split_header(line.removeprefix("#"), delimiters, 0).uri is None
+
+    def _split_header(self, line: str, delimiters: str, skipped: int) -> _Header:
+        """The header by the delimiter that gives a column of names, else by the one that gives most columns."""
+        headers = []
+        for delimiter in delimiters:
+            names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+            found = find_uri_column(names, self.wanted)
+            is_table = len(names) > 1 or self.kind != "txt"
+            uri = names.index(found) if found in names and is_table else None
+            spaced = f"{delimiter} " in line
+            headers.append(_Header(names, delimiter, uri, skipped, spaced, has_names=True))
+        return max(headers, key=lambda header: (header.uri is not None, len(header.names)))
+
+    def _table(self, text: TextIO, header: _Header) -> Iterator[Row]:
+        names, uri = header.names, header.uri or 0
+        note = choice_note(names, names[uri]) if header.has_names else None
+        self.notes += [note] if note else []
+        wanted = {i: name for i, name in enumerate(names) if name in LISTING.names and i != uri and header.has_names}
+        for _ in range(header.skipped):
+            text.readline()
+        reader = csv.reader(text, delimiter=header.delimiter, skipinitialspace=header.spaced, strict=True)
+        number, line = -1 if header.has_names else 0, header.skipped
+        try:
+            for fields in reader:
+                start, line = line + 1, header.skipped + reader.line_num
+                is_comment = number >= 0 and len(fields) != len(names) and fields[:1] and fields[0].startswith("#")
+                if not fields or is_comment:
+                    continue
+                number += 1
+                if number == 0:       # the header
+                    continue
+                place = f"row {number} (line {start})"
+                if not any(map(str.strip, fields)):
+                    yield Row(place, None, {})
+                    continue
+                if len(fields) < len(names) or any(map(str.strip, fields[len(names) :])):
+                    raise BadRow(place, _odd_length(len(fields), len(names), header.delimiter))
+                yield Row(place, fields[uri] or None, {name: fields[i] for i, name in wanted.items()})
+        except csv.Error as error:
+            raise BadRow(f"row {number + 1} (line {line + 1})", f"{error}: check its quotes") from None
+
+    # --- JSON
+
+    def _json_rows(self, text: TextIO) -> Iterator[Row]:
+        beginning = text.read(_SAMPLE_BYTES)
+        if self.kind == "json" or beginning.lstrip().startswith("["):
+            content = beginning + text.read()
+            try:
+                items = _json_list(json.loads(content), self.wanted)
+            except json.JSONDecodeError as error:
+                if "Extra data" not in str(error):
+                    raise
+                yield from self._items(_json_lines(io.StringIO(content)))
+            else:
+                yield from self._items((f"row {i}", item) for i, item in enumerate(items, 1))
+            return
+        yield from self._items(_json_lines(_lines_from(beginning, text)))
+
+    def _items(self, items: Iterator[tuple[str, Any]]) -> Iterator[Row]:
+        column: str | None = None
+        for place, item in items:
+            if isinstance(item, str) or item is None:
+                yield Row(place, item or None, {})
+                continue
+            if not isinstance(item, dict):
+                raise BadRow(place, f"expected text or an object, got {json.dumps(item)[:40]}")
+            if column is None:
+                column = uri_column(list(item), self.wanted)
+                note = choice_note(list(item), column)
+                self.notes += [note] if note else []
+            uri = _nested(item, column)
+            if not isinstance(uri, str | None):
+                raise BadRow(place, f"{column} is no text but {json.dumps(uri)[:40]}")
+            others = {name: _plain_text(item[name]) for name in LISTING.names if name != column and name in item}
+            yield Row(place, uri or None, others)
+
+
+class _Header(NamedTuple):
+    names: list[str]
+    delimiter: str
+    uri: int | None       # which column
+    skipped: int          # lines before it
+    spaced: bool          # spaces follow the delimiters
+    has_names: bool       # else it is a row already
+
+
+def _odd_length(found: int, expected: int, delimiter: str) -> str:
+    name = {"\t": "tab"}.get(delimiter, delimiter)
+    fields = "1 field" if found == 1 else f"{found} fields"
+    return f"{fields}, but the header has {expected}: put double quotes around a name with a {name} in it"
+
+
+def _encoding(sample: bytes) -> str | None:
+    """The encoding, by a byte order mark or by where null bytes are; None for names separated by null bytes."""
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if sample.startswith(mark):
+            return encoding
+    if b"\0" not in sample:
+        return "utf-8"
+    for encoding, high in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2])):
+        if high.count(0) > 0.6 * len(high):
+            return encoding
+    return None
+
+
+def _text(file: BinaryIO, encoding: str, newline: str | None) -> TextIO:
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    return io.TextIOWrapper(io.BufferedReader(_Unclosed(file), _SAMPLE_BYTES), encoding, errors, newline)
+
+
+class _Unclosed(io.RawIOBase):
+    """A file for a reader that would otherwise close it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _split(text: TextIO, separator: str) -> Iterator[str]:
+    rest = ""
+    while piece := text.read(_SAMPLE_BYTES):
+        *whole, rest = (rest + piece).split(separator)
+        yield from whole
+    yield rest
+
+
+def _lines_from(beginning: str, text: TextIO) -> Iterator[str]:
+    """The lines of a text whose beginning is read already."""
+    *whole, rest = beginning.split("\n")
+    yield from whole
+    yield rest + text.readline()
+    yield from text
+
+
+def _nested(item: dict[str, Any], name: str) -> Any:
+    """The value of a key, or of a.b for key b of the object a; None if there is none."""
+    if name in item:
+        return item[name]
+    first, _, rest = name.partition(".")
+    inner = item.get(first)
+    return _nested(inner, rest) if rest and isinstance(inner, dict) else None
+
+
+def _json_lines(text: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"row {number}", f"not JSON ({error})") from None
+        yield f"row {number}", item
+
+
+def _json_list(parsed: Any, wanted: str | None) -> Sequence[Any]:
+    """The list of images in a JSON file: the file itself, its columns, or the list in it."""
+    if isinstance(parsed, list):
+        return parsed
+    if not isinstance(parsed, dict):
+        raise ValueError("the file is neither a list nor an object")
+    if "sourceBucket" in parsed:
+        raise ValueError("it belongs to an S3 Inventory: list it with facelake manifest first")
+    column = find_uri_column(list(parsed), wanted)
+    if column is not None and isinstance(parsed.get(column), dict | list):
+        return _rows_of_columns(parsed, column)
+    for name in (*_LISTS_IN_JSON, *parsed):
+        items = parsed.get(name)
+        if isinstance(items, list) and (isinstance(items[0], dict | str) if items else name in _LISTS_IN_JSON):
+            return items
+    return [parsed]
+
+
+def _rows_of_columns(parsed: dict[str, Any], column: str) -> list[dict[str, Any]]:
+    """Rows from columns, as pandas writes them: {"uri": {"0": …, "1": …}}, or as lists."""
+    columns = {name: list(values.values()) if isinstance(values, dict) else values
+               for name, values in parsed.items() if isinstance(values, dict | list)}
+    if column in LISTING.names or all(isinstance(each, str) for each in columns[column]):
+        length = len(columns[column])
+        same = {name: values for name, values in columns.items() if len(values) == length}
+        return [dict(zip(same, values, strict=True)) for values in zip(*same.values(), strict=True)]
+    return columns[column]
+
+
+def _plain_text(value: Any) -> str:
+    """A value of JSON as text; what is no text or number becomes text that is nothing else."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """The rows in lists that are short enough for memory."""
+    while piece := list(itertools.islice(rows, _PIECE_ROWS)):
+        yield piece
+
+
+def other_columns(piece: Sequence[Row]) -> dict[str, pa.Array]:
+    """The columns that the rows have beside their names; null for empty text."""
+    present = [name for name in LISTING.names[1:] if any(name in row.others for row in piece)]
+    return {
+        name: pa.array([_valid_text(row.others.get(name)) for row in piece], pa.string()) for name in present
+    }
+
+
+def _valid_text(text: str | None) -> str | None:
+    """None for empty text; bytes that are not UTF-8 become \\xNN."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if text else None
+
+
+def people_name(entry: str, exists: Callable[[str], bool]) -> str | None:
+    """The name that an entry of a text list means; None for a comment.
+
+    What exists under that very name is meant so. Else a line that begins with "#" is a comment, and spaces around a
+    URI, or around the name of a file that exists, are none of it.
+    """
+    stripped = entry.strip()
+    if (entry == stripped and not entry.startswith("#")) or exists(entry):
+        return entry
+    if stripped.startswith("#"):
+        return None
+    return stripped if uri_scheme(stripped) is not None or exists(stripped) else entry
+
+
+def local_name(entry: str, exists: Callable[[str], bool]) -> str:
+    """A relative or absolute path as it is on this system. Raises InputError for a path with a drive of Windows."""
+    has_drive = re.match(r"[A-Za-z]:[\\/]|\\\\", entry)
+    if not (has_drive or "\\" in entry) or exists(entry):
+        return entry
+    if has_drive:
+        raise InputError(f"{entry!r} is a path of Windows: write where the file is on this machine")
+    with_slashes = entry.replace("\\", "/")
+    return with_slashes if exists(with_slashes) else entry
+
+
+def name_checker(folder: str) -> Callable[[str], bool]:
+    """Whether a local file has a name; relative ones start at `folder`, which is a path or a URI."""
+
+    def exists(name: str) -> bool:
+        if uri_scheme(name) is not None or not (is_local(folder) or name.startswith("/")):
+            return False
+        return os.path.lexists(posixpath.join(folder, name))
+
+    return exists
