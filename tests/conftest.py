@@ -21,6 +21,11 @@ from tests.support.google_storage import google_storage
 from tests.support.http_server import serving
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a test by its argument where that is bytes: gzip writes the time into them, but all processes must agree."""
+    return argname if isinstance(val, bytes) and not val.isascii() else None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests with the marker `gpu` where there is no GPU."""
     if item.get_closest_marker("gpu"):
