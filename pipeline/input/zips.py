@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import stat
 import struct
+import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import BinaryIO, cast
 
@@ -14,12 +16,14 @@ from pipeline.batch import Status
 from pipeline.input.members import ContainerError, Member, MemberError, member_name, too_large
 from pipeline.input.windows import Windowed
 
-MAX_DIRECTORY_BYTES = 64 << 20     # about half a million photos; Python needs ten times as much memory for it
+MAX_DIRECTORY_BYTES = 64 << 20     # about 800,000 photos; a directory of 38 MB takes 380 MB of memory
+LARGE_DIRECTORY_BYTES = 4 << 20    # of these, threads list one at a time
 BOMB_RATIO = 200
 BOMB_FROM_BYTES = 64 << 20
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 0x1
 
+_ONE_LARGE = threading.Lock()
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 
 # What zipfile raises for damaged files.
@@ -39,11 +43,11 @@ def zip_members(file: Windowed) -> Iterator[Member]:
 
     Raises ContainerError for a file that is damaged or no zip, and if members share bytes, as in a bomb.
     """
-    infos = _open(file).infolist()
-    for info in infos:
-        if not info.is_dir():
-            plain = not stat.S_ISLNK(info.external_attr >> 16)
-            yield Member(member_name(info.filename), info.header_offset if plain else None, info.file_size)
+    with ExitStack() as held:
+        for info in _open(file, lambda: held.enter_context(_ONE_LARGE)).infolist():
+            if not info.is_dir():
+                plain = not stat.S_ISLNK(info.external_attr >> 16)
+                yield Member(member_name(info.filename), info.header_offset if plain else None, info.file_size)
 
 
 class ZipMembers:
@@ -75,9 +79,9 @@ class ZipMembers:
         self._file.close()
 
 
-def _open(file: Windowed) -> zipfile.ZipFile:
+def _open(file: Windowed, wait_for_turn: Callable[[], object] | None = None) -> zipfile.ZipFile:
     try:
-        bounded = _Bounded(file)
+        bounded = _Bounded(file, wait_for_turn)
         archive = zipfile.ZipFile(cast(BinaryIO, bounded))
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -88,16 +92,23 @@ def _open(file: Windowed) -> zipfile.ZipFile:
 
 
 class _Bounded:
-    """A file that refuses reads above the limit: zipfile reads a directory of any size whole."""
+    """A file that refuses reads above the limit: zipfile reads a directory of any size whole.
 
-    def __init__(self, file: Windowed) -> None:
+    wait_for_turn: called before a large directory is read.
+    """
+
+    def __init__(self, file: Windowed, wait_for_turn: Callable[[], object] | None) -> None:
         self._file = file
+        self._wait_for_turn = wait_for_turn
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self.limit_bytes: int | None = MAX_DIRECTORY_BYTES
 
     def read(self, n_bytes: int = -1) -> bytes:
         if self.limit_bytes is not None and n_bytes > self.limit_bytes:
             raise ContainerError(f"its directory has {n_bytes:,} bytes; unpack it")
+        if self._wait_for_turn and self.limit_bytes is not None and n_bytes > LARGE_DIRECTORY_BYTES:
+            self._wait_for_turn()
+            self._wait_for_turn = None
         return self._file.read(n_bytes)
 
 

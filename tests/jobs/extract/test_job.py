@@ -1,13 +1,12 @@
 """The main job as users run it: in its own process, with the shipped weights, on real photos."""
 
+import gzip
 import importlib.util
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import cv2
@@ -22,6 +21,7 @@ from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.output import lease, ledger
 from pipeline.storage import open_storage
 from pipeline.storage.uris import local_uri
+from tests.support.archives import tar, zipped
 from tests.support.corpus import build_corpus
 
 ROOT = Path(__file__).parents[3]
@@ -282,33 +282,31 @@ def test_every_broken_and_odd_file_gets_its_row(tmp_path):
     assert "Traceback" not in said
 
 
-def test_from_a_bucket_a_tar_and_a_parquet_file_to_a_bucket(bucket, tmp_path):
-    """An image gives the same faces from a bucket, a tar and a Parquet file."""
+def test_from_a_bucket_archives_and_a_parquet_file_to_a_bucket(bucket, tmp_path):
+    """An image gives the same faces from a bucket, archives and a Parquet file."""
     zidane = (ASSETS / "zidane.jpg").read_bytes()
     for name in ("bus.jpg", "zidane.jpg"):
         bucket.put(f"photos/{name}", (ASSETS / name).read_bytes())
     bucket.put("photos/a b+c%20ü.jpg", zidane)
     bucket.put("photos/empty.jpg")
     bucket.put("photos/notes.txt", b"text")
-    shard = io.BytesIO()
-    with tarfile.open(fileobj=shard, mode="w") as archive:
-        for name, content in (("1.jpg", zidane), ("1.json", b"{}"), ("2.jpg", b"")):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    bucket.put("photos/shard.tar", shard.getvalue())
+    bucket.put("photos/shard.tar", tar(("1.jpg", zidane), ("1.json", b"{}"), ("2.jpg", b"")))
+    bucket.put("photos/more.tgz", gzip.compress(tar(("3.jpg", zidane))))
+    bucket.put("photos/takeout.zip", zipped(("4.jpg", zidane)))
     rows = pa.table({"picture": [{"bytes": zidane, "path": "z"}, None], "name": ["first", "second"]})
     pq.write_table(rows, tmp_path / "rows.parquet")
     output = f"{bucket.uri}/faces out"
     inputs = [f"{bucket.uri}/photos/", tmp_path / "rows.parquet", output, "--image-column", "picture",
               "--uri-column", "name"]
     said = extract(*inputs, expect=3)
-    assert "8 images listed" in said
+    assert "10 images listed" in said
     storage = open_storage(output)
+    assert len(storage.list("_index")) == 3              # the archives are not listed again
     images = ledger.read_ledger(storage, ("uri", "status", "etag")).sort_by("uri").to_pylist()
     assert sorted((row["uri"], row["status"]) for row in images) == sorted([
         (f"{bucket.uri}/photos/a b+c%20ü.jpg", "ok"), (f"{bucket.uri}/photos/bus.jpg", "ok"),
         (f"{bucket.uri}/photos/empty.jpg", "unreadable"), (f"{bucket.uri}/photos/zidane.jpg", "ok"),
+        (f"{bucket.uri}/photos/more.tgz#3.jpg", "ok"), (f"{bucket.uri}/photos/takeout.zip#4.jpg", "ok"),
         (f"{bucket.uri}/photos/shard.tar#1.jpg", "ok"), (f"{bucket.uri}/photos/shard.tar#2.jpg", "unreadable"),
         (f"{tmp_path}/rows.parquet#first", "ok"), (f"{tmp_path}/rows.parquet#second", "unreadable"),
     ])
@@ -317,7 +315,8 @@ def test_from_a_bucket_a_tar_and_a_parquet_file_to_a_bucket(bucket, tmp_path):
     vectors = {}
     for uri, vector in zip(faces["uri"].to_pylist(), faces["embedding"].to_pylist(), strict=True):
         vectors.setdefault(uri, []).append(vector)
-    copies = [f"{bucket.uri}/photos/{name}" for name in ("a b+c%20ü.jpg", "zidane.jpg", "shard.tar#1.jpg")]
+    names = ("a b+c%20ü.jpg", "zidane.jpg", "shard.tar#1.jpg", "more.tgz#3.jpg", "takeout.zip#4.jpg")
+    copies = [f"{bucket.uri}/photos/{name}" for name in names]
     for uri in [*copies, f"{tmp_path}/rows.parquet#first"]:
         assert np.allclose(vectors[uri], vectors[copies[0]], atol=1e-4)
     assert "nothing to do" in extract(*inputs, "--max-error-rate", "1")

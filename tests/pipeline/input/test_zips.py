@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import struct
+import threading
 import zipfile
 
 import pytest
@@ -127,6 +128,21 @@ def test_a_directory_of_absurd_size_is_not_read(monkeypatch):
     many = zipped(*((f"{'x' * 200}{i}.jpg", b"") for i in range(400)))
     with pytest.raises(ContainerError, match=r"its directory has .* bytes; unpack it"):
         listed(many)
+
+
+def test_threads_read_one_large_directory_at_a_time(monkeypatch):
+    monkeypatch.setattr(zips, "LARGE_DIRECTORY_BYTES", 100)
+    many = zipped(*((f"{i}.jpg", b"") for i in range(50)))
+    members = zip_members(windowed(many))
+    next(members)
+    assert zips._ONE_LARGE.locked()
+    ended = []
+    other = threading.Thread(target=lambda: ended.append(len(listed(many))))
+    other.start()
+    assert len(listed(zipped(("a.jpg", b"")))) == 1          # a small one does not wait
+    assert ended == [] and len(list(members)) == 49
+    other.join(10)
+    assert ended == [50] and not zips._ONE_LARGE.locked()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\3\4" + bytes(100), b"PK\5\6", b"no zip" * 100])
