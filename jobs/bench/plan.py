@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from jobs.bench.scale import ROWS_PER_PART
 from jobs.command import Broke
 from pipeline import schemas
-from pipeline.input.manifest_folder import PART_ROWS
 from pipeline.input.rows import listing_table
 from pipeline.output import ledger
 from pipeline.storage import Storage, open_storage
@@ -30,6 +29,7 @@ GREY_PNG = bytes.fromhex(   # one pixel
 )
 EXTRACT = [sys.executable, "-m", "jobs.extract"]
 SAMPLE_S = 0.1
+ROW_GROUP_ROWS = 1 << 20     # as pyarrow writes a table
 
 
 def bench_plan(listed: int, done: int) -> None:
@@ -70,10 +70,10 @@ def make_output(top: Path) -> PartMaker:
 
 
 def make_manifest(top: Path, listed: int, done: int, parts: PartMaker) -> None:
-    """Write the manifest, and parts for the first `done` images."""
+    """Write the manifest, in row groups as large as pyarrow's own, and parts for the first `done` images."""
     with pq.ParquetWriter(top / "manifest.parquet", schemas.LISTING) as manifest:
-        for start in range(0, listed, PART_ROWS):
-            uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + PART_ROWS, listed))]
+        for start in range(0, listed, ROW_GROUP_ROWS):
+            uris = [f"/photos/{i // 1000:06}/{i:012}.jpg" for i in range(start, min(start + ROW_GROUP_ROWS, listed))]
             manifest.write_table(listing_table({"uri": uris}))
             known = uris[: max(done - start, 0)]
             for first in range(0, len(known), ROWS_PER_PART):

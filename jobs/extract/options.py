@@ -173,7 +173,8 @@ def add_reading_options(group: argparse._ArgumentGroup) -> None:
         "every extension"))
     add_choosing_options(group)
     group.add_argument("--image-column", metavar="NAME", help=(
-        "INPUT is Parquet files that contain the images, in this column of bytes (or of structs with a field bytes)"))
+        "INPUT is Parquet files that contain the images, in this column of bytes, of structs "
+        "with a field bytes, or of lists of one of these"))
     group.add_argument("--uri-column", metavar="NAME", help=(
         "the column of a manifest that names the images; default: uri, url, path, file, image or the like. With "
         "--image-column: the column of names, and an image becomes <file>#<name>; default: the row's number"))

@@ -8,7 +8,9 @@ The content of a container decides its kind; its name says only that it is one.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from pipeline.input.windows import Windowed
 from pipeline.input.zips import ZipMembers, is_zip, zip_members
 from pipeline.schemas import LISTING
 from pipeline.storage.files import open_file
-from pipeline.storage.uris import StoreOptions, is_http
+from pipeline.storage.uris import StoreOptions, is_http, is_local, local_path
 
 NOT_A_FILE_MEMBER = "links, devices and sparse files in archives"
 OVERWRITTEN = "members of archives replaced by a later one of the same name"
@@ -107,11 +109,13 @@ def kind_at(uri: str, options: StoreOptions) -> Kind | None:
     Raises InputError for an archive of a kind that is not read.
     """
     try:
-        with open_file(uri, options) as file:
+        with _open(uri, options) as file:
             head = _head(file)
             if is_compressed(head) and not unpacks_to_a_tar(file):
                 raise ContainerError("a compressed file that is no tar")
             return _kind(head)
+    except _NotAFileError:
+        return None
     except ContainerError as error:
         raise InputError(f"{uri} is {error}: unpack it; {READ_ARCHIVES} are read as they are") from None
     except (OSError, obstore.exceptions.BaseError):
@@ -122,6 +126,16 @@ def refuse_unread(name: str) -> None:
     """Raises InputError for the name of an archive that is not read."""
     if is_unread_archive(name):
         raise InputError(f"{name} is an archive that is not read: unpack it; {READ_ARCHIVES} are read as they are")
+
+
+class _NotAFileError(ContainerError):
+    """A device or a pipe: opening one can wait for ever."""
+
+
+def _open(uri: str, options: StoreOptions) -> BinaryIO:
+    if is_local(uri) and not stat.S_ISREG(os.stat(local_path(uri)).st_mode):   # noqa: PTH116  (any bytes in a name)
+        raise _NotAFileError("not a regular file")
+    return open_file(uri, options)
 
 
 def _head(file: BinaryIO) -> bytes:
@@ -174,7 +188,7 @@ def list_members(
         return _select(container, index, skips)
     uri, entries, damage = container["uri"], _Entries(), None
     try:
-        with open_file(uri, options) as file:
+        with _open(uri, options) as file:
             kind = _kind_or_named(_head(file), uri, columns)
             if kind is Kind.PARQUET:
                 return _parquet_members(container, *row_names(file, uri, cast(ParquetColumns, columns)))
@@ -275,7 +289,7 @@ def open_members(uri: str, options: StoreOptions, image_column: str | None, max_
 
     Raises MemberError and ContainerError for what cannot be read, and any error of reading.
     """
-    file = open_file(uri, options)
+    file = _open(uri, options)
     try:
         kind = _kind(_head(file))
         if kind is Kind.PARQUET and image_column is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import tarfile
 import zipfile
 from datetime import UTC, datetime
@@ -102,6 +103,23 @@ def test_what_is_no_container(tmp_path, content):
     if content is not None:
         (tmp_path / "x").write_bytes(content)
     assert kind_at(str(tmp_path / "x"), FROM_ENVIRONMENT) is None
+
+
+@pytest.mark.timeout(60)      # a FIFO that is opened waits for ever
+@pytest.mark.parametrize("what", ["fifo", "folder", "device"])
+def test_what_is_no_regular_file(tmp_path, what):
+    for name in ("x", "x.tar"):
+        if what == "fifo":
+            os.mkfifo(tmp_path / name)
+        elif what == "folder":
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).symlink_to("/dev/zero")
+        assert kind_at(str(tmp_path / name), FROM_ENVIRONMENT) is None
+        members = members_of(tmp_path / name)
+        assert members.damage == f"cannot read all of {tmp_path / name}: not a regular file" and len(members.rows) == 1
+        [answer] = Fetch()([TodoRow("u", container=str(tmp_path / name), offset=0)])
+        assert answer.error == "not a regular file"
 
 
 @pytest.mark.parametrize(
