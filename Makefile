@@ -1,9 +1,10 @@
-# make setup | demo | test | test-faults | test-browser | test-gpu | bench | bench-peers | lint | options | lock | help
+# make setup | demo | test | test-faults | test-browser | test-gpu | bench | bench-peers | export-setup | lint | options | lock | help
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 VENV := .venv
 PEERS := .venv-peers
+EXPORT := .venv-export
 BIN := $(VENV)/bin
 PHOTOS ?=
 DEMO := demo-output
@@ -13,11 +14,11 @@ export PHOTOS
 # Files of tests run in two processes, in the order of the folders: those that start Ray and wait come first.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-faults test-browser test-gpu bench bench-peers lint options lock clean
+.PHONY: help setup demo test test-faults test-browser test-gpu bench bench-peers export-setup lint options lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## make .venv, install what requirements.lock pins, and the facelake command
 
@@ -66,6 +67,13 @@ $(PEERS)/.installed: requirements-peers.lock $(VENV)/.installed
 	$(BIN)/uv pip sync --quiet --python $(PEERS)/bin/python --require-hashes requirements-peers.lock
 	@touch $@
 
+export-setup: $(EXPORT)/.installed ## make .venv-export, the environment of jobs.convert_weights quantise
+
+$(EXPORT)/.installed: requirements-export.lock $(VENV)/.installed
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(EXPORT)
+	$(BIN)/uv pip sync --quiet --python $(EXPORT)/bin/python --require-hashes requirements-export.lock
+	@touch $@
+
 lint: setup ## check style, imports and types
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-cache --no-logo
@@ -74,11 +82,12 @@ lint: setup ## check style, imports and types
 options: setup ## write docs/options.md, the table of all options
 	@$(BIN)/python -m jobs.options_table > docs/options.md
 
-lock: $(VENV)/.installed ## resolve pyproject.toml into requirements.lock and requirements-peers.lock again
+lock: $(VENV)/.installed ## resolve pyproject.toml into the three locks again
 	@$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --extra heif --extra train --group dev \
 	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
-	@$(BIN)/uv pip compile --quiet --group peers --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-header --output-file requirements-peers.lock
+	@for group in peers export; do \
+	  $(BIN)/uv pip compile --quiet --group $$group --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-header --output-file requirements-$$group.lock || exit; done
 
 clean: ## remove what make demo and the tests left
 	rm -rf $(DEMO) .pytest_cache .ruff_cache

@@ -2,9 +2,11 @@
 
     python -m jobs.convert_weights import FILE.pt OUT_DIR --name yolov8n
     python -m jobs.convert_weights export WEIGHTS_DIR keypointer-resnet18
+    python -m jobs.convert_weights quantise WEIGHTS_DIR detector-yolov8n --photos FOLDER
 
 Without a word before FILE.pt it imports. An export lies beside the weights, and the card names it. Trainings export
-what they write.
+what they write. `quantise` makes the form of a detector that `--precision int8` runs, in the environment of
+`make export-setup`.
 
 Unpickling a checkpoint runs the code in it. So a file is only read if its sha256 is known or given, or with `--trust`.
 A separate process reads it, without our packages and the caller's environment. Of a pose network only the boxes and
@@ -20,14 +22,17 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jobs.command import run_command, run_process
-from jobs.options import command_parser
+from jobs.options import command_parser, positive
 from models.store import WeightCard, WeightsError, save_model
+from pipeline.settings import RowSettings
 
 if TYPE_CHECKING:
     import torch
@@ -142,9 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["export"]:
         return run_command("convert-weights", partial(export_models, words[1:]), again="The same command starts again.")
+    if words[:1] == ["quantise"]:
+        return run_command("convert-weights", partial(quantise, words[1:]), again="The same command starts again.")
     parser = command_parser(
         "convert-weights", "Convert YOLOv8 weights from .pt to safetensors: `import`, which may be left out. "
-        "`export WEIGHTS_DIR ROLE-NAME …` writes ONNX files beside weights."
+        "`export WEIGHTS_DIR ROLE-NAME …` writes ONNX files beside weights. `quantise` makes int8 ones of detectors."
     )
     parser.add_argument("file", type=Path, metavar="FILE.pt", help="an ultralytics YOLOv8 checkpoint, detect or pose")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="weights folder for the result")
@@ -176,6 +183,58 @@ def export_models(words: Sequence[str]) -> None:
         card = write_export(args.weights, role, name)
         size = (args.weights / card.export_name).stat().st_size
         print(f"{args.weights / card.export_name}: {size / 1e6:.1f} MB, opset {card.exports['onnx']['opset']}")
+
+
+def quantise(words: Sequence[str]) -> None:
+    """Write the int8 form of a detector and its entry in the card. Raises WeightsError."""
+    from models.engines.int8 import quantise_with_nncf, write_int8
+
+    parser = command_parser("convert-weights quantise", "Write the int8 form of a detector beside its weights.")
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS_DIR", help="the folder of the weights")
+    parser.add_argument("model", metavar="DETECTOR", help="for example detector-yolov8n")
+    parser.add_argument("--photos", type=Path, required=True, metavar="PHOTOS", help=(
+        "to calibrate with: a folder of photos, or a .parquet file with a column image. Use none that you measure on"))
+    parser.add_argument("--images", type=positive, default=128, metavar="N", help="of them; default: %(default)s")
+    args = parser.parse_args(words)
+    role, _, name = args.model.partition("-")
+    side_px = RowSettings().detect_px
+    pictures = calibration_pictures(args.photos, args.images, side_px)
+    card = write_int8(args.weights, role, name, pictures, side_px, quantise_with_nncf)
+    size = (args.weights / card.export_file("int8")).stat().st_size
+    print(f"{args.weights / card.export_file('int8')}: {size / 1e6:.1f} MB")
+
+
+def calibration_pictures(photos: Path, count: int, side_px: int) -> list[np.ndarray]:
+    """So many photos, evenly spaced, as the detector gets them: (side_px, side_px, 3) uint8 RGB.
+
+    Raises WeightsError if there are fewer that can be read.
+    """
+    import cv2
+
+    from pipeline.stages.detect import letterbox
+
+    files = image_files(photos)
+    found: list[np.ndarray] = []
+    for read in files[:: max(1, len(files) // (2 * count))]:      # twice as many, should some be broken
+        pixels = cv2.imdecode(np.frombuffer(read(), np.uint8), cv2.IMREAD_COLOR) if len(found) < count else None
+        if pixels is not None:
+            found.append(letterbox(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), side_px)[0])
+    if len(found) < count:
+        raise WeightsError(f"{photos} holds {len(found)} photos that can be read, {count} are needed: see --images")
+    return found
+
+
+def image_files(photos: Path) -> list[Callable[[], bytes]]:
+    """What reads each image of a folder, or of a Parquet file. Raises WeightsError."""
+    if photos.is_dir():
+        return [path.read_bytes for path in sorted(photos.rglob("*")) if path.is_file() and path.stat().st_size]
+    import pyarrow.parquet as pq
+
+    try:
+        column = pq.read_table(photos, columns=["image"])["image"]
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{photos} is neither a folder nor a Parquet file with a column image: {error}") from None
+    return [value.as_py for value in column]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ DEFAULT_WEIGHTS_DIR = Path(__file__).parent / "weights"
 TASKS = {"detector": "face", "keypointer": "eyes", "embedder": "arcface"}
 """From every role to the name of its task in `WeightCard.identity`."""
 
+EXPORT_ENDINGS = {"onnx": "onnx", "int8": "int8.zip"}
+"""The ends of the names of exported files, by the keys of `WeightCard.exports`."""
+
 _CARD_TYPES = {
     "name": str, "role": str, "architecture": dict, "preprocessing": dict, "licence": str, "commercial_use": bool,
     "started_from": str, "data": list, "metrics": dict, "command": str, "thresholds": dict, "sha256": str,
@@ -53,7 +56,8 @@ class WeightCard:
     data: the training data, each with `name` and `licence`.
     thresholds: from false positive rate to cosine; embedders only.
     sha256: of the safetensors file. tensors_sha256: see `tensors_digest`.
-    exports: from a format, "onnx", to its file's sha256 and what an engine checks it with; not in the fingerprint.
+    exports: from a format, a key of `EXPORT_ENDINGS`, to its file's sha256 and what an engine checks it with; not in
+    the fingerprint.
     Raises ValueError for a wrong or missing value.
     """
 
@@ -106,11 +110,17 @@ class WeightCard:
     @property
     def export_name(self) -> str:
         """Name of the ONNX file, if the model has one."""
-        return f"{self.role}-{self.name}.onnx"
+        return self.export_file("onnx")
+
+    def export_file(self, kind: str) -> str:
+        """Name of the file of an export, a key of `EXPORT_ENDINGS`, if the model has it."""
+        return f"{self.role}-{self.name}.{EXPORT_ENDINGS[kind]}"
 
     def files(self) -> dict[str, str]:
         """The files that belong to the card, and the sha256 of each."""
-        exported = {self.export_name: self.exports["onnx"]["sha256"]} if "onnx" in self.exports else {}
+        exported = {
+            self.export_file(kind): self.exports[kind]["sha256"] for kind in EXPORT_ENDINGS if kind in self.exports
+        }
         return {self.file_name: self.sha256, **exported}
 
     def with_export(self, kind: str, entry: Mapping[str, Any]) -> WeightCard:
@@ -134,14 +144,14 @@ class StoredModel:
     content: bytes
     folder: Path
 
-    def read_export(self) -> bytes | None:
-        """The ONNX file that lies beside the weights; None if the card names none.
+    def read_export(self, kind: str = "onnx") -> bytes | None:
+        """The export that lies beside the weights, a key of `EXPORT_ENDINGS`; None if the card names none.
 
         Raises WeightsError when it is missing or damaged.
         """
-        if "onnx" not in self.card.exports:
+        if kind not in self.card.exports:
             return None
-        return _read_checked(self.folder / self.card.export_name, self.card.exports["onnx"]["sha256"])
+        return _read_checked(self.folder / self.card.export_file(kind), self.card.exports[kind]["sha256"])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by name, on the CPU; half precision becomes float32."""

@@ -62,8 +62,13 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def fingerprinted(settings: RowSettings, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Everything that the fingerprint covers, as plain JSON values. `models`: the fingerprint of each card, by role."""
+def fingerprinted(
+    settings: RowSettings, models: Mapping[str, Mapping[str, Any]], precision: str = "float32"
+) -> dict[str, Any]:
+    """Everything that the fingerprint covers, as plain JSON values.
+
+    models: the fingerprint of each card, by role. precision: "float32" for all that agree with it (`models.engines`).
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "settings": asdict(settings),
@@ -74,7 +79,7 @@ def fingerprinted(settings: RowSettings, models: Mapping[str, Mapping[str, Any]]
             "chip_box_ratio": geometry.CHIP_BOX_RATIO,
             "chip_max_px": geometry.CHIP_MAX_PX,
         },
-        "precision": "float32",
+        "precision": precision,
         "models": {role: dict(model) for role, model in models.items()},
     }
 

@@ -27,7 +27,8 @@ from jobs.extract.options import (
 )
 from jobs.extract.stages import Models, StageConfig, alignment_template, read_models, stage_builders
 from jobs.options import program
-from models.engines.engine import Opened
+from models.engines.engine import INT8_PLACE, Opened
+from models.engines.int8 import require_int8
 from models.store import EMBEDDING_DIM, WeightsError
 from pipeline.batch import GOOD, Status
 from pipeline.input.indexes import KeptIndexes
@@ -123,6 +124,8 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
     models = read_models(arguments.weights, model_names(arguments))
     if arguments.require_commercial:
         require_commercial(models)
+    if arguments.precision == "int8":
+        check_int8(arguments, models)
     started = datetime.now(UTC)
     return Job(
         arguments, command, settings, models, inputs, input_options, storage,
@@ -133,6 +136,13 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
         ),
         run_id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", started=started,
     )
+
+
+def check_int8(arguments: argparse.Namespace, models: Models) -> None:
+    """Raises WeightsError if int8 cannot be run with these options or models."""
+    if arguments.engine == "torch" or arguments.device == "cuda":
+        raise WeightsError(INT8_PLACE)
+    require_int8(models.detector)
 
 
 def require_commercial(models: Models) -> None:
@@ -163,14 +173,17 @@ def claim_output(job: Job) -> str:
     claim.refuse_foreign_tables(job.storage)
     if job.arguments.overwrite:
         claim.clear(job.storage)
-    fingerprint = claim.claim(job.storage, covered(job))
+    fingerprint = claim.claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
     claim.recover(job.storage)
     return fingerprint
 
 
-def covered(job: Job) -> dict[str, object]:
-    """All that the fingerprint covers."""
-    return fingerprinted(job.settings, {role: card.fingerprint() for role, card in job.models.by_role.items()})
+def covered(settings: RowSettings, models: Models, precision: str) -> dict[str, object]:
+    """All that the fingerprint covers. Precisions that agree with float32 leave it as it is; int8 does not agree."""
+    prints = {role: card.fingerprint() for role, card in models.by_role.items()}
+    if precision != "int8":
+        return fingerprinted(settings, prints)
+    return fingerprinted(settings, prints, f"int8@{models.detector.exports['int8']['sha256']}")
 
 
 def plan_todo(job: Job, join: TodoJoin, listing: Listing) -> TodoCounts:
@@ -254,7 +267,8 @@ def paths(arguments: argparse.Namespace) -> dict[str, str]:
 def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[str, Plan]:
     """The device, and the plan for the CPUs and GPUs that are free or asked for. Prints the plan."""
     free = plan.Cluster(arguments.num_cpus or connection.cpus, arguments.gpus or connection.gpus)
-    device = ("cuda" if free.gpus >= 1 else "cpu") if arguments.device == "auto" else arguments.device
+    on_gpu = free.gpus >= 1 and arguments.precision != "int8"      # which is run on CPUs
+    device = ("cuda" if on_gpu else "cpu") if arguments.device == "auto" else arguments.device
     planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
     say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
     return device, planned

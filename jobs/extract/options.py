@@ -232,7 +232,8 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
         "default: %(default)s"))
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=(
         "what the networks compute in: auto is bfloat16 with OpenVINO on CPUs that have it in hardware, else float32. "
-        "Rows of two precisions differ a little, see docs/results.md; default: %(default)s"))
+        "Rows of two precisions differ a little, see docs/results.md. int8 moves boxes, so it needs an OUTPUT of its "
+        "own; default: %(default)s"))
     group.add_argument("--pools", default="+".join(STAGES), metavar="LAYOUT", help=(
         "stages joined by + share a process, / starts another kind of process, :N sets how many: "
         "decode:8/detect+keypoint+align+embed; default: all in one process"))

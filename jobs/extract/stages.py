@@ -177,7 +177,8 @@ def model_of(config: StageConfig, card: WeightCard) -> StoredModel:
     """
     folder = local_weights(config.weights, f"{card.role}-{card.name}")
     model = read_model(folder, card.role, card.name, known=card)
-    if model.card.fingerprint() != card.fingerprint():
+    other_int8 = config.precision == "int8" and model.card.exports.get("int8") != card.exports.get("int8")
+    if model.card.fingerprint() != card.fingerprint() or other_int8:
         raise WeightsError(
             f"the {card.role} of this run is {card.identity}, but {config.weights or folder} holds "
             f"{model.card.identity} now. Put the first one back, or choose another OUTPUT"

@@ -22,7 +22,9 @@ Several threads may call it at once. Raises OutOfDeviceMemory."""
 Shape = tuple[int, int, int, int]
 
 ENGINES = ("auto", "openvino", "torch")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+
+INT8_PLACE = "--precision int8 is run by OpenVINO on CPUs: leave out --engine torch and --device cuda"
 
 
 class EngineError(Exception):
@@ -63,7 +65,7 @@ class Runtime:
     device: "cpu" or "cuda". threads: of the CPU; None leaves torch's number, and gives OpenVINO all cores.
     engine: one of `ENGINES`; auto is OpenVINO on a CPU where it is installed and can run the network, else torch.
     precision: one of `PRECISIONS`; auto is the fastest that agrees with float32: bfloat16 with OpenVINO on a CPU that
-    has it in hardware, else float32.
+    has it in hardware, else float32. int8 is the detector's, by OpenVINO; the others run as with auto.
     calls: how many threads call a network at once. OpenVINO divides `threads` between them: small networks on one
     thread each lose less to waiting than one network on many.
     opened: is told of every network that is opened.
@@ -101,10 +103,14 @@ def _open(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> tupl
         try:
             return _with_openvino(model, runtime, shapes), None
         except EngineError as error:
+            if runtime.precision == "int8":      # another output: nothing may take over
+                raise WeightsError(f"--precision int8: {error}; choose another precision and OUTPUT") from None
             if runtime.engine == "openvino":
                 raise WeightsError(f"--engine openvino: {error}; use --engine torch") from None
             fallback = str(error)
             logger.warning("%s runs with torch, not with OpenVINO: %s", model.card.identity, error)
+    if runtime.precision == "int8":
+        raise WeightsError(INT8_PLACE)
     from models.engines.torch_engine import TorchNetwork, module_of
 
     preprocessing = model.card.preprocessing

@@ -39,22 +39,23 @@ class OpenVinoNetwork:
 
     def __init__(self, model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> None:
         ov = import_openvino()
-        precision = ("bfloat16" if computes_in_bfloat16() else "float32") if runtime.precision == "auto" \
+        precision = ("bfloat16" if computes_in_bfloat16() else "float32") if runtime.precision in ("auto", "int8") \
             else runtime.precision
         if precision not in ("float32", "bfloat16"):
             raise EngineError(f"it computes in float32 or bfloat16 on a CPU, not in {precision}")
-        self.precision = precision
+        quantised = runtime.precision == "int8" and model.card.role == "detector"
+        self.precision = "int8" if quantised else precision
         self._properties = _properties(precision, runtime)
         self._core = ov.Core()
         self._preprocessing = model.card.preprocessing
-        self._export, answers = export_of(model)
+        self._export, answers = int8_of(model) if quantised else export_of(model)
         self._compiled: dict[Shape, Any] = {}
         self._compiling = threading.Lock()
         self._own = threading.local()                 # the requests of each thread
         try:
             for shape in shapes[:1]:                  # others when they are used: compiling takes long
                 self._compiled[shape] = self._compile(shape)
-            self._check(precision, answers, shapes)
+            self._check(self.precision, answers, shapes)
         except RuntimeError as error:                 # of OpenVINO, whatever it is
             raise EngineError(str(error).strip().splitlines()[0]) from None
 
@@ -74,8 +75,8 @@ class OpenVinoNetwork:
 
     def _compile(self, shape: Shape) -> Any:
         key = compiled_key(
-            self._core, hashlib.sha256(self._export).hexdigest(), tuple(shape), sorted(self._properties.items()),
-            self._preprocessing["mean"], self._preprocessing["std"],
+            self._core, *(hashlib.sha256(file).hexdigest() for file in self._export), tuple(shape),
+            sorted(self._properties.items()), self._preprocessing["mean"], self._preprocessing["std"],
         )
         with kept_signal_stack():
             return load_or_compile(self._core, key, self._properties, lambda: self._build(shape))
@@ -85,7 +86,7 @@ class OpenVinoNetwork:
         from openvino.preprocess import PrePostProcessor
 
         batch, height, width, channels = shape
-        network = self._core.read_model(self._export)
+        network = self._core.read_model(*self._export)
         network.reshape({0: [batch, channels, height, width]})
         steps = PrePostProcessor(network)
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
@@ -106,15 +107,22 @@ class OpenVinoNetwork:
             check_answer(output, answers[str(shape[1])], precision)
 
 
-def export_of(model: StoredModel) -> tuple[bytes, Mapping[str, list[float]]]:
+def export_of(model: StoredModel) -> tuple[tuple[bytes, ...], Mapping[str, list[float]]]:
     """The ONNX file of a model, shipped or made on demand, and its answers by input size. Raises EngineError."""
     content = model.read_export()
     if content is not None:
-        return content, model.card.exports["onnx"]["answers"]
+        return (content,), model.card.exports["onnx"]["answers"]
     from models.engines.onnx_export import export_on_demand
 
     content, entry = export_on_demand(model)
-    return content, entry["answers"]
+    return (content,), entry["answers"]
+
+
+def int8_of(model: StoredModel) -> tuple[tuple[bytes, ...], Mapping[str, list[float]]]:
+    """OpenVINO's two files of a quantised detector, and its answers by input size. Raises WeightsError."""
+    from models.engines.int8 import read_int8
+
+    return read_int8(model)
 
 
 def computes_in_bfloat16() -> bool:

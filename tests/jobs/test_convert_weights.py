@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.convert_weights import box_tensors, main
+from jobs.convert_weights import box_tensors, calibration_pictures, main
 from models.networks.yolo import build_network, network_tensors
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model
 
@@ -127,3 +130,39 @@ def test_models_are_exported_beside_their_weights(tmp_path: Path, capsys) -> Non
     assert np.allclose(card.exports["onnx"]["answers"]["112"], shipped["onnx"]["answers"]["112"], atol=1e-4)
     assert main(["export", str(tmp_path), "keypointer-none"]) == 2
     assert "there is no keypointer 'none'" in capsys.readouterr().err
+
+
+# --- int8
+
+
+def image_bytes(value):
+    return cv2.imencode(".png", np.full((20, 40, 3), value, np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize("as_parquet", [False, True])
+def test_photos_to_calibrate_with_are_letterboxed_and_broken_ones_left_out(tmp_path, as_parquet):
+    contents = [image_bytes(10), b"broken", image_bytes(30), image_bytes(40)]
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i}.png").write_bytes(content)
+    photos = tmp_path
+    if as_parquet:
+        photos = tmp_path / "photos.parquet"
+        pq.write_table(pa.table({"image": contents}), photos)
+    pictures = calibration_pictures(photos, 2, 64)
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 2
+    assert [int(picture[32, 32, 0]) for picture in pictures] == [10, 30]
+    with pytest.raises(WeightsError, match="holds 3 photos that can be read, 4 are needed"):
+        calibration_pictures(photos, 4, 64)
+
+
+@pytest.mark.parametrize("content", [None, b"no parquet"])
+def test_what_holds_no_photos_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x").write_bytes(content)
+    with pytest.raises(WeightsError, match="neither a folder nor a Parquet file"):
+        calibration_pictures(tmp_path / "x", 1, 64)
+
+
+def test_quantise_needs_photos(tmp_path, capsys):
+    assert main(["quantise", str(DEFAULT_WEIGHTS_DIR), "detector-yolov8n", "--photos", str(tmp_path)]) == 2
+    assert "0 photos that can be read" in capsys.readouterr().err

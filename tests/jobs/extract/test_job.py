@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.extract.job
+from jobs.extract.stages import read_models
+from jobs.options import DEFAULT_MODELS
 from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.output import lease, ledger
+from pipeline.settings import RowSettings, fingerprint
 from pipeline.storage import open_storage
 from pipeline.storage.uris import local_uri
 from tests.support.archives import tar, zipped
@@ -159,6 +163,34 @@ def test_a_network_that_openvino_answers_wrongly_runs_with_torch_and_the_user_re
         (each["model"], "torch" if each["model"] == identity else "openvino", "float32", 1) for each in engines
     ]
     assert len(engines) == 3 and [each["model"] for each in engines if each["fallback"]] == [identity]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the detector 'yolov8n' has no int8 export. Make it"),
+        (["--engine", "torch"], "is run by OpenVINO on CPUs"),
+        (["--device", "cuda"], "is run by OpenVINO on CPUs"),
+    ],
+)
+def test_int8_is_refused_before_anything_is_written(tmp_path, capsys, options, message):
+    output = tmp_path / "out"
+    assert jobs.extract.job.main([str(ASSETS), str(output), "--precision", "int8", *options]) == 2
+    assert message in capsys.readouterr().err and not output.exists()
+
+
+def test_an_int8_output_is_another_output():
+    """And every other precision leaves the fingerprint as it was."""
+    models = read_models(None, DEFAULT_MODELS)
+    quantised = replace(models, detector=models.detector.with_export("int8", {"sha256": "ab", "answers": {}}))
+
+    def covered(precision, models):
+        return jobs.extract.job.covered(RowSettings(), models, precision)
+
+    assert covered("auto", models) == covered("bfloat16", quantised) == covered("float32", quantised)
+    int8 = covered("int8", quantised)
+    assert int8["precision"] == "int8@ab"
+    assert fingerprint(int8) != fingerprint(covered("auto", models))
 
 
 @pytest.mark.parametrize(

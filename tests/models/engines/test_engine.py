@@ -15,7 +15,7 @@ from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model
     [
         ({"device": "auto"}, "device must be one of cpu, cuda, got 'auto'"),
         ({"engine": "onnx"}, "engine must be one of auto, openvino, torch, got 'onnx'"),
-        ({"precision": "int4"}, "precision must be one of auto, float32, bfloat16, float16, got 'int4'"),
+        ({"precision": "int4"}, "precision must be one of auto, float32, bfloat16, float16, int8, got 'int4'"),
     ],
 )
 def test_unknown_choices_are_refused(values: dict[str, str], message: str) -> None:
