@@ -19,7 +19,9 @@ import obstore
 
 from pipeline.batch import Fetched, FetchFailure, Status, TodoRow
 from pipeline.input.containers import open_members
+from pipeline.input.folders import existing_beginning
 from pipeline.input.members import Elsewhere, MemberError, MemberReader
+from pipeline.input.names import spellings
 from pipeline.storage import web
 from pipeline.storage.aws import s3_client
 from pipeline.storage.clients import open_bucket, plain_etag
@@ -147,13 +149,22 @@ class Fetch:
                 return self._too_large()
             part = row.offset, row.size
         try:
-            if is_remote(location):
-                return self._fetch_object(location, part)
-            if not is_local(location):
-                return FetchFailure(f"cannot read {uri_scheme(location)}:// URIs")
-            return self._fetch_local(Path(local_path(location)), part)
+            return self._fetch_location(location, part)
         except Exception as error:        # each client of an object store has its own exceptions
+            for other in _other_spellings(location) if _is_missing(error) else ():
+                try:
+                    return self._fetch_location(other, part)
+                except Exception as again:
+                    if not _is_missing(again):
+                        return _failure(again, other)
             return _failure(error, location)
+
+    def _fetch_location(self, location: str, part: tuple[int, int] | None) -> Fetched | FetchFailure:
+        if is_remote(location):
+            return self._fetch_object(location, part)
+        if not is_local(location):
+            return FetchFailure(f"cannot read {uri_scheme(location)}:// URIs")
+        return self._fetch_local(Path(local_path(location)), part)
 
     def _fetch_members(self, rows: Sequence[TodoRow]) -> list[Fetched | FetchFailure]:
         return [self._fetch_member(row) for row in rows]
@@ -328,6 +339,20 @@ def _end(row: TodoRow) -> int:
     return (row.offset or 0) + (row.size or 0)
 
 
+def _other_spellings(location: str) -> list[str]:
+    """The names in other Unicode forms under which a file may be there: a manifest may be from another system."""
+    if location.isascii() or is_http(location):
+        return []
+    if is_remote(location):
+        return spellings(location)[1:]
+    found, missing = existing_beginning(local_path(location))
+    return [] if missing else [found]
+
+
+def _is_missing(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError) or is_not_found(error)
+
+
 def _needs_reader(row: TodoRow) -> bool:
     return row.container is not None and row.container != row.uri and row.offset is not None and row.size is None
 
@@ -377,7 +402,7 @@ def _reason(error: Exception) -> str:
 
     It has no name, no time and no number of retries, and no query or credentials of a URL.
     """
-    if isinstance(error, FileNotFoundError) or is_not_found(error):
+    if _is_missing(error):
         return "not found"
     if not isinstance(error, obstore.exceptions.BaseError):
         return one_line(error)

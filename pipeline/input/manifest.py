@@ -22,7 +22,7 @@ from pipeline.input.list_columns import uri_column as choose_uri_column
 from pipeline.input.manifest_folder import check_complete
 from pipeline.input.names import InputError, extension, uri_extension
 from pipeline.input.parquet_images import image_columns, missing_image_column
-from pipeline.input.text_lists import BadRow, TextList, local_name, name_checker, people_name
+from pipeline.input.text_lists import BadRow, TextList, local_name, name_checker, people_name, valid_name
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage, web
 from pipeline.storage.files import open_file
@@ -147,7 +147,7 @@ class _Reader:
             named = [row for row in rows if row.uri and row.uri.strip()]
             kept = [(row, name) for row in named if (name := people_name(str(row.uri), self._exists)) is not None]
             self._comments += len(named) - len(kept)
-            names = pa.array([_valid_name(name, self._folder) for _, name in kept], pa.string())
+            names = pa.array([valid_name(name, self._folder, self._exists) for _, name in kept], pa.string())
             table = pa.table({"uri": names, **text_lists.other_columns([row for row, _ in kept])})
             places = [row.place for row, _ in kept]
             found, nameless = self._listing(table, places.__getitem__)
@@ -162,14 +162,6 @@ class _Reader:
 
 def _parquet_place(first_row: int, i: int) -> str:
     return f"row {first_row + i}"
-
-
-def _valid_name(name: str, folder: str) -> str:
-    """The name as it is, with spaces, quotes and commas; one that is not UTF-8 as a file:// URI."""
-    uri = local_uri(name)
-    if uri == name or uri_scheme(name) is not None or uri_scheme(folder) is not None:
-        return uri
-    return local_uri(posixpath.join(folder, name))
 
 
 def _normal_uris(

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.input.list_columns import choice_note, find_uri_column, is_uri_name, uri_column
 from pipeline.input.names import IMAGE_EXTENSIONS, InputError, extension
 from pipeline.schemas import LISTING
-from pipeline.storage.uris import is_local, uri_scheme
+from pipeline.storage.uris import is_local, local_uri, uri_scheme
 
 TABLES = frozenset({"csv", "tsv", "tab"})
 JSONS = frozenset({"json", "jsonl", "ndjson"})
@@ -114,12 +114,21 @@ class TextList:
         header = self._split_header(line.removeprefix("#"), delimiters, skipped)
         if self.kind == "txt" and (header.uri is None or self.exists(line)):
             return None
-        is_one_name = len(header.names) == 1 or extension(line.strip('"')) in IMAGE_EXTENSIONS
-        if header.uri is None and self.wanted is None and is_one_name:
-            return _Header([line], delimiters[0], 0, skipped, spaced=False, has_names=False)
+        if header.uri is None and self.wanted is None:
+            return self._headless(header, line, delimiters[0])
         if header.uri is None:
             uri_column(header.names, self.wanted)      # raises
         return header
+
+    def _headless(self, header: _Header, line: str, delimiter: str) -> _Header:
+        """A table whose first line is a row already. Raises NoUriColumn if no column of it names an image."""
+        if len(header.names) == 1 or self.exists(line):
+            return _Header([line], delimiter, 0, header.skipped, spaced=False, has_names=False)
+        images = [i for i, field in enumerate(header.names) if _looks_like_an_image(field)]
+        if len(images) != 1:
+            uri_column(header.names, None)      # raises
+        self.notes.append(f"it has no header; column {images[0] + 1} names the images")
+        return header._replace(uri=images[0], has_names=False)
 
     def _is_comment(self, line: str, delimiters: str) -> bool:
         return self._split_header(line.removeprefix("#"), delimiters, 0).uri is None
@@ -209,10 +218,14 @@ class _Header(NamedTuple):
     has_names: bool       # else it is a row already
 
 
+def _looks_like_an_image(field: str) -> bool:
+    return extension(field) in IMAGE_EXTENSIONS or uri_scheme(field) is not None
+
+
 def _odd_length(found: int, expected: int, delimiter: str) -> str:
     name = {"\t": "tab"}.get(delimiter, delimiter)
     fields = "1 field" if found == 1 else f"{found} fields"
-    return f"{fields}, but the header has {expected}: put double quotes around a name with a {name} in it"
+    return f"{fields}, but the first line has {expected}: put double quotes around a name with a {name} in it"
 
 
 def _encoding(sample: bytes) -> str | None:
@@ -360,6 +373,20 @@ def local_name(entry: str, exists: Callable[[str], bool]) -> str:
         raise InputError(f"{entry!r} is a path of Windows: write where the file is on this machine")
     with_slashes = entry.replace("\\", "/")
     return with_slashes if exists(with_slashes) else entry
+
+
+def valid_name(name: str, folder: str, exists: Callable[[str], bool]) -> str:
+    """The name as it is, with spaces, quotes and commas.
+
+    One that is not UTF-8 is a file:// URI of its bytes, or what they mean on Windows if that exists. Names in buckets
+    are always UTF-8.
+    """
+    if name.isascii() or local_uri(name) == name:
+        return name
+    meant = os.fsencode(name).decode("cp1252", "replace")
+    if exists(meant) or uri_scheme(name) is not None or not is_local(folder):
+        return meant
+    return local_uri(posixpath.join(folder, name))
 
 
 def name_checker(folder: str) -> Callable[[str], bool]:

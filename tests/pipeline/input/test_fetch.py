@@ -54,6 +54,18 @@ def test_a_local_file_has_its_time_in_microseconds(tmp_path):
     assert fetch(TodoRow(str(file))) == [Fetched(BODY, None, time_read)]
 
 
+@pytest.mark.parametrize(("listed", "stored"), [("Caf\u00e9/\u00e9.jpg", "Cafe\u0301/e\u0301.jpg"),
+                                                ("Cafe\u0301/e\u0301.jpg", "Caf\u00e9/\u00e9.jpg")])
+def test_a_name_in_another_unicode_form_than_the_files(tmp_path, bucket, listed, stored):
+    (tmp_path / stored).parent.mkdir()
+    (tmp_path / stored).write_bytes(BODY)
+    bucket.put(stored, BODY)
+    rows = [TodoRow(f"{place}/{name}") for place in (tmp_path, bucket.uri) for name in (listed, f"{listed}x")]
+    found = fetch(*rows)
+    assert found[0].content == found[2].content == BODY
+    assert found[1] == FetchFailure("no such file or directory") and found[3] == FetchFailure("not found")
+
+
 def test_a_name_that_is_not_utf_8(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.bin")).write_bytes(BODY)
     assert fetch(TodoRow(f"file://{tmp_path}/%FF.bin"))[0].content == BODY

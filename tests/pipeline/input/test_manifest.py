@@ -156,10 +156,10 @@ def test_a_manifest_in_a_bucket(bucket):
     ("name", "content", "message"),
     [
         ("m.csv", b"who,size\nAnn,1\n", "no column is named uri, url, .*only 'who', 'size': .*--uri-column"),
-        ("m.csv", b"p/a.jpg,Ann\n", r"only 'p/a\.jpg', 'Ann': name the column"),
-        ("m.csv", b"p/a.jpg;Ann\n", r"only 'p/a\.jpg', 'Ann': name the column"),
-        ("m.csv", b"uri,size\n/b,1\n/a\n", r"row 2 \(line 3\) of .*: 1 field, but the header has 2: .*quotes"),
-        ("m.csv", b"uri,who\n\n/b,c.jpg,Bo\n", r"row 1 \(line 3\) of .*: 3 fields, but the header has 2"),
+        ("m.csv", b"p/a,Ann\n", r"only 'p/a', 'Ann': name the column"),
+        ("m.csv", b"a.jpg,b.jpg\n", r"only 'a\.jpg', 'b\.jpg': name the column"),
+        ("m.csv", b"uri,size\n/b,1\n/a\n", r"row 2 \(line 3\) of .*: 1 field, but the first line has 2: .*quotes"),
+        ("m.csv", b"uri,who\n\n/b,c.jpg,Bo\n", r"row 1 \(line 3\) of .*: 3 fields, but the first line has 2"),
         ("m.csv", b'uri,who\n/b,c\n"/a,Bo\n/c,d\n', r"row 2 \(line 3\) of .*check its quotes"),
         ("m.tsv", b"uri\twho\n/a\n", r"row 1 \(line 2\).* a name with a tab in it"),
         ("m.csv.gz", b"uri\n/a\n", "cannot read the manifest .*m.csv.gz: Not a gzipped file"),
@@ -218,6 +218,7 @@ LISTS = {
     "hash-header.csv": b'#uri,who\na.jpg,Ann\n"b, c.jpg",Bo\n',
     "latin1.csv": 'uri,who\na.jpg,Zo\xeb\n"b, c.jpg",Bo\n'.encode("latin-1"),
     "mac.csv": b'uri,who\ra.jpg,Ann\r"b, c.jpg",Bo\r',
+    "no-header.csv": b'Ann;a.jpg\nBo;"b, c.jpg"\n',
     "one-column.csv": b'a.jpg\n"b, c.jpg"\n',
     "utf16.csv": "uri\twho\r\na.jpg\tAnn\r\nb, c.jpg\tBo\r\n".encode("utf-16"),
     "utf16-be.csv": b"\xfe\xff" + "uri,who\na.jpg,Ann\n\"b, c.jpg\",Bo\n".encode("utf-16-be"),
@@ -356,6 +357,26 @@ def test_what_exists_under_that_very_name_is_meant_so(tmp_path):
 def test_spaces_and_comments_in_a_bucket(bucket):
     bucket.put("m.txt", b"# list\n s3://b/k.jpg \na\\b.jpg\n")
     assert uris(f"{bucket.uri}/m.txt") == ["s3://b/k.jpg", f"{bucket.uri}/a\\b.jpg"]
+
+
+def test_names_in_the_encoding_of_windows(tmp_path, bucket):
+    (tmp_path / "Zo\u00eb.jpg").touch()
+    content = "uri\nZo\u00eb.jpg\nnone\u00eb.jpg\ns3://b/\u00eb.jpg\n".encode("cp1252")
+    (tmp_path / "m.csv").write_bytes(content)
+    assert uris(tmp_path / "m.csv") == [
+        f"{tmp_path}/Zo\u00eb.jpg", f"file://{tmp_path}/none%EB.jpg", "s3://b/\u00eb.jpg",
+    ]
+    bucket.put("m.csv", content)
+    assert uris(f"{bucket.uri}/m.csv")[1] == f"{bucket.uri}/none\u00eb.jpg"
+
+
+def test_a_list_without_a_header_says_so(tmp_path):
+    (tmp_path / "m.csv").write_text("Ann,a.jpg\n")
+    assert notes(tmp_path / "m.csv") == ["it has no header; column 2 names the images"]
+    (tmp_path / "x, a.jpg").touch()
+    (tmp_path / "m.csv").write_text("x, a.jpg\n")
+    with pytest.raises(InputError, match=r"row 1 \(line 1\)"):     # one name, which must be quoted
+        read(tmp_path / "m.csv")
 
 
 def test_many_rows_come_in_pieces(tmp_path, monkeypatch):
