@@ -8,6 +8,7 @@ import posixpath
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO, cast
 
@@ -83,18 +84,24 @@ def read_manifest(
     Raises InputError for a file that is no manifest, and for the first entry that can never be read.
     """
     path = local_path(path)
-    reader = _Reader(path, uri_column)
+    findings = _Findings()
+    yield from _read_file(path, options, uri_column, findings)
+    for line in findings.lines():
+        note(f"{path}: {line}")
+
+
+def _read_file(
+    path: str, options: StoreOptions, uri_column: str | None, findings: _Findings
+) -> Iterator[tuple[pa.Table, int]]:
     try:
         with _open(path, options) as file:
-            yield from reader.read(file)
+            yield from _Reader(path, uri_column, findings).read(file)
     except BadRow as error:
         raise InputError(f"{error.place} of the manifest {path}: {error.reason}") from None
     except (pa.ArrowException, OSError, EOFError, ValueError, RecursionError, zlib.error,
             obstore.exceptions.BaseError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot read the manifest {path}: {reason}") from error
-    for line in reader.notes():
-        note(f"{path}: {line}")
 
 
 def read_manifest_folder(
@@ -106,23 +113,40 @@ def read_manifest_folder(
     """
     storage = open_storage(folder, options)
     check_complete(storage)
+    findings = _Findings()
     for file in storage.list(""):
         if extension(file.path) == "parquet":
-            yield from read_manifest(f"{storage.root}/{file.path}", options, uri_column, note)
+            yield from _read_file(f"{storage.root}/{file.path}", options, uri_column, findings)
+    for line in findings.lines():
+        note(f"{storage.root}: {line}")
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What is to be said of a manifest, once everything is read."""
+
+    columns: Columns = field(default_factory=Columns)
+    notes: list[str] = field(default_factory=list)
+    comments: int = 0
+
+    def lines(self) -> Iterator[str]:
+        """Lines for the user."""
+        yield from dict.fromkeys(self.notes)
+        yield from self.columns.notes()
+        if self.comments:
+            yield f"{self.comments:,} lines that begin with # are taken as comments"
 
 
 class _Reader:
-    """Reads one manifest."""
+    """Reads one file of a manifest."""
 
-    def __init__(self, path: str, uri_column: str | None) -> None:
+    def __init__(self, path: str, uri_column: str | None, findings: _Findings) -> None:
         self._kind = str(manifest_kind(path) or "txt")
         self._path = path
         self._folder = posixpath.dirname(path)
         self._uri_column = uri_column
         self._exists = name_checker(self._folder)
-        self._columns = Columns()
-        self._notes: list[str] = []
-        self._comments = 0
+        self._findings = findings
 
     def read(self, file: BinaryIO) -> Iterator[tuple[pa.Table, int]]:
         """The tables with the types and uris of a listing."""
@@ -130,23 +154,16 @@ class _Reader:
             yield from self._read_text(file)
             return
         first_row = 1
-        for table in _parse_parquet(file, self._path, self._uri_column, self._notes):
+        for table in _parse_parquet(file, self._path, self._uri_column, self._findings.notes):
             yield self._listing(table, partial(_parquet_place, first_row))
             first_row += len(table)
 
-    def notes(self) -> Iterator[str]:
-        """Lines for the user, once everything is read."""
-        yield from self._notes
-        yield from self._columns.notes()
-        if self._comments:
-            yield f"{self._comments:,} lines that begin with # are taken as comments"
-
     def _read_text(self, file: BinaryIO) -> Iterator[tuple[pa.Table, int]]:
-        text = TextList(self._kind, self._uri_column, self._exists, self._notes)
+        text = TextList(self._kind, self._uri_column, self._exists, self._findings.notes)
         for rows in text_lists.pieces(text.rows(file)):
             named = [row for row in rows if row.uri and row.uri.strip()]
             kept = [(row, name) for row in named if (name := people_name(str(row.uri), self._exists)) is not None]
-            self._comments += len(named) - len(kept)
+            self._findings.comments += len(named) - len(kept)
             names = pa.array([valid_name(name, self._folder, self._exists) for _, name in kept], pa.string())
             table = pa.table({"uri": names, **text_lists.other_columns([row for row, _ in kept])})
             places = [row.place for row, _ in kept]
@@ -154,7 +171,7 @@ class _Reader:
             yield found, nameless + len(rows) - len(named)
 
     def _listing(self, table: pa.Table, place: Callable[[int], str]) -> tuple[pa.Table, int]:
-        columns = self._columns.convert(table)
+        columns = self._findings.columns.convert(table)
         columns |= _normal_uris(self._folder, columns["uri"], columns["container"], place)
         named = pa.table(columns).filter(columns["uri"].is_valid())
         return named.cast(LISTING), columns["uri"].null_count

@@ -13,7 +13,7 @@ _NAMES = frozenset({
     "@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "@transcode",
     "trashbox", "~snapshot", "network trash folder", "thevolumesettingsfolder", "temporary items",
     # Windows
-    "$recycle.bin", "recycler", "recycled", "system volume information", "thumbs.db", "ehthumbs.db",
+    "$recycle.bin", "recycler", "recycled", "system volume information", "ehthumbs.db",
     "ehthumbs_vista.db", "desktop.ini", "albumartsmall.jpg", "appdata", "msocache", "config.msi", "$windows.~bt",
     "$windows.~ws", "$winreagent", "$sysreset", "$getcurrent", "$extend",
     # macOS, and what it leaves in ZIPs and on FAT disks
@@ -30,7 +30,8 @@ _NAMES = frozenset({
 })  # fmt: skip
 
 _PATTERNS = (
-    "*@synoeastream", "*@synoresource",          # Synology
+    "*@synoeastream", "*@synoresource", "@syno*",      # Synology
+    "thumbs.db*",                                # Windows; beside it lies Thumbs.db:encryptable
     "@gmt-*",                                    # a snapshot that Samba shows
     "albumart_{*", "found.[0-9][0-9][0-9]",      # Windows
     ":2e*",                                      # netatalk's way to write a dot in front
@@ -47,7 +48,8 @@ _ORIGINALS_IN_LRDATA = "mobile downloads.lrdata"     # what a phone has sent: no
 # Folders by their parent's name and their own.
 _PAIRS = frozenset({
     ("captureone", "cache"), ("captureone", "settings"), ("photo booth library", "thumbnails"), ("library", "caches"),
-    ("android", "data"), ("android", "obb"), ("_data", "i"),     # the last one is Piwigo's
+    ("android", "data"), ("android", "obb"), ("itunes", "album artwork"),
+    ("_data", "i"),      # Piwigo
 })  # fmt: skip
 
 # Libraries of Photos, iPhoto, Aperture and Capture One: all folders but these hold copies.

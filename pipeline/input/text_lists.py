@@ -29,6 +29,7 @@ KINDS = frozenset({"txt", *TABLES, *JSONS})
 
 _SAMPLE_BYTES = 1 << 16
 _PIECE_ROWS = 100_000
+_MAX_FIELD_CHARACTERS = 16 << 20      # a picture as base64, in a column that is ignored
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
                      (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -152,6 +153,7 @@ class TextList:
         wanted = {i: name for i, name in enumerate(names) if name in LISTING.names and i != uri and header.has_names}
         for _ in range(header.skipped):
             text.readline()
+        csv.field_size_limit(_MAX_FIELD_CHARACTERS)
         reader = csv.reader(text, delimiter=header.delimiter, skipinitialspace=header.spaced, strict=True)
         number, line = -1 if header.has_names else 0, header.skipped
         try:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.input import manifest, text_lists
-from pipeline.input.manifest import is_manifest, read_manifest
+from pipeline.input.manifest import is_manifest, read_manifest, read_manifest_folder
 from pipeline.input.names import InputError
 from pipeline.schemas import LISTING
 from pipeline.storage.uris import StoreOptions
@@ -377,6 +377,22 @@ def test_a_list_without_a_header_says_so(tmp_path):
     (tmp_path / "m.csv").write_text("x, a.jpg\n")
     with pytest.raises(InputError, match=r"row 1 \(line 1\)"):     # one name, which must be quoted
         read(tmp_path / "m.csv")
+
+
+def test_a_manifest_of_many_files_says_each_thing_once(tmp_path):
+    for i in range(3):
+        pq.write_table(pa.table({"path": ["/a"], "file": ["/b"], "size": ["x"]}), tmp_path / f"{i}.parquet")
+    found: list[str] = []
+    assert len(list(read_manifest_folder(str(tmp_path), StoreOptions(), None, found.append))) == 3
+    assert found == [
+        f"{tmp_path}: the column path names the images, not file; --uri-column takes another",
+        f"{tmp_path}: the column size is ignored in 3 rows (for example 'x'): it is read as a number of bytes",
+    ]
+
+
+def test_a_long_value_of_another_column(tmp_path):
+    (tmp_path / "m.csv").write_text(f"uri,base64\n/a,{'x' * 300_000}\n")
+    assert uris(tmp_path / "m.csv") == ["/a"]
 
 
 def test_many_rows_come_in_pieces(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ from pipeline.input.system_names import is_system_name
 @pytest.mark.parametrize(
     "name",
     ["@eaDir", "@EADIR", "@__thumb", "#recycle", "@Recycle", "$RECYCLE.BIN",
-     "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini", "__MACOSX", "Icon\r",
-     "Catalog Previews.lrdata", "Catalog Smart Previews.lrdata",
+     "System Volume Information", "lost+found", "Thumbs.db", "thumbs.db:encryptable", "desktop.ini", "__MACOSX",
+     "Icon\r", "Catalog Previews.lrdata", "Catalog Smart Previews.lrdata",
      "IMG_1.JPG_original", "a.b.cr2_original", "IMG_1.jpg_exiftool_tmp", "a.jpg~", "a.jpg@SynoEAStream",
      "files_trashbin", "appdata_ocabc123", "Backup.sparsebundle", "_SUCCESS", "p_$folder$",
      "_vti_cnf", "FOUND.000", "AlbumArt_{B5020207}_Large.jpg", "@GMT-2024.01.01-00.00.00", "[Originals]"],
