@@ -329,12 +329,15 @@ def manifest(folder, name, content):
     return table["uri"].to_pylist()
 
 
-@pytest.mark.parametrize("name", ["m.txt", "m.csv", "m.parquet"])
+@pytest.mark.parametrize("name", ["m.txt", "m.csv", "m.tsv", "m.json", "m.jsonl", "m.csv.gz", "m.parquet"])
 @fuzz(120)
 @given(content=st.one_of(
     st.binary(max_size=200),
     st.text("uri,sizeag\"'\t\n\r /:.s3\0é", max_size=80).map(str.encode),
+    st.text("uri;=\"#\\|\t\n\ré", max_size=60).map(lambda text: text.encode("utf-16")),
+    st.text("[]{}:,\"uri 1.e\n\\", max_size=60).map(str.encode),
     st.binary(max_size=60).map(lambda rest: b"uri,size,mtime\n" + rest),
+    st.binary(max_size=60).map(gzip.compress),
     st.binary(max_size=60).map(lambda middle: b"PAR1" + middle + b"PAR1"),
 ))
 def test_any_bytes_are_a_manifest_or_refused(tmp_path, name, content):
@@ -366,6 +369,12 @@ def test_names_written_to_a_manifest_are_read_back(tmp_path, names):
     text = io.StringIO()
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["uri"], *([path] for path in paths)])
     assert manifest(tmp_path, "m.csv", text.getvalue().encode()) == paths
+    assert manifest(tmp_path, "m.csv", text.getvalue().encode("utf-16")) == paths
+    assert manifest(tmp_path, "m.json", json.dumps([{"path": path, "size": "x"} for path in paths]).encode()) == paths
+    assert manifest(tmp_path, "m.jsonl", "\n".join(map(json.dumps, paths)).encode()) == paths
+    text = io.StringIO()
+    csv.writer(text, delimiter=";").writerows([["who", "file_name"], *(["x;y", path] for path in paths)])
+    assert manifest(tmp_path, "m.csv.gz", gzip.compress(text.getvalue().encode())) == paths
     assert manifest(tmp_path, "m.txt", "\n".join(["uri", *paths]).encode()) == paths
     assert manifest(tmp_path, "m.parquet", parquet_manifest(paths)) == paths
 
