@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.input.indexes import ENTRIES, KeptIndexes
-from pipeline.input.members import ContainerError, Member, MemberError, MemberReader
+from pipeline.input.members import ContainerError, Member, MemberError, MemberReader, first_line
 from pipeline.input.names import OTHER_EXTENSION, InputError, extension
 from pipeline.input.parquet_images import ParquetColumns, ParquetImages, row_names
 from pipeline.input.rows import listing_table
@@ -195,7 +195,7 @@ def list_members(
             for member in _archive_members(file, kind):
                 entries.add(member, kind)
     except (ContainerError, EOFError, OSError, pa.ArrowException, obstore.exceptions.BaseError) as error:
-        damage = f"cannot read all of {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        damage = f"cannot read all of {uri}: {first_line(error)}"
     index = entries.table()
     if kept and not damage:
         kept.write(container, index)

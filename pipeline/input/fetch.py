@@ -173,10 +173,9 @@ class Fetch:
         """A member that its container's reader reads."""
         try:
             content = self._reader(row.container or "").read(row.offset or 0)
-        except MemberError as error:      # the reader goes on with the next member
+        except MemberError as error:
             return FetchFailure(error.reason, error.status)
         except Exception as error:        # as above
-            self._close_members()
             return _failure(error, row.container or "")
         if isinstance(content, Elsewhere):
             return self.fetch_one(TodoRow(_beside(row.container or "", content.path)))

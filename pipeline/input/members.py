@@ -28,6 +28,31 @@ class Member(NamedTuple):
     size: int         # bytes, as the archive claims
 
 
+class Damage:
+    """Where reading failed, so that what lies behind is not tried again for each member: it takes a pass each time.
+
+    It is given up only after FAILED_TRIES: a store may have sent wrong bytes.
+    """
+
+    FAILED_TRIES = 3
+
+    def __init__(self) -> None:
+        self._place = 0
+        self._tries = 0
+        self._reason = ""
+
+    def check(self, place: int) -> None:
+        """Raises MemberError for a place that cannot be reached."""
+        if self._tries >= self.FAILED_TRIES and place >= self._place:
+            raise MemberError(self._reason)
+
+    def note(self, place: int, error: Exception) -> None:
+        """Reading failed on the way to this place."""
+        self._place = min(place, self._place) if self._tries else place
+        self._tries += 1
+        self._reason = f"damaged in its container: {first_line(error)}"
+
+
 class Elsewhere(NamedTuple):
     """The path or URI of an image that a container names but does not hold."""
 
@@ -35,13 +60,21 @@ class Elsewhere(NamedTuple):
 
 
 class MemberReader(Protocol):
-    """Reads members of one container by their offsets. It is fastest in the order of the offsets."""
+    """Reads members of one container by their offsets. It is fastest in the order of the offsets.
+
+    After an error it can go on.
+    """
 
     def read(self, offset: int) -> bytes | Elsewhere:
         """A member. Raises MemberError, ContainerError, and the errors of the file below."""
 
     def close(self) -> None:
         """Close the file."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def member_name(name: str) -> str:

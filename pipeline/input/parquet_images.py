@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.batch import Status
-from pipeline.input.members import ContainerError, Elsewhere, MemberError, too_large
+from pipeline.input.members import ContainerError, Damage, Elsewhere, MemberError, too_large
 from pipeline.input.names import InputError
 from pipeline.storage.files import open_file
 from pipeline.storage.uris import StoreOptions
@@ -127,19 +128,30 @@ class ParquetImages:
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._images: pa.Array = pa.array([])
         self._first_row = self._end_row = 0          # of self._images, and of the row group
+        self._damage: defaultdict[int, Damage] = defaultdict(Damage)    # of the row group that ends at that row
 
     def read(self, offset: int) -> bytes | Elsewhere:
         """The image of that row; no bytes for null. Raises MemberError, ContainerError, and any error of reading."""
         if not self._first_row <= offset < self._end_row:
             self._start_row_group(offset)
-        while offset >= self._first_row + len(self._images):
-            self._first_row += len(self._images)
-            self._images = next(self._batches).column(self._column.parts[0])
+        self._damage[self._end_row].check(offset)
+        try:
+            self._go_on_to(offset)
+        except Exception as error:
+            if isinstance(error, pa.ArrowException | StopIteration) or type(error) is OSError:   # not one of the store
+                self._damage[self._end_row].note(offset, error)
+            self._end_row = 0          # the row group is started again
+            raise
         value = _inner(self._images[offset - self._first_row].as_py(), self._column.parts[1:])
         image = _image(value)
         if isinstance(image, bytes) and len(image) > self._max_bytes:
             raise too_large(self._max_bytes)
         return image
+
+    def _go_on_to(self, row: int) -> None:
+        while row >= self._first_row + len(self._images):
+            self._first_row += len(self._images)
+            self._images = next(self._batches).column(self._column.parts[0])
 
     def close(self) -> None:
         self._parquet.close(force=True)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
-from pipeline.input.members import ContainerError, Member, MemberError, member_name, too_large
+from pipeline.input.members import ContainerError, Damage, Member, MemberError, first_line, member_name, too_large
 from pipeline.input.windows import Windowed
 
 MAX_HEADER_BYTES = 1 << 20     # of a tar: a name needs a few hundred; without a limit a header may claim the whole file
@@ -24,6 +24,7 @@ BOMB_FROM_BYTES = 4 << 30
 MAX_XZ_BYTES = 256 << 20       # of the dictionary: xz -9 needs 65 MB
 _SKIPPED_BYTES = 1 << 20       # at a time
 _READ_BYTES = 1 << 20
+_RESTART = 1 << 63
 
 MAGIC_OF_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18")
 
@@ -85,7 +86,7 @@ def tar_members(file: Readable, total: int | None) -> Iterator[Member]:
             if any(headers.last):                       # tarfile ends at a header that makes no sense
                 raise ContainerError(f"no header of a member at byte {tar.offset:,}")
     except _DAMAGED as error:
-        raise ContainerError(f"not a tar, or a damaged one ({_first_line(error)})") from error
+        raise ContainerError(f"not a tar, or a damaged one ({first_line(error)})") from error
 
 
 class _HeaderReader:
@@ -135,7 +136,7 @@ class Unpacked:
         try:
             piece: bytes = self._stream.read(min(n_bytes, _READ_BYTES))
         except _DAMAGED as error:
-            raise ContainerError(f"damaged at byte {self._position:,} of its content ({_first_line(error)})") from error
+            raise ContainerError(f"damaged at byte {self._position:,} of its content ({first_line(error)})") from error
         self._position += len(piece)
         if self._position > BOMB_FROM_BYTES and self._position > BOMB_RATIO * self._file.tell():
             raise ContainerError(f"a decompression bomb: it unpacks to more than {BOMB_RATIO} times its size")
@@ -218,11 +219,23 @@ class StreamedTar:
     def __init__(self, file: Windowed, max_bytes: int) -> None:
         self._file = file
         self._max_bytes = max_bytes
-        self._next = 0               # no member before this place is read without a restart
-        self._restart()
+        self._damage = Damage()
+        self._next = _RESTART        # no member before this place is read without a restart
 
     def read(self, offset: int) -> bytes:
         """The member at that offset of the unpacked tar. Raises MemberError, ContainerError."""
+        self._damage.check(offset)
+        try:
+            return self._read(offset)
+        except MemberError:
+            raise
+        except Exception as error:
+            if isinstance(error, ContainerError):      # not for an error of the store
+                self._damage.note(offset, error)
+            self._next = _RESTART
+            raise
+
+    def _read(self, offset: int) -> bytes:
         if offset < self._next:
             self._restart()
         for member in self._members:
@@ -253,6 +266,3 @@ class StreamedTar:
             raise ContainerError(f"the container ends after {len(content)} of the {member.size} bytes of a member")
         return content
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -73,14 +73,16 @@ class Windowed:
     def _fill(self, wanted_bytes: int) -> None:
         end = self._start + len(self._window)
         reads_on = bool(self._window) and end <= self._position <= end + NEAR_BYTES
-        self._window_bytes = min(2 * self._window_bytes, self._most_bytes) if reads_on else self._first_bytes
-        self._start = end if reads_on else self._position
-        over = self._position - self._start
-        n_bytes = over + max(self._window_bytes, min(wanted_bytes, self._most_bytes))
-        self._file.seek(self._start)
-        self._window = _read_fully(self._file, min(n_bytes, self.size - self._start))
-        if len(self._window) <= over:
-            raise EOFError(f"the file ends at byte {self._start + len(self._window):,} of {self.size:,}")
+        n_bytes = min(2 * self._window_bytes, self._most_bytes) if reads_on else self._first_bytes
+        start = end if reads_on else self._position
+        over = self._position - start
+        whole = over + max(n_bytes, min(wanted_bytes, self._most_bytes))
+        self._window = b""            # stays empty if reading fails
+        self._file.seek(start)
+        window = _read_fully(self._file, min(whole, self.size - start))
+        if len(window) <= over:
+            raise EOFError(f"the file ends at byte {start + len(window):,} of {self.size:,}")
+        self._window, self._start, self._window_bytes = window, start, n_bytes
 
 
 def _read_fully(file: BinaryIO, n_bytes: int) -> bytes:

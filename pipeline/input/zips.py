@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import BinaryIO, cast
 
 from pipeline.batch import Status
-from pipeline.input.members import ContainerError, Member, MemberError, member_name, too_large
+from pipeline.input.members import ContainerError, Member, MemberError, first_line, member_name, too_large
 from pipeline.input.windows import Windowed
 
 MAX_DIRECTORY_BYTES = 64 << 20     # about 800,000 photos; a directory of 38 MB takes 380 MB of memory
@@ -84,8 +84,7 @@ def _open(file: Windowed, wait_for_turn: Callable[[], object] | None = None) -> 
         bounded = _Bounded(file, wait_for_turn)
         archive = zipfile.ZipFile(cast(BinaryIO, bounded))
     except _DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ContainerError(f"not a zip, or a damaged one ({reason})") from error
+        raise ContainerError(f"not a zip, or a damaged one ({first_line(error)})") from error
     bounded.limit_bytes = None
     _refuse_overlaps(archive.infolist())
     return archive

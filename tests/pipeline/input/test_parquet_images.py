@@ -177,6 +177,27 @@ def test_a_row_group_is_read_once_for_rows_in_order():
     assert file.bytes_read - opened <= 1.05 * len(file.getvalue())
 
 
+def test_a_damaged_row_group_is_given_up_after_some_tries_and_the_next_is_read():
+    table = pa.table({"image": pa.array([bytes([i]) * 40_000 for i in range(60)], pa.binary())})
+    out = io.BytesIO()
+    pq.write_table(table, out, row_group_size=30, compression="none", use_dictionary=False, data_page_size=100_000)
+    content = bytearray(out.getvalue())
+    damaged = slice(content.index(bytes([14]) * 40_000), content.index(bytes([20]) * 40_000))
+    content[damaged] = b"\xff" * (damaged.stop - damaged.start)     # with the headers of the pages there
+    file = Counting(content)
+    images, results = ParquetImages(file, "x.parquet", "image", 1 << 20), []
+    for i in range(60):
+        try:
+            results.append(images.read(i))
+        except Exception as error:
+            results.append(f"{type(error).__name__}: {error}")
+    good = [i for i, result in enumerate(results) if result == bytes([i]) * 40_000]
+    assert {*range(30, 60)} < {*good} and 5 < len(good) < 55
+    assert results[29].startswith("MemberError: damaged in its container: ")
+    assert file.bytes_read < 5 * len(content)
+    images.close()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import struct
 import tarfile
 
@@ -217,6 +218,52 @@ def test_members_in_order_take_one_pass(kind):
         assert reader.read(member.offset) == expected
     assert file.bytes_read <= len(file.getvalue()) + 8
     assert reader.read(512) == MANY[0][1]                    # an earlier one: from the start again
+
+
+class Failing(io.BytesIO):
+    """A file whose reads fail so many times, after the first `sound`."""
+
+    def __init__(self, content, sound, fails):
+        super().__init__(content)
+        self.sound, self.fails, self.asked = sound, fails, 0
+
+    def read(self, n_bytes=-1):
+        self.asked += 1
+        if self.sound < self.asked <= self.sound + self.fails:
+            raise OSError("the store does not answer")
+        return super().read(n_bytes)
+
+
+@pytest.mark.parametrize("kind", ["plain", *PACK])
+def test_a_reader_goes_on_after_an_error(kind):
+    chance = random.Random(0)
+    members = [(f"{i}.jpg", chance.randbytes(5000)) for i in range(30)]
+    content = tar(*members)
+    file = Failing(PACK[kind](content) if kind in PACK else content, sound=20, fails=5)
+    reader, results = StreamedTar(Windowed(file, 1 << 10, 1 << 12), 10_000), []
+    for member in listed(content):
+        try:
+            results.append((member.name, reader.read(member.offset)))
+        except OSError as error:
+            results.append(str(error))
+    assert results.count("the store does not answer") == 5 and len(set(members) & set(results)) == 25
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_what_lies_behind_a_damage_is_given_up_after_some_tries(kind):
+    chance = random.Random(0)
+    members = [(f"{i}.jpg", chance.randbytes(5000)) for i in range(60)]
+    content = bytearray(PACK[kind](tar(*members)))
+    del content[len(content) // 2 :]
+    file, results = Counting(content), []
+    reader = StreamedTar(Windowed(file, 1 << 10, 1 << 16), 10_000)
+    for member, (_, expected) in zip(listed(tar(*members)), members, strict=True):
+        try:
+            assert reader.read(member.offset) == expected
+        except (ContainerError, MemberError) as error:
+            results.append(type(error))
+    assert results == [ContainerError] * 3 + [MemberError] * (len(results) - 3) and len(results) > 20
+    assert file.bytes_read < 5 * len(content)
 
 
 def test_a_member_that_is_too_large_or_not_there():

@@ -70,6 +70,28 @@ def test_a_file_that_has_shrunk():
         file.read(10)
 
 
+def test_a_read_that_failed_can_be_repeated():
+    class Failing(io.BytesIO):
+        fails = False
+
+        def read(self, n_bytes=-1):
+            if self.fails:
+                raise OSError("the store does not answer")
+            return super().read(n_bytes)
+
+    below = Failing(CONTENT)
+    file = Windowed(below, 1000, 8000)
+    file.read(500)
+    for place in (700, 5000, 200_000):
+        file.seek(place)
+        below.fails = True
+        with pytest.raises(OSError, match="the store does not answer"):
+            file.read(5000)
+        below.fails = False
+        file.seek(place)
+        assert file.read(5000) == CONTENT[place : place + 5000]
+
+
 def test_closing_closes_the_file_below():
     below = io.BytesIO(CONTENT)
     with Windowed(below, 10, 100) as file:
