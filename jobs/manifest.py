@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.command import Broke, run_command, run_process, say
-from jobs.options import ArgumentError, add_choosing_options, command_parser, positive, program
+from jobs.options import ArgumentError, add_choosing_options, add_single_writer, command_parser, positive, program
 from pipeline.input import manifest_folder
 from pipeline.input.buckets import bucket_stretches, existing_key, folder_key, list_objects
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
@@ -91,12 +91,13 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive, default=THREADS, metavar="N", help=(
         "parallel requests. An inventory is read with fewer; default: %(default)s"))
     parser.add_argument("--overwrite", action="store_true", help="delete OUT.parquet and list again")
+    add_single_writer(parser)
     return parser
 
 
 def write_manifest(arguments: argparse.Namespace, command: str) -> None:
     """List what is not listed yet."""
-    storage = open_out(arguments.out)
+    storage = open_out(arguments.out, arguments.single_writer)
     source = open_source(arguments, storage)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     with take_lease(storage, run_id, command):
@@ -117,13 +118,13 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
     report_end(storage, held)
 
 
-def open_out(out: str) -> Storage:
+def open_out(out: str, single_writer: bool) -> Storage:
     """OUT.parquet. Raises ArgumentError if it cannot be the folder of a manifest."""
     uri, options = parse_input_uri(out)
     uri = uri.rstrip("/")
     if not uri.endswith(".parquet"):
         raise ArgumentError(f"name it {uri}.parquet: jobs.extract recognises a manifest by the end of its name")
-    storage = open_storage(uri, options)
+    storage = open_storage(uri, options, single_writer=single_writer)
     if Path(storage.root).is_file():
         raise ArgumentError(f"{storage.root} is a file, but a manifest is a folder of parts: choose another name")
     return storage

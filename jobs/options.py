@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pipeline.errors import UserError
 
@@ -86,3 +87,10 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def add_single_writer(group: Any) -> None:
+    """The option for stores without conditional writes. group: of options, or a parser."""
+    group.add_argument("--single-writer", action="store_true", help=(
+        "no other run will write there: do without the conditional writes that keep a second one away, which some "
+        "stores lack"))

@@ -12,7 +12,7 @@ from typing import Any
 from jobs.command import run_command, run_process, say
 from jobs.erase.delete import erase_uris, forget_uris, write_list
 from jobs.erase.find import DEFAULT_FALSE_POSITIVE_RATE, finder
-from jobs.options import command_parser, count, program, share
+from jobs.options import add_single_writer, command_parser, count, program, share
 from pipeline.errors import OutputError
 from pipeline.output import claim
 from pipeline.storage import Storage, open_storage
@@ -72,6 +72,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "with --like: the folder of the weights that made the output; default: models/weights of this repository"))
     parser.add_argument("--dry-run", action="store_true", help=(
         "erase nothing; print the images that would be erased, as a list for --uris"))
+    add_single_writer(parser)
     parser.add_argument("--forget", action="store_true", help=(
         "erase nothing; let later runs read these erased images again"))
     return parser
@@ -80,7 +81,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def erase(arguments: argparse.Namespace) -> None:
     """Find the images, then list, forget or erase them."""
     output_uri, options = parse_input_uri(arguments.output)
-    storage = open_storage(output_uri, options)
+    storage = open_storage(output_uri, options, single_writer=arguments.single_writer)
     find = finder(arguments, read_output_json(storage))
     if arguments.dry_run:
         write_list(storage, find(storage))

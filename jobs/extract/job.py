@@ -31,8 +31,11 @@ from models.engines.engine import INT8_PLACE, Opened
 from models.engines.int8 import require_int8
 from models.store import EMBEDDING_DIM, WeightsError
 from pipeline.batch import GOOD, Status
+from pipeline.input.fetch import Fetch
+from pipeline.input.first_read import FirstRead
 from pipeline.input.indexes import KeptIndexes
 from pipeline.input.listing import Listing, list_inputs
+from pipeline.input.places import check_places, region_lines
 from pipeline.input.rules import Rules
 from pipeline.output import claim, ledger, report
 from pipeline.output.erased import erased_rule, read_erased
@@ -99,35 +102,36 @@ def main(argv: list[str] | None = None, build_stages: BuildStages = stage_builde
 def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStages) -> int:
     """List, plan, run, check, report. Returns 0 or 3. Every other end is raised."""
     job = check_arguments(arguments, command)
-    with TodoJoin() as join:
+    with TodoJoin() as join, claim.take_lease(job.storage, job.run_id, command, say) as lease:
+        check_output(job)
         listing = list_images(job, join)
-        with claim.take_lease(job.storage, job.run_id, command, say) as lease:
-            fingerprint = claim_output(job)
-            todo = plan_todo(job, join, listing)
-            progress = Progress("images", describe_counts, todo.images)
-            remove_redone(job, join, todo)
-            ran = run_todo(job, join, todo, fingerprint, build_stages, progress, lease) if todo.images else None
-            outcome = check_outcome(job, join, todo)
-            totals = run_totals(progress)
-            if todo.images or not claim.is_finished(job.storage):
-                write_run_json(job, fingerprint, ran, listing, todo, outcome, totals)
+        fingerprint = claim_output(job)
+        todo = plan_todo(job, join, listing)
+        progress = Progress("images", describe_counts, todo.images)
+        remove_redone(job, join, todo)
+        ran = run_todo(job, join, todo, fingerprint, build_stages, progress, lease) if todo.images else None
+        outcome = check_outcome(job, join, todo)
+        totals = run_totals(progress)
+        if todo.images or not claim.is_finished(job.storage):
+            write_run_json(job, fingerprint, ran, listing, todo, outcome, totals)
     return report_end(job, outcome, totals)
 
 
 def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
-    """Everything that can be refused before INPUT is listed. Raises UserErrors."""
+    """Everything that can be refused before OUTPUT is touched. Raises UserErrors."""
     settings = row_settings(arguments)
     inputs, input_options = input_uris(arguments.inputs)
     output_uri, output_options = parse_input_uri(arguments.output)
-    storage = open_storage(output_uri, output_options)
+    storage = open_storage(output_uri, output_options, single_writer=arguments.single_writer)
     plan.parse_pools(arguments.pools)
+    cluster.check_start(arguments.device, arguments.gpus)
     models = read_models(arguments.weights, model_names(arguments))
     if arguments.require_commercial:
         require_commercial(models)
     if arguments.precision == "int8":
         check_int8(arguments, models)
     started = datetime.now(UTC)
-    return Job(
+    job = Job(
         arguments, command, settings, models, inputs, input_options, storage,
         rules=Rules(
             storage.root, arguments.all_files, parquet_columns(arguments), input_options,
@@ -136,6 +140,8 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
         ),
         run_id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", started=started,
     )
+    check_places(inputs, job.rules)
+    return job
 
 
 def check_int8(arguments: argparse.Namespace, models: Models) -> None:
@@ -156,21 +162,34 @@ def require_commercial(models: Models) -> None:
         )
 
 
+def check_output(job: Job) -> None:
+    """Refuse, before INPUT is listed, an output that this run cannot continue. Raises OutputError."""
+    claim.refuse_foreign_tables(job.storage)
+    if not job.arguments.overwrite:
+        claim.check_claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
+
+
 def list_images(job: Job, join: TodoJoin) -> Listing:
-    """List INPUT into the join of listing and ledger. The indexes of archives are kept in OUTPUT."""
+    """List INPUT into the join of listing and ledger; an image of the first page is read before the rest is listed.
+
+    The indexes of archives are kept in OUTPUT.
+    """
+    output, output_options = parse_input_uri(job.arguments.output)
+    for line in region_lines({**dict.fromkeys(job.inputs, job.input_options), output: output_options}):
+        say(line)
+    fetch = Fetch(job.input_options, image_column=job.arguments.image_column, refuses=lambda beginning: True)
     kept = KeptIndexes(job.storage, erased_rule(job.storage))
-    listing = list_inputs(job.inputs, join.add_listing, replace(job.rules, kept=kept))
+    listing = list_inputs(job.inputs, FirstRead(join.add_listing, fetch), replace(job.rules, kept=kept))
     for warning in listing.warnings:
         say(printable(warning))
     return listing
 
 
 def claim_output(job: Job) -> str:
-    """Make OUTPUT this run's, or check that it can continue what is there. Returns the fingerprint.
+    """Make OUTPUT this run's. Returns the fingerprint. Only here --overwrite deletes: INPUT could be listed and read.
 
     Called under the lease, as every step up to the report. Raises OutputError.
     """
-    claim.refuse_foreign_tables(job.storage)
     if job.arguments.overwrite:
         claim.clear(job.storage)
     fingerprint = claim.claim(job.storage, covered(job.settings, job.models, job.arguments.precision))

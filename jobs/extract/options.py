@@ -13,6 +13,7 @@ from jobs.options import (
     DEVICES,
     ArgumentError,
     add_choosing_options,
+    add_single_writer,
     command_parser,
     count,
     positive,
@@ -247,6 +248,7 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
         "--gpus"))
     group.add_argument("--shared-filesystem", action="store_true", help=(
         "all nodes of the cluster see the same files under local paths"))
+    add_single_writer(group)
 
 
 def add_batch_options(group: argparse._ArgumentGroup) -> None:

@@ -76,6 +76,7 @@ NO_URI = "manifest rows without a uri"
 
 _INDEX_THREADS = 32       # each waits for its store most of the time
 _SPREADSHEETS = ("xlsx", "xls", "ods", "numbers")
+_FIRST_ROWS = 1_000       # one page of a bucket: `first_read` reads an image of it before the rest is listed
 _CHUNK_ROWS = 50_000
 _MAX_MTIME_US = 62_135_596_800_000_000   # from 1970 back to the year 1: Python reads no earlier time
 
@@ -204,7 +205,7 @@ class _Rows:
         self._sizes.append(size)
         self._etags.append(etag)
         self._mtimes.append(mtime)
-        if len(self._uris) >= _CHUNK_ROWS:
+        if len(self._uris) >= (_CHUNK_ROWS if self.count else _FIRST_ROWS):
             self.flush()
 
     def add_local(self, path: str, found: os.stat_result | None) -> None:

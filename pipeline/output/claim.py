@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.output import ledger, spool
 from pipeline.output.lease import Lease
 from pipeline.settings import differences, fingerprint
 from pipeline.storage import Storage
+from pipeline.storage.faults import bucket_fault
 from pipeline.text import printable
 
 OUTPUT_JSON, RUN_JSON = "output.json", "run.json"
@@ -24,9 +26,18 @@ def take_lease(storage: Storage, run_id: str, command: str, say: Callable[[str],
     Raises LeaseHeld, which names the run that holds it, and OutputError if the storage cannot be written.
     """
     try:
-        return Lease.acquire(storage, run_id, command=command, say=say)
+        lease = Lease.acquire(storage, run_id, command=command, say=say)
     except OSError as error:
-        raise OutputError(f"OUTPUT cannot be written: {error}; check its path and your write permission") from None
+        raise OutputError(f"OUTPUT cannot be written: {error}; {_next_step(error)}") from None
+    for line in storage.weaknesses():
+        say(line)
+    return lease
+
+
+def _next_step(error: OSError) -> str:
+    if re.search(r"NotImplemented|status code: 501", str(error)):
+        return "the store has no conditional writes; add --single-writer if no other run will write there"
+    return bucket_fault(error) or "check its path and your write permission"
 
 
 def refuse_foreign_tables(storage: Storage) -> None:
@@ -39,6 +50,17 @@ def refuse_foreign_tables(storage: Storage) -> None:
         )
 
 
+def check_claim(storage: Storage, covered: Mapping[str, Any]) -> None:
+    """Check that a run can continue what is there; writes nothing. Raises OutputError as `claim` does."""
+    try:
+        content = storage.read(OUTPUT_JSON)
+    except FileNotFoundError:
+        if ledger.committed_parts(storage):
+            raise OutputError(_without_settings(storage)) from None
+    else:
+        _compare(storage, content, covered)
+
+
 def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
     """Write the fingerprint of a new output, or check that of an existing one; returns the fingerprint.
 
@@ -49,13 +71,24 @@ def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
     if storage.create(OUTPUT_JSON, content) is not None:
         if ledger.committed_parts(storage):
             storage.delete(OUTPUT_JSON)
-            raise OutputError(
-                f"{storage.root} holds parts but no {OUTPUT_JSON}, so their settings are unknown; restore that file, "
-                "or start again with --overwrite"
-            )
+            raise OutputError(_without_settings(storage))
         return ours
+    _compare(storage, storage.read(OUTPUT_JSON), covered)
+    return ours
+
+
+def _without_settings(storage: Storage) -> str:
+    return (
+        f"{storage.root} holds parts but no {OUTPUT_JSON}, so their settings are unknown; restore that file, or start "
+        "again with --overwrite"
+    )
+
+
+def _compare(storage: Storage, content: bytes, covered: Mapping[str, Any]) -> None:
+    """Raises OutputError unless an `output.json` has this run's fingerprint."""
+    ours = fingerprint(covered)
     try:
-        theirs = json.loads(storage.read(OUTPUT_JSON))
+        theirs = json.loads(content)
         found = theirs.pop("fingerprint")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputError(
@@ -67,7 +100,6 @@ def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
             f"{ours[:12]}. Use the same ones, another OUTPUT, or --overwrite to start again. They differ in\n  "
             + "\n  ".join(differences(covered, theirs))
         )
-    return ours
 
 
 def clear(storage: Storage) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from pipeline.errors import UserError
 from pipeline.storage import FileVersion, Storage
@@ -32,6 +32,10 @@ _JOIN_S = 5.0   # on exit we wait no longer for a heartbeat that hangs in a dead
 
 class LeaseHeld(UserError):   # noqa: N818  (a state, not an error)
     """Another run is writing this output, or did less than a minute ago."""
+
+
+class UnsafeStore(UserError):   # noqa: N818  (a state, not an error)
+    """The store ignores conditional writes, so the lease would not keep a second run away."""
 
 
 class LeaseLost(Exception):   # noqa: N818
@@ -141,7 +145,7 @@ class Lease:
 
         A holder on this machine is judged at once. Another is watched for up to `stale_s`; `say` announces that.
         The heartbeat thread calls `on_lost` if another run takes the lease over.
-        Raises LeaseHeld, and OSError if the storage cannot be written.
+        Raises LeaseHeld, UnsafeStore, and OSError if the storage cannot be written.
         """
         first_seen: bytes | None = None
         watched_since = time.monotonic()
@@ -167,6 +171,7 @@ class Lease:
                     time.sleep(heartbeat_s / 5)
                     continue
             if version is not None:
+                version = _checked(storage, me, version)
                 return cls(storage, me, version, heartbeat_s=heartbeat_s, on_lost=on_lost)
 
     @property
@@ -237,6 +242,35 @@ def check_held(storage: Storage, run_id: str) -> None:
     """Raises LeaseLost unless this run holds the lease, by one read; does not wait for a heartbeat."""
     if not still_held(storage, run_id):
         raise LeaseLost(f"another run has taken over {storage.root}; run {run_id} stops here")
+
+
+def _checked(storage: Storage, me: Holder, version: FileVersion) -> FileVersion:
+    """The version of our lease, once the store has refused to create it again and to replace an older version.
+
+    Some stores that speak S3 ignore the conditions of a write. Raises UnsafeStore, and LeaseHeld if meanwhile another
+    run took the lease over.
+    """
+    again = replace(me, heartbeat=_now()).to_json()
+    if storage.create(LEASE_PATH, again) is not None:
+        _refuse(storage, me)
+    newer = storage.replace(LEASE_PATH, again, version)
+    if newer is None:       # a write that was retried after a lost answer: see `Lease._renew`
+        found, newer = storage.read_version(LEASE_PATH)
+        holder = Holder.from_json(found)
+        if holder is None or not holder.is_process_of(me):
+            raise LeaseHeld(_describe(storage, holder, STALE_S))
+    if again != me.to_json() and storage.replace(LEASE_PATH, again, version) is not None:
+        _refuse(storage, me)
+    return newer
+
+
+def _refuse(storage: Storage, me: Holder) -> NoReturn:
+    with contextlib.suppress(OSError):
+        storage.write(LEASE_PATH, replace(me, heartbeat=_now(), released=True).to_json())
+    raise UnsafeStore(
+        f"the store of {storage.root} ignores conditional writes (If-None-Match, If-Match), so two runs could write "
+        "there at once. Use a store that has them; or add --single-writer, if no other run will write there"
+    )
 
 
 def _may_take_over(holder: Holder | None, me: Holder, stale_s: float) -> bool:

@@ -9,12 +9,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.run import local_place
 from pipeline.run.interrupt import held_back
 from pipeline.storage.uris import is_remote
 
@@ -61,13 +62,14 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_address(address)
+    own = ExitStack()
     try:
         with held_back():
             with quiet_stderr():
                 if address:
                     _join(address, worker_output)
                 else:
-                    _start(num_cpus, worker_output)
+                    _start(num_cpus, worker_output, own.enter_context(local_place.prepared()))
             total, free = all_and_free_resources()
             usable = free if address else total
             nodes = alive_nodes()
@@ -81,6 +83,28 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
     finally:
         with held_back():
             ray.shutdown()
+            own.close()
+
+
+def check_start(device: str, gpus: float | None) -> None:
+    """What can be refused before Ray starts, and before anything is listed. Raises ClusterError.
+
+    device: "cuda" needs a GPU on this machine, or a cluster. gpus: what the user says that the cluster has.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_address(address)
+    elif device == "cuda" and not gpus and not _gpus_here():
+        raise ClusterError("--device cuda needs a GPU, and this machine has none that is visible; use --device cpu")
+
+
+def _gpus_here() -> int:
+    """The GPUs of this machine that Ray will count."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager: Any = get_accelerator_manager_for_resource("GPU")
+    found = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return int(found if visible is None else min(found, len(visible)))
 
 
 def alive_nodes() -> int:
@@ -172,16 +196,24 @@ def _greet(host: str, port: int) -> None:
                 raise ConnectionError("the server there is not Ray")
 
 
-def _start(num_cpus: int | None, worker_output: bool) -> None:
+def _start(num_cpus: int | None, worker_output: bool, temp_dir: str | None) -> None:
+    """temp_dir: for Ray's files; None is Ray's own choice."""
     import ray
 
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)               # Ray and its workers inherit it
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ray.init(
-        address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
+            logging_level=logging.ERROR, _temp_dir=temp_dir,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"Ray cannot start on this machine: {reason}. It needs processes, local ports and a folder for temporary "
+            "files with some GB free; TMPDIR names another folder"
+        ) from error
 
 
 def check_working_dir(folder: Path, *, submitted: bool) -> str:

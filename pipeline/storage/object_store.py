@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ from pipeline.storage.files import RangeReader
 from pipeline.storage.uris import StoreOptions
 
 _DELETED_AT_ONCE = 1000       # objects in one request
+_CONDITIONAL_TRIES, _RETRY_S = 4, 0.2
 
 
 class ObjectStorage:
@@ -76,18 +78,29 @@ class ObjectStorage:
             obstore.put(self._bucket, self._key(path), content, use_multipart=False)
 
     def create(self, path: str, content: bytes) -> FileVersion | None:
-        try:
-            with self._named_errors(path):
-                return _object_version(obstore.put(self._bucket, self._key(path), content, mode="create"))
-        except FileExistsError:
-            return None
+        with contextlib.suppress(FileExistsError):
+            return self._put_if(path, content, "create")
+        return None
 
     def replace(self, path: str, content: bytes, version: FileVersion) -> FileVersion | None:
-        try:
-            with self._named_errors(path):
-                return _object_version(obstore.put(self._bucket, self._key(path), content, mode=version.token))
-        except (FileExistsError, FileNotFoundError):
-            return None
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            return self._put_if(path, content, version.token)
+        return None
+
+    def _put_if(self, path: str, content: bytes, condition: Any) -> FileVersion:
+        """Write under a condition. obstore does not retry that when the connection breaks, since it may have succeeded.
+
+        Then our retry is refused, as if another process had written: callers read who it was.
+        """
+        for tries_left in reversed(range(_CONDITIONAL_TRIES)):
+            try:
+                with self._named_errors(path):
+                    return _object_version(obstore.put(self._bucket, self._key(path), content, mode=condition))
+            except OSError as error:
+                if error.errno != errno.EIO or "error sending request" not in str(error) or not tries_left:
+                    raise
+                time.sleep(_RETRY_S)
+        raise AssertionError("the last try returns or raises")
 
     def delete(self, *paths: str) -> None:
         for start in range(0, len(paths), _DELETED_AT_ONCE):

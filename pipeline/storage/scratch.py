@@ -9,6 +9,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.errors import UserError
+
 _UNLOCKED, _PREFIX = "facelake-new-", "facelake-scratch-"
 
 
@@ -17,12 +19,17 @@ class ScratchFolder:
 
     The process holds a lock (flock) on the folder; the kernel releases it when the process ends. The folder gets its
     final name only once it is locked, so a folder with that name and no lock is abandoned. File systems without locks
-    keep abandoned folders.
+    keep abandoned folders. Raises UserError where nothing can be written.
     """
 
     def __init__(self) -> None:
-        _remove_abandoned()
-        made = Path(tempfile.mkdtemp(prefix=_UNLOCKED))
+        try:
+            _remove_abandoned()
+            made = Path(tempfile.mkdtemp(prefix=_UNLOCKED))
+        except OSError as error:
+            raise UserError(
+                f"no folder for temporary files can be written: {error}; set TMPDIR to one, or free space there"
+            ) from None
         self._lock = os.open(made, os.O_RDONLY)
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX)

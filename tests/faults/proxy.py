@@ -20,6 +20,8 @@ ERRORS = {
     "SlowDown": (503, "Please reduce your request rate."),
     "InternalError": (500, "We encountered an internal error. Please try again."),
     "AccessDenied": (403, "Access Denied"),
+    "ExpiredToken": (400, "The provided token has expired."),
+    "NoSuchBucket": (404, "The specified bucket does not exist"),
 }
 TRICKLE_BYTES, TRICKLE_S = 2048, 0.2      # so many bytes, then a pause
 

@@ -60,6 +60,25 @@ def test_a_store_that_refuses_to_write_breaks_the_run_which_can_be_resumed(
     figures(f"S3 refuses PUTs ({rule.path})", runs_broken=1, done_before=len(kept), rows_lost=0)
 
 
+@pytest.mark.parametrize(
+    ("fault", "remedy"),
+    [("ExpiredToken", "the credentials have expired; log in again"), ("NoSuchBucket", "there is no such bucket")],
+)
+def test_what_every_image_meets_ends_the_run_and_marks_no_image(
+    on_s3, new_output, s3_endpoint, shared_ray, figures, fault, remedy
+):
+    place = new_output(on_s3)
+    with failing(s3_endpoint, Rule(fault, "GET", "/in/.*png", after=20)) as (endpoint, _):
+        printed = shared_ray.run(place.through(endpoint), expect=1)
+    assert re.search(rf"the run broke: s3://.*: {remedy}", printed) and "To resume, run:" in printed
+    assert printed.count(remedy) == 1
+    kept = committed(place.storage)
+    shared_ray.run(place)
+    assert kept <= committed(place.storage)
+    assert_exact(place, on_s3.expected)
+    figures(f"S3 answers {fault} during the run", runs_broken=1, done_before=len(kept), rows_lost=0)
+
+
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     """A file system of 220 kB. To mount one takes root."""

@@ -287,6 +287,7 @@ def test_a_manifest_is_never_filtered(tmp_path):
 
 
 def test_many_files_come_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_FIRST_ROWS", 2)
     monkeypatch.setattr(module, "_CHUNK_ROWS", 4)
     touch(tmp_path, *(f"{i}.jpg" for i in range(10)))
     found = listing(tmp_path)

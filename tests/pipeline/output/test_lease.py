@@ -13,18 +13,23 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from pipeline.errors import OutputError
+from pipeline.output.claim import take_lease
 from pipeline.output.lease import (
     LEASE_PATH,
     Holder,
     Lease,
     LeaseHeld,
     LeaseLost,
+    UnsafeStore,
     check_held,
     process_start,
     still_held,
     this_process,
 )
 from pipeline.storage import open_storage
+from pipeline.storage.uris import StoreOptions
+from tests.support.s3_servers import moto_app, serving_s3
 
 FAST = {"heartbeat_s": 0.05, "stale_s": 0.3}
 
@@ -390,3 +395,61 @@ def test_a_suspended_holder_that_wakes_after_a_takeover_stops(storage):
     finally:
         run.kill()
         run.wait()
+
+
+# --- stores without conditional writes
+
+
+def forgetful_app(*headers):
+    """A store that ignores these conditions of a write."""
+    inner = moto_app()
+
+    def app(environ, start):
+        for header in headers:
+            environ.pop(header, None)
+        return inner(environ, start)
+
+    return app
+
+
+def refusing_app():
+    """A store that does not know conditional writes."""
+    inner = moto_app()
+
+    def app(environ, start):
+        if environ["REQUEST_METHOD"] == "PUT" and {"HTTP_IF_NONE_MATCH", "HTTP_IF_MATCH"} & set(environ):
+            body = b"<Error><Code>NotImplemented</Code></Error>"
+            start("501 Not Implemented", [("Content-Length", str(len(body)))])
+            return [body]
+        return inner(environ, start)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "app",
+    [forgetful_app("HTTP_IF_NONE_MATCH", "HTTP_IF_MATCH"), forgetful_app("HTTP_IF_NONE_MATCH"),
+     forgetful_app("HTTP_IF_MATCH")],
+    ids=["both", "If-None-Match", "If-Match"],
+)
+def test_a_store_that_ignores_conditions_is_refused_unless_there_is_one_writer(bucket, app):
+    with serving_s3(app) as endpoint:
+        options = StoreOptions(endpoint)
+        for _ in range(2):         # a new output, and one that was written before
+            with pytest.raises(UnsafeStore, match=r"ignores conditional writes .*--single-writer"):
+                Lease.acquire(open_storage(f"{bucket.uri}/out", options), "a")
+            single = open_storage(f"{bucket.uri}/out", options, single_writer=True)
+            with Lease.acquire(single, "b", heartbeat_s=0.05) as lease:
+                time.sleep(0.3)
+                assert not lease.lost and still_held(single, "b")
+                with pytest.raises(LeaseHeld):
+                    Lease.acquire(single, "c")
+
+
+def test_a_store_without_conditional_writes_is_refused_with_the_remedy(bucket):
+    with serving_s3(refusing_app()) as endpoint:
+        storage = open_storage(f"{bucket.uri}/out", StoreOptions(endpoint))
+        with pytest.raises(OutputError, match="has no conditional writes; add --single-writer"):
+            take_lease(storage, "a", "", print)
+        single = open_storage(f"{bucket.uri}/out", StoreOptions(endpoint), single_writer=True)
+        take_lease(single, "a", "", print).release()

@@ -17,7 +17,7 @@ from pipeline.storage import open_storage
 from pipeline.storage.aws import AwsCredentials, BucketAddress, bucket_address
 from pipeline.storage.clients import open_bucket
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, UriError
-from tests.support.regional_s3 import REGION, make_certificates, regional_app, serving_s3
+from tests.support.s3_servers import REGION, make_certificates, regional_app, serving_s3
 
 KEYS = "aws_access_key_id = k\naws_secret_access_key = s\n"
 

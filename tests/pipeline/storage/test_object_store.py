@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.storage import ObjectStorage, open_storage
 from pipeline.storage.uris import StoreOptions
+from tests.faults.proxy import Rule, failing
 
 
 def test_directory_markers_are_not_listed(bucket):
@@ -47,3 +48,13 @@ def test_no_access_to_a_bucket_is_a_permission_error(bucket, s3_endpoint):
     with pytest.raises(PermissionError, match=r"access denied.*/out/a") as error:
         storage.read("a")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fault", ["reset", "reset when done"])
+def test_a_conditional_write_whose_answer_is_lost_is_tried_again(bucket, s3_endpoint, fault):
+    """After "reset when done" the second try finds our own object; the caller reads who wrote it."""
+    with failing(s3_endpoint, Rule(fault, "PUT", times=1)) as (endpoint, proxy):
+        created = open_storage(f"{bucket.uri}/out", StoreOptions(endpoint)).create("a", b"1")
+    assert proxy.injected[fault] == 1
+    assert (created is not None) == (fault == "reset")
+    assert bucket.get("out/a") == b"1"

@@ -18,7 +18,7 @@ from pipeline.storage.files import open_file
 from pipeline.storage.uris import FROM_ENVIRONMENT
 from pipeline.storage.web import WebError, read_whole, request_target
 from tests.support.http_server import serving
-from tests.support.regional_s3 import make_certificates
+from tests.support.s3_servers import make_certificates
 
 BODY = bytes(range(256)) * 100
 
