@@ -58,13 +58,13 @@ def is_manifest(path: str) -> bool:
 
 
 def manifest_kind(path: str) -> str | None:
-    """The extension that says how the manifest is written, without ".gz"; None if this is not the name of one."""
+    """How a manifest of this name is written: "parquet", or a value of KINDS; None if this is not the name of one."""
     kind = uri_extension(path)
     if kind == "parquet":
         return kind
     if kind == "gz":
         kind = extension((path.split("?")[0] if is_http(path) else path)[:-3])
-    return kind if kind in text_lists.KINDS else None
+    return text_lists.KINDS.get(kind)
 
 
 def is_manifest_folder(path: str) -> bool:

@@ -12,8 +12,9 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import pyarrow as pa
@@ -23,9 +24,11 @@ from pipeline.input.names import IMAGE_EXTENSIONS, InputError, extension
 from pipeline.schemas import LISTING
 from pipeline.storage.uris import is_local, local_uri, uri_scheme
 
-TABLES = frozenset({"csv", "tsv", "tab"})
-JSONS = frozenset({"json", "jsonl", "ndjson"})
-KINDS = frozenset({"txt", *TABLES, *JSONS})
+# How a list is written, by the extension of its name.
+KINDS: Mapping[str, str] = MappingProxyType({
+    "txt": "txt", "text": "txt", "lst": "txt", "list": "txt", "csv": "csv", "psv": "csv", "tsv": "tsv", "tab": "tsv",
+    "json": "json", "jsonl": "jsonl", "ndjson": "jsonl",
+})  # fmt: skip
 
 _SAMPLE_BYTES = 1 << 16
 _PIECE_ROWS = 100_000
@@ -57,7 +60,7 @@ class BadRow(Exception):   # noqa: N818
 class TextList:
     """A list as text.
 
-    exists: whether a local file has this name, relative to the list; always False for a list in a bucket.
+    kind: one of the values of KINDS. wanted: the column of the names; None takes one of the usual ones. exists: whether a local file has this name, relative to the list; always False for a list in a bucket.
     notes: gets lines for the user.
     """
 
@@ -72,7 +75,7 @@ class TextList:
         sample = file.read(_SAMPLE_BYTES)
         file.seek(0)
         encoding = _encoding(sample)
-        if self.kind in JSONS:
+        if self.kind in ("json", "jsonl"):
             yield from self._json_rows(_text(file, encoding or "utf-8", None))
             return
         beginning = sample.decode(encoding or "utf-8", "replace")
@@ -314,7 +317,10 @@ def _json_list(parsed: Any, wanted: str | None) -> Sequence[Any]:
         items = parsed.get(name)
         if isinstance(items, list) and (isinstance(items[0], dict | str) if items else name in _LISTS_IN_JSON):
             return items
-    return [parsed]
+    values = list(parsed.values())
+    if values and all(isinstance(each, dict) and find_uri_column(list(each), wanted) for each in values):
+        return values      # by a key of its own, as annotation tools write them
+    return list(parsed) if parsed and all(map(_looks_like_an_image, parsed)) else [parsed]
 
 
 def _rows_of_columns(parsed: dict[str, Any], column: str) -> list[dict[str, Any]]:

@@ -18,9 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.extract.job
+from jobs.extract.options import parse_arguments
 from jobs.extract.stages import read_models
 from jobs.options import DEFAULT_MODELS
 from models.store import DEFAULT_WEIGHTS_DIR
+from pipeline.input.parquet_images import ParquetColumns
+from pipeline.input.rules import Rules
 from pipeline.output import lease, ledger
 from pipeline.settings import RowSettings, fingerprint
 from pipeline.storage import open_storage
@@ -353,3 +356,18 @@ def test_from_a_bucket_archives_and_a_parquet_file_to_a_bucket(bucket, tmp_path)
         assert np.allclose(vectors[uri], vectors[copies[0]], atol=1e-4)
     assert "nothing to do" in extract(*inputs, "--max-error-rate", "1")
     assert not [file.path for file in storage.list("_todo")]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], Rules("/out")),
+        (["--exclude", "*.png", "--exclude", "x"], Rules("/out", exclude=("*.png", "x"))),
+        (["--include", "y/*", "--all-files"], Rules("/out", all_files=True, include=("y/*",))),
+        (["--uri-column", "photo"], Rules("/out", uri_column="photo")),
+        (["--uri-column", "name", "--image-column", "image"], Rules("/out", parquet=ParquetColumns("image", "name"))),
+    ],
+)
+def test_what_is_read_follows_from_the_options(options, expected):
+    job = jobs.extract.job.check_arguments(parse_arguments(["in", "/out", *options]), "command")
+    assert job.rules == expected

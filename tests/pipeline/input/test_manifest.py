@@ -239,6 +239,10 @@ LISTS = {
     "lines.json": b'{"source-ref": "a.jpg"}\n{"source-ref": "b, c.jpg"}\n',
     "coco.json": b'{"categories": [{"id": 1}], "images": [{"file_name": "a.jpg"}, {"file_name": "b, c.jpg"}]}',
     "pandas.json": b'{"path": {"0": "a.jpg", "1": "b, c.jpg"}, "who": {"0": 1, "1": 2}}',
+    "by-name.json": b'{"a.jpg": {"who": 1}, "b, c.jpg": {"who": 2}}',
+    "by-key.json": b'{"x1": {"filename": "a.jpg"}, "x2": {"filename": "b, c.jpg"}}',
+    "list.ndjson": b'"a.jpg"\n"b, c.jpg"\n',
+    "list.lst": b"a.jpg\nb, c.jpg\n",
     "columns.json": b'{"path": ["a.jpg", "b, c.jpg"], "who": [1, 2]}',
     "utf16.json": '["a.jpg", "b, c.jpg"]'.encode("utf-16"),
 }
