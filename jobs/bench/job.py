@@ -91,13 +91,23 @@ def run_job(
             env={**os.environ, **(environment or {})},
         )
         with JobMemory(job.pid) as memory, GpuMeter(read_busy) as meter:
-            job.wait()
+            wait_for(job)
         ended = time.time()
         if job.returncode:
             printed.seek(0)
             raise Broke(f"jobs.extract ended with {job.returncode}: {printed.read().decode(errors='replace')[-2000:]}")
         run = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
         return Finished(begun, ended, commits_of(Path(folder)), run, memory.peaks, meter)
+
+
+def wait_for(job: subprocess.Popen[bytes]) -> None:
+    """Wait until it ends; end it if this process is interrupted."""
+    try:
+        job.wait()
+    finally:
+        if job.poll() is None:
+            job.terminate()
+            job.wait()
 
 
 def commits_of(output: Path) -> list[Commit]:

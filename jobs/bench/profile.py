@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from jobs.bench.in_process import build_stages, default_config, no_seconds, photo_rows, run_stages
-from jobs.bench.job import EXTRACT
+from jobs.bench.job import EXTRACT, wait_for
 from jobs.command import Broke
 from pipeline.errors import UserError
 
@@ -59,7 +59,7 @@ def flame_graph(photos: Path, file: Path) -> Path:
                 capture_output=True, text=True, check=False,
             )
         finally:
-            job.wait()
+            wait_for(job)
     if not file.exists():
         why = (ended.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
         raise Broke(f"py-spy cannot look into the actor: {why}. It must be allowed to trace processes (ptrace)")

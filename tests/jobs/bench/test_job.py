@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.bench.job import Commit, JobRounds, commits_of, run_job, steady
+from jobs.bench.job import Commit, JobRounds, commits_of, run_job, steady, wait_for
 from jobs.command import Broke
 
 # Stands for jobs.extract: writes an output of seven parts, half a second apart in their times.
@@ -62,6 +63,21 @@ def test_a_round_runs_the_job_and_reads_its_output(tmp_path):
     few = replace(rounds, command=(sys.executable, "-c", FAKE_JOB.replace("range(7)", "range(2)")))
     [found] = few.measure()
     assert found.value == pytest.approx(70 / found.notes["in all, s"])
+
+
+def test_an_interrupted_benchmark_ends_its_job():
+    class Sleeper(subprocess.Popen):
+        def wait(self, timeout=None):
+            if self.poll() is None and not interrupted:
+                interrupted.append(True)
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    interrupted = []
+    job = Sleeper([sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(KeyboardInterrupt):
+        wait_for(job)
+    assert job.returncode == -15
 
 
 def test_a_job_that_fails_ends_the_benchmark_with_its_words(tmp_path):
