@@ -33,6 +33,14 @@ class NoUriColumn(ValueError):   # noqa: N818
     """No column names the images."""
 
 
+class BadRow(Exception):   # noqa: N818
+    """A row that cannot be read, by its place and the reason."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place, self.reason = place, reason
+
+
 def find_uri_column(names: Sequence[str], wanted: str | None) -> str | None:
     """The column that names the images, by --uri-column or by its usual names; None if there is none."""
     if wanted is not None:

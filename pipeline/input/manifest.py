@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.input import text_lists
-from pipeline.input.list_columns import Columns, choice_note, find_uri_column, is_text
+from pipeline.input.entries import local_name, name_checker, people_name, valid_name
+from pipeline.input.list_columns import BadRow, Columns, choice_note, find_uri_column, is_text
 from pipeline.input.list_columns import uri_column as choose_uri_column
 from pipeline.input.manifest_folder import check_complete
 from pipeline.input.names import InputError, extension, uri_extension
 from pipeline.input.parquet_images import image_columns, missing_image_column
-from pipeline.input.text_lists import BadRow, TextList, local_name, name_checker, people_name, valid_name
+from pipeline.input.text_lists import TextList
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage, web
 from pipeline.storage.files import open_file

@@ -9,8 +9,6 @@ import csv
 import io
 import itertools
 import json
-import os
-import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +17,10 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import pyarrow as pa
 
-from pipeline.input.list_columns import choice_note, find_uri_column, is_uri_name, uri_column
-from pipeline.input.names import IMAGE_EXTENSIONS, InputError, extension
+from pipeline.input.entries import looks_like_an_image
+from pipeline.input.json_lists import json_lines, json_list, lines_from, nested, plain_text
+from pipeline.input.list_columns import BadRow, choice_note, find_uri_column, is_uri_name, uri_column
 from pipeline.schemas import LISTING
-from pipeline.storage.uris import is_local, local_uri, uri_scheme
 
 # How a list is written, by the extension of its name.
 KINDS: Mapping[str, str] = MappingProxyType({
@@ -37,7 +35,6 @@ _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
                      (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
-_LISTS_IN_JSON = ("images", "photos", "files", "items", "data", "rows", "records", "entries")
 
 
 class Row(NamedTuple):
@@ -48,19 +45,12 @@ class Row(NamedTuple):
     others: dict[str, str]
 
 
-class BadRow(Exception):   # noqa: N818
-    """A row that cannot be read, by its place and the reason."""
-
-    def __init__(self, place: str, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place, self.reason = place, reason
-
-
 @dataclass
 class TextList:
     """A list as text.
 
-    kind: one of the values of KINDS. wanted: the column of the names; None takes one of the usual ones. exists: whether a local file has this name, relative to the list; always False for a list in a bucket.
+    kind: one of the values of KINDS. wanted: the column of the names; None takes one of the usual ones.
+    exists: whether a local file has this name, relative to the list; always False for a list in a bucket.
     notes: gets lines for the user.
     """
 
@@ -106,16 +96,22 @@ class TextList:
 
     def _header(self, beginning: str) -> _Header | None:
         """The header of a table; None if this is no table but a name on each line."""
-        delimiters, skipped = _DELIMITERS if self.kind == "csv" else "\t,;|", 0
-        for line in re.split(r"\r\n|\r|\n", beginning):
+        delimiters = _DELIMITERS if self.kind == "csv" else "\t,;|"
+        lines = re.split(r"\r\n|\r|\n", beginning)
+        commented: _Header | None = None      # "#uri,who": a comment, unless the line after it is no header
+        for skipped, line in enumerate(lines):
             if separator := _EXCEL_SEPARATOR.match(line):
                 delimiters = separator[1]
-            elif line.strip() and not (line.startswith("#") and self._is_comment(line, delimiters)):
+            elif line.startswith("#"):
+                found = self._split_header(line[1:], delimiters, skipped)
+                commented = found if found.uri is not None else commented
+            elif line.strip():
                 break
-            skipped += 1
         else:
-            return None
-        header = self._split_header(line.removeprefix("#"), delimiters, skipped)
+            return commented
+        header = self._split_header(line, delimiters, skipped)
+        if header.uri is None and commented is not None:
+            return commented
         if self.kind == "txt" and (header.uri is None or self.exists(line)):
             return None
         if header.uri is None and self.wanted is None:
@@ -128,14 +124,11 @@ class TextList:
         """A table whose first line is a row already. Raises NoUriColumn if no column of it names an image."""
         if len(header.names) == 1 or self.exists(line):
             return _Header([line], delimiter, 0, header.skipped, spaced=False, has_names=False)
-        images = [i for i, field in enumerate(header.names) if _looks_like_an_image(field)]
+        images = [i for i, field in enumerate(header.names) if looks_like_an_image(field)]
         if len(images) != 1:
             uri_column(header.names, None)      # raises
         self.notes.append(f"it has no header; column {images[0] + 1} names the images")
         return header._replace(uri=images[0], has_names=False)
-
-    def _is_comment(self, line: str, delimiters: str) -> bool:
-        return self._split_header(line.removeprefix("#"), delimiters, 0).uri is None
 
     def _split_header(self, line: str, delimiters: str, skipped: int) -> _Header:
         """The header by the delimiter that gives a column of names, else by the one that gives most columns."""
@@ -154,29 +147,8 @@ class TextList:
         note = choice_note(names, names[uri]) if header.has_names else None
         self.notes += [note] if note else []
         wanted = {i: name for i, name in enumerate(names) if name in LISTING.names and i != uri and header.has_names}
-        for _ in range(header.skipped):
-            text.readline()
-        csv.field_size_limit(_MAX_FIELD_CHARACTERS)
-        reader = csv.reader(text, delimiter=header.delimiter, skipinitialspace=header.spaced, strict=True)
-        number, line = -1 if header.has_names else 0, header.skipped
-        try:
-            for fields in reader:
-                start, line = line + 1, header.skipped + reader.line_num
-                is_comment = number >= 0 and len(fields) != len(names) and fields[:1] and fields[0].startswith("#")
-                if not fields or is_comment:
-                    continue
-                number += 1
-                if number == 0:       # the header
-                    continue
-                place = f"row {number} (line {start})"
-                if not any(map(str.strip, fields)):
-                    yield Row(place, None, {})
-                    continue
-                if len(fields) < len(names) or any(map(str.strip, fields[len(names) :])):
-                    raise BadRow(place, _odd_length(len(fields), len(names), header.delimiter))
-                yield Row(place, fields[uri] or None, {name: fields[i] for i, name in wanted.items()})
-        except csv.Error as error:
-            raise BadRow(f"row {number + 1} (line {line + 1})", f"{error}: check its quotes") from None
+        for place, fields in _records(text, header):
+            yield Row(place, fields[uri] or None, {name: fields[i] for i, name in wanted.items()})
 
     # --- JSON
 
@@ -185,15 +157,15 @@ class TextList:
         if self.kind == "json" or beginning.lstrip().startswith("["):
             content = beginning + text.read()
             try:
-                items = _json_list(json.loads(content), self.wanted)
+                items = json_list(json.loads(content), self.wanted)
             except json.JSONDecodeError as error:
                 if "Extra data" not in str(error):
                     raise
-                yield from self._items(_json_lines(io.StringIO(content)))
+                yield from self._items(json_lines(io.StringIO(content)))
             else:
                 yield from self._items((f"row {i}", item) for i, item in enumerate(items, 1))
             return
-        yield from self._items(_json_lines(_lines_from(beginning, text)))
+        yield from self._items(json_lines(lines_from(beginning, text)))
 
     def _items(self, items: Iterator[tuple[str, Any]]) -> Iterator[Row]:
         column: str | None = None
@@ -207,10 +179,10 @@ class TextList:
                 column = uri_column(list(item), self.wanted)
                 note = choice_note(list(item), column)
                 self.notes += [note] if note else []
-            uri = _nested(item, column)
+            uri = nested(item, column)
             if not isinstance(uri, str | None):
                 raise BadRow(place, f"{column} is no text but {json.dumps(uri)[:40]}")
-            others = {name: _plain_text(item[name]) for name in LISTING.names if name != column and name in item}
+            others = {name: plain_text(item[name]) for name in LISTING.names if name != column and name in item}
             yield Row(place, uri or None, others)
 
 
@@ -223,8 +195,30 @@ class _Header(NamedTuple):
     has_names: bool       # else it is a row already
 
 
-def _looks_like_an_image(field: str) -> bool:
-    return extension(field) in IMAGE_EXTENSIONS or uri_scheme(field) is not None
+def _records(text: TextIO, header: _Header) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a table, each with its place and at least the fields of the header. Raises BadRow."""
+    for _ in range(header.skipped):
+        text.readline()
+    csv.field_size_limit(_MAX_FIELD_CHARACTERS)
+    reader = csv.reader(text, delimiter=header.delimiter, skipinitialspace=header.spaced, strict=True)
+    expected, number, line = len(header.names), -1 if header.has_names else 0, header.skipped
+    try:
+        for fields in reader:
+            start, line = line + 1, header.skipped + reader.line_num
+            is_comment = number >= 0 and len(fields) != expected and fields[:1] and fields[0].startswith("#")
+            if not fields or is_comment:
+                continue
+            number += 1
+            if number == 0:       # the header
+                continue
+            place = f"row {number} (line {start})"
+            if not any(map(str.strip, fields)):
+                fields = [""] * expected
+            if len(fields) < expected or any(map(str.strip, fields[expected:])):
+                raise BadRow(place, _odd_length(len(fields), expected, header.delimiter))
+            yield place, fields
+    except csv.Error as error:
+        raise BadRow(f"row {number + 1} (line {line + 1})", f"{error}: check its quotes") from None
 
 
 def _odd_length(found: int, expected: int, delimiter: str) -> str:
@@ -274,71 +268,6 @@ def _split(text: TextIO, separator: str) -> Iterator[str]:
     yield rest
 
 
-def _lines_from(beginning: str, text: TextIO) -> Iterator[str]:
-    """The lines of a text whose beginning is read already."""
-    *whole, rest = beginning.split("\n")
-    yield from whole
-    yield rest + text.readline()
-    yield from text
-
-
-def _nested(item: dict[str, Any], name: str) -> Any:
-    """The value of a key, or of a.b for key b of the object a; None if there is none."""
-    if name in item:
-        return item[name]
-    first, _, rest = name.partition(".")
-    inner = item.get(first)
-    return _nested(inner, rest) if rest and isinstance(inner, dict) else None
-
-
-def _json_lines(text: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadRow(f"row {number}", f"not JSON ({error})") from None
-        yield f"row {number}", item
-
-
-def _json_list(parsed: Any, wanted: str | None) -> Sequence[Any]:
-    """The list of images in a JSON file: the file itself, its columns, or the list in it."""
-    if isinstance(parsed, list):
-        return parsed
-    if not isinstance(parsed, dict):
-        raise ValueError("the file is neither a list nor an object")
-    if "sourceBucket" in parsed:
-        raise ValueError("it belongs to an S3 Inventory: list it with facelake manifest first")
-    column = find_uri_column(list(parsed), wanted)
-    if column is not None and isinstance(parsed.get(column), dict | list):
-        return _rows_of_columns(parsed, column)
-    for name in (*_LISTS_IN_JSON, *parsed):
-        items = parsed.get(name)
-        if isinstance(items, list) and (isinstance(items[0], dict | str) if items else name in _LISTS_IN_JSON):
-            return items
-    values = list(parsed.values())
-    if values and all(isinstance(each, dict) and find_uri_column(list(each), wanted) for each in values):
-        return values      # by a key of its own, as annotation tools write them
-    return list(parsed) if parsed and all(map(_looks_like_an_image, parsed)) else [parsed]
-
-
-def _rows_of_columns(parsed: dict[str, Any], column: str) -> list[dict[str, Any]]:
-    """Rows from columns, as pandas writes them: {"uri": {"0": …, "1": …}}, or as lists."""
-    columns = {name: list(values.values()) if isinstance(values, dict) else values
-               for name, values in parsed.items() if isinstance(values, dict | list)}
-    if column in LISTING.names or all(isinstance(each, str) for each in columns[column]):
-        length = len(columns[column])
-        same = {name: values for name, values in columns.items() if len(values) == length}
-        return [dict(zip(same, values, strict=True)) for values in zip(*same.values(), strict=True)]
-    return columns[column]
-
-
-def _plain_text(value: Any) -> str:
-    """A value of JSON as text; what is no text or number becomes text that is nothing else."""
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
 def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
     """The rows in lists that are short enough for memory."""
     while piece := list(itertools.islice(rows, _PIECE_ROWS)):
@@ -358,51 +287,3 @@ def _valid_text(text: str | None) -> str | None:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if text else None
 
 
-def people_name(entry: str, exists: Callable[[str], bool]) -> str | None:
-    """The name that an entry of a text list means; None for a comment.
-
-    What exists under that very name is meant so. Else a line that begins with "#" is a comment, and spaces around a
-    URI, or around the name of a file that exists, are none of it.
-    """
-    stripped = entry.strip()
-    if (entry == stripped and not entry.startswith("#")) or exists(entry):
-        return entry
-    if stripped.startswith("#"):
-        return None
-    return stripped if uri_scheme(stripped) is not None or exists(stripped) else entry
-
-
-def local_name(entry: str, exists: Callable[[str], bool]) -> str:
-    """A relative or absolute path as it is on this system. Raises InputError for a path with a drive of Windows."""
-    has_drive = re.match(r"[A-Za-z]:[\\/]|\\\\", entry)
-    if not (has_drive or "\\" in entry) or exists(entry):
-        return entry
-    if has_drive:
-        raise InputError(f"{entry!r} is a path of Windows: write where the file is on this machine")
-    with_slashes = entry.replace("\\", "/")
-    return with_slashes if exists(with_slashes) else entry
-
-
-def valid_name(name: str, folder: str, exists: Callable[[str], bool]) -> str:
-    """The name as it is, with spaces, quotes and commas.
-
-    One that is not UTF-8 is a file:// URI of its bytes, or what they mean on Windows if that exists. Names in buckets
-    are always UTF-8.
-    """
-    if name.isascii() or local_uri(name) == name:
-        return name
-    meant = os.fsencode(name).decode("cp1252", "replace")
-    if exists(meant) or uri_scheme(name) is not None or not is_local(folder):
-        return meant
-    return local_uri(posixpath.join(folder, name))
-
-
-def name_checker(folder: str) -> Callable[[str], bool]:
-    """Whether a local file has a name; relative ones start at `folder`, which is a path or a URI."""
-
-    def exists(name: str) -> bool:
-        if uri_scheme(name) is not None or not (is_local(folder) or name.startswith("/")):
-            return False
-        return os.path.lexists(posixpath.join(folder, name))
-
-    return exists

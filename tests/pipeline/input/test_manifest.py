@@ -46,7 +46,7 @@ def test_is_manifest(path, is_one):
 @pytest.mark.parametrize(
     ("name", "content"),
     [*((name, content) for name in ("m.txt", "m.csv", "m.tsv")
-       for content in (b"", b"\n\n", b"uri\n", b"\xef\xbb\xbf")),
+       for content in (b"", b"\n\n", b"uri\n", b"#uri,who\n", b"# none\n", b"\xef\xbb\xbf")),
      ("m.jsonl", b""), ("m.jsonl", b"\n\n"), ("m.json", b"[]"), ("m.json", b'{"images": []}')],
 )
 def test_an_empty_list(tmp_path, name, content):
@@ -215,6 +215,7 @@ LISTS = {
     "exiftool.csv": b'SourceFile,ISO\na.jpg,100\n"b, c.jpg",200\n',
     "spaces.csv": b'who, uri\nAnn, a.jpg\nBo, "b, c.jpg"\n',
     "preamble.csv": b'# my list\n\nuri,who\na.jpg,Ann\n# the rest\n"b, c.jpg",Bo\n',
+    "header-like-comment.csv": b'# photos of Ann, path\nuri,who\na.jpg,Ann\n"b, c.jpg",Bo\n',
     "hash-header.csv": b'#uri,who\na.jpg,Ann\n"b, c.jpg",Bo\n',
     "latin1.csv": 'uri,who\na.jpg,Zo\xeb\n"b, c.jpg",Bo\n'.encode("latin-1"),
     "mac.csv": b'uri,who\ra.jpg,Ann\r"b, c.jpg",Bo\r',
