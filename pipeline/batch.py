@@ -83,6 +83,7 @@ class ImageRecord:
     etag: str | None = None
     mtime: datetime | None = None
     sha256: str | None = None         # of the file, hexadecimal
+    tiles: int | None = None          # looks of the detector at the image: the whole, and windows of it
 
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)

@@ -41,9 +41,12 @@ IMAGE_RECORD = pa.schema(
         pa.field("etag", pa.string()),
         pa.field("mtime", TIMESTAMP),
         pa.field("sha256", pa.string()),
+        pa.field("tiles", pa.int32()),
     ]
 )
 IMAGES = IMAGE_RECORD.append(pa.field("run_id", pa.string(), nullable=False))
+
+LATER_COLUMNS = ("tiles",)     # that outputs begun by version 0.1.0 do not have; an output keeps its columns
 
 EMBEDDING_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 

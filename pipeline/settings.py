@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from pipeline import geometry
@@ -30,6 +31,8 @@ class RowSettings:
     decode_scale: str = "auto"             # "auto": large JPEGs at 1/2, 1/4 or 1/8; "full": all at full size
     max_pixels: int = 200_000_000          # larger images get the status too_large
     embedding_dtype: str = "float32"
+    long_pictures: str = "windows"         # pictures longer than 2:1: "windows": looked at in parts too; "whole": not
+    find_px: int | None = None             # height of the faces to find in every picture, original pixels; see Looks
 
     def __post_init__(self) -> None:
         for name, side in (("detect_px", self.detect_px), ("second_pass_px", self.second_pass_px)):
@@ -47,14 +50,31 @@ class RowSettings:
             raise ValueError(f"{option('max_pixels')} must be at least 1, got {self.max_pixels}")
         if self.decode_scale not in ("auto", "full"):
             raise ValueError(f'{option("decode_scale")} must be "auto" or "full", got {self.decode_scale!r}')
+        if self.long_pictures not in ("windows", "whole"):
+            raise ValueError(f'{option("long_pictures")} must be "windows" or "whole", got {self.long_pictures!r}')
+        if self.find_px is not None and self.find_px < 4:
+            raise ValueError(f"{option('find_px')} must be at least 4; 0 turns it off; got {self.find_px}")
         if self.embedding_dtype not in EMBEDDING_TYPES:
             known = ", ".join(EMBEDDING_TYPES)
             raise ValueError(f"{option('embedding_dtype')} must be one of {known}; got {self.embedding_dtype!r}")
 
-    @property
-    def decode_min_side_px(self) -> int | None:
-        """The longest side of a JPEG never gets shorter than this; None decodes all at full size."""
-        return 2 * self.detect_px if self.decode_scale == "auto" else None
+    @classmethod
+    def of_output(cls, begun_with: Mapping[str, Any]) -> RowSettings:
+        """The settings in an output's output.json or run.json, of this version or an earlier one."""
+        return cls(**{**BEFORE, **begun_with})
+
+    def going_on(self, begun_with: Mapping[str, Any], given: Collection[str]) -> RowSettings:
+        """These settings, as a run needs them that goes on with an output of an earlier version.
+
+        begun_with: the settings in its output.json. given: the settings that the user has chosen; they stay.
+        """
+        changes = {name: value for name, value in BEFORE.items() if name not in given and name not in begun_with}
+        return replace(self, **changes)
+
+
+BEFORE: Mapping[str, Any] = MappingProxyType({"long_pictures": "whole", "find_px": None})
+"""Settings that version 0.1.0 did not have, with the value that means what it did. The fingerprint leaves them out
+then, so that outputs of that version can be gone on with."""
 
 
 def option(name: str) -> str:
@@ -71,7 +91,9 @@ def fingerprinted(
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "settings": asdict(settings),
+        "settings": {
+            name: value for name, value in asdict(settings).items() if name not in BEFORE or value != BEFORE[name]
+        },
         "geometry": {
             "crop_px": geometry.CROP_PX,
             "eyes_mid_xy": list(geometry.EYES_MID_XY),

@@ -116,7 +116,8 @@ def test_the_corpus_on_disk_is_decoded_as_expected(tmp_path):
     expected = dict(corpus.build_corpus(tmp_path))
     uris = {local_uri(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)): name for name in expected}
     decode = Decode(
-        Fetch(), max_pixels=corpus.MAX_PIXELS, min_side_px=1280, threads=2, batch_images=50, batch_bytes=256 << 20
+        Fetch(), max_pixels=corpus.MAX_PIXELS, min_side_px=corpus.least_side(1280), threads=2, batch_images=50,
+        batch_bytes=256 << 20,
     )
     records = [record for batch in decode([TodoRow(uri) for uri in uris]) for record in batch.records]
     assert [record.uri for record in records] == list(uris)

@@ -77,7 +77,7 @@ def pillow():
 def outcome(content, min_side_px=None):
     """Status, reason, format and pixels of a file. Any other error fails the test."""
     try:
-        decoded = decode_image(content, max_pixels=MAX_PIXELS, min_side_px=min_side_px)
+        decoded = decode_image(content, max_pixels=MAX_PIXELS, min_side_px=corpus.least_side(min_side_px))
     except DecodeError as error:
         return error.status, error.reason, error.format, None
     width, height = decoded.header.decoded_wh

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.bench import compare, decode_scale, detect, embedders, engines, manifest, memory, plan, scale, stages
+from jobs.bench import compare, decode_scale, detect, embedders, engines, manifest, memory, mosaics, plan, scale, stages
 from jobs.bench.sweep import SWEEPS
 from jobs.command import run_command, run_process
 from jobs.options import command_parser, count, positive, seconds
@@ -20,6 +20,7 @@ DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants
     python -m jobs.bench detect-size PHOTOS          the detector with inputs of 640, 800 and 960 px
     python -m jobs.bench embedders                   embedding networks: time by depth and width, and accuracy
     python -m jobs.bench decode-scale FACES.parquet  accuracy with JPEGs decoded at half size
+    python -m jobs.bench mosaics PHOTOS              faces found again in long and large pictures, and the time
     python -m jobs.bench memory                      peak memory over one hundred photos of 24 megapixels
     python -m jobs.bench manifest --keys 10000000    jobs.manifest on a simulated S3: time and peak memory
     python -m jobs.bench plan                        10 million images listed, 9 million done: time to the first part
@@ -103,6 +104,9 @@ def add_model_benchmarks(add: AddCommand) -> None:
     command = add("embedders", lambda given: embedders.bench_embedders(given.device, given.rounds))
     add_device(command)
     command.add_argument("--rounds", type=positive, default=10, help="batches of each network; default: %(default)s")
+    command = add("mosaics", lambda given: mosaics.bench_mosaics(given.photos, given.count))
+    command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")
+    command.add_argument("--count", type=positive, default=48, help="photos; default: %(default)s")
     command = add("decode-scale", lambda given: decode_scale.bench_decode_scale(given.faces))
     command.add_argument("faces", type=Path, metavar="FACES.parquet", help="columns image (bytes) and identity")
     command = add("memory", lambda given: memory.bench_memory(given.photos, given.megapixels))

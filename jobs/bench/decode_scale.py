@@ -28,7 +28,7 @@ def bench_decode_scale(faces: Path) -> None:
     The mosaics have the size at which decoding at 1/2 leaves the least: twice the side that must remain.
     """
     table = pq.read_table(faces, columns=["image", "identity"])
-    cells = math.ceil(2 * (RowSettings().decode_min_side_px or 0) / CELL_PX)
+    cells = math.ceil(4 * RowSettings().detect_px / CELL_PX)
     print(f"photos of {cells * CELL_PX:,} px")
     with tempfile.TemporaryDirectory() as folder:
         rows, people = write_mosaics(table["image"].to_pylist(), table["identity"].to_pylist(), Path(folder), cells)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jobs.bench.in_process import build_stages, default_config, no_seconds, photo_rows, run_stages
 from jobs.bench.measurement import Measure, Measurement, serve
+from jobs.extract.stages import min_side_of
 from models.engines.engine import OutOfDeviceMemory, Runtime, open_network
 from models.store import DEFAULT_WEIGHTS_DIR, read_model
 from pipeline.batch import Fetched, ImageRecord, Status, TodoRow
@@ -132,7 +133,7 @@ def decode(content: bytes) -> None:
     """Decode an image as the job does; broken ones as far as it goes."""
     settings = RowSettings()
     with contextlib.suppress(DecodeError):
-        decode_image(content, max_pixels=settings.max_pixels, min_side_px=settings.decode_min_side_px)
+        decode_image(content, max_pixels=settings.max_pixels, min_side_px=min_side_of(settings))
 
 
 def gpu_decode_part(contents: Sequence[bytes]) -> Part:

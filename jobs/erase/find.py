@@ -52,7 +52,7 @@ def similar_finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) 
     """A function that finds the images with a face similar to that of --like."""
     weights_dir = local_weights(arguments.weights)
     models = Models(**{role: find_card(weights_dir, role, model) for role, model in made_with["models"].items()})
-    faces = probe_faces(arguments.like, RowSettings(**made_with["settings"]), weights_dir, models)
+    faces = probe_faces(arguments.like, RowSettings.of_output(made_with["settings"]), weights_dir, models)
     vector = choose_face(arguments.like, faces, arguments.face)
     min_cosine = arguments.min_cosine
     if min_cosine is None:

@@ -25,7 +25,14 @@ from jobs.extract.options import (
     parse_arguments,
     row_settings,
 )
-from jobs.extract.stages import Models, StageConfig, alignment_template, read_models, stage_builders
+from jobs.extract.stages import (
+    Models,
+    StageConfig,
+    alignment_template,
+    looks_of,
+    read_models,
+    stage_builders,
+)
 from jobs.options import program
 from models.engines.engine import INT8_PLACE, Opened
 from models.engines.int8 import require_int8
@@ -38,6 +45,7 @@ from pipeline.input.listing import Listing, list_inputs
 from pipeline.input.places import check_places, region_lines
 from pipeline.input.rules import Rules
 from pipeline.output import claim, ledger, report
+from pipeline.output.claim import Claim
 from pipeline.output.erased import erased_rule, read_erased
 from pipeline.output.lease import Lease, LeaseLost, check_held
 from pipeline.output.report import RunTotals
@@ -50,7 +58,7 @@ from pipeline.run.plan import Plan
 from pipeline.run.progress import Progress
 from pipeline.run.runner import StageBuilders
 from pipeline.run.watchdog import Watchdog
-from pipeline.settings import RowSettings, fingerprinted
+from pipeline.settings import BEFORE, RowSettings, fingerprinted, option
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import StoreOptions, parse_input_uri
 from pipeline.text import printable
@@ -103,17 +111,17 @@ def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStag
     """List, plan, run, check, report. Returns 0 or 3. Every other end is raised."""
     job = check_arguments(arguments, command)
     with TodoJoin() as join, claim.take_lease(job.storage, job.run_id, command, say) as lease:
-        check_output(job)
+        job = check_output(job)
         listing = list_images(job, join)
-        fingerprint = claim_output(job)
+        claimed = claim_output(job)
         todo = plan_todo(job, join, listing)
         progress = Progress("images", describe_counts, todo.images)
         remove_redone(job, join, todo)
-        ran = run_todo(job, join, todo, fingerprint, build_stages, progress, lease) if todo.images else None
+        ran = run_todo(job, join, todo, claimed, build_stages, progress, lease) if todo.images else None
         outcome = check_outcome(job, join, todo)
         totals = run_totals(progress)
         if todo.images or not claim.is_finished(job.storage):
-            write_run_json(job, fingerprint, ran, listing, todo, outcome, totals)
+            write_run_json(job, claimed.fingerprint, ran, listing, todo, outcome, totals)
     return report_end(job, outcome, totals)
 
 
@@ -162,11 +170,17 @@ def require_commercial(models: Models) -> None:
         )
 
 
-def check_output(job: Job) -> None:
-    """Refuse, before INPUT is listed, an output that this run cannot continue. Raises OutputError."""
+def check_output(job: Job) -> Job:
+    """Refuse, before INPUT is listed, an output that this run cannot continue. Raises OutputError.
+
+    Returns the job with the settings that it goes on with.
+    """
     claim.refuse_foreign_tables(job.storage)
-    if not job.arguments.overwrite:
-        claim.check_claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
+    if job.arguments.overwrite:
+        return job
+    job = go_on_with(job)
+    claim.check_claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
+    return job
 
 
 def list_images(job: Job, join: TodoJoin) -> Listing:
@@ -185,16 +199,29 @@ def list_images(job: Job, join: TodoJoin) -> Listing:
     return listing
 
 
-def claim_output(job: Job) -> str:
-    """Make OUTPUT this run's. Returns the fingerprint. Only here --overwrite deletes: INPUT could be listed and read.
+def claim_output(job: Job) -> Claim:
+    """Make OUTPUT this run's. Only here --overwrite deletes: INPUT could be listed and read.
 
     Called under the lease, as every step up to the report. Raises OutputError.
     """
     if job.arguments.overwrite:
         claim.clear(job.storage)
-    fingerprint = claim.claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
+    claimed = claim.claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
     claim.recover(job.storage)
-    return fingerprint
+    return claimed
+
+
+def go_on_with(job: Job) -> Job:
+    """The job with the settings under which an earlier version began OUTPUT, and a line that says so."""
+    begun = claim.begun_with(job.storage)
+    if begun is None:
+        return job
+    given = {name for name in BEFORE if getattr(job.arguments, name) is not None}
+    settings = job.settings.going_on(begun["settings"], given)
+    for name in BEFORE:
+        if getattr(settings, name) != getattr(job.settings, name):
+            say(f"OUTPUT was begun without {option(name)}, so this run goes on with: {getattr(settings, name)}")
+    return replace(job, settings=settings)
 
 
 def covered(settings: RowSettings, models: Models, precision: str) -> dict[str, object]:
@@ -224,12 +251,15 @@ def remove_redone(job: Job, join: TodoJoin, todo: TodoCounts) -> None:
 
 
 def run_todo(
-    job: Job, join: TodoJoin, todo: TodoCounts, fingerprint: str, build_stages: BuildStages, progress: Progress,
+    job: Job, join: TodoJoin, todo: TodoCounts, claimed: Claim, build_stages: BuildStages, progress: Progress,
     lease: Lease,
 ) -> Ran:
     """Process the images to do, and commit their rows."""
     names = ModelNames(**{role: card.identity for role, card in job.models.by_role.items()})
-    sink = Sink(job.storage, job.run_id, fingerprint, names, EMBEDDING_DIM, job.settings.embedding_dtype)
+    sink = Sink(
+        job.storage, job.run_id, claimed.fingerprint, names, EMBEDDING_DIM, job.settings.embedding_dtype,
+        claimed.columns,
+    )
     ran = run_on_ray(job, join, todo, build_stages, sink, progress, lease)
     job.check_lease()
     claim.recover(job.storage)
@@ -290,7 +320,16 @@ def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[st
     device = ("cuda" if on_gpu else "cpu") if arguments.device == "auto" else arguments.device
     planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
     say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
+    if arguments.find_px:
+        say(cost_of_windows(row_settings(arguments)))
     return device, planned
+
+
+def cost_of_windows(settings: RowSettings) -> str:
+    """What --find-px costs, in words."""
+    looks = looks_of(settings)
+    counts = ", ".join(f"{looks.count(*size)} times at {size[0]}×{size[1]} px" for size in ((4000, 3000), (1600, 1200)))
+    return f"--find-px {settings.find_px}: the detector looks at a picture {counts}; its time grows as much"
 
 
 def stage_config(job: Job, device: str, engines: EngineNotes) -> StageConfig:

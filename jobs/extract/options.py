@@ -103,6 +103,8 @@ def row_settings(arguments: argparse.Namespace) -> RowSettings:
     values = {f.name: getattr(arguments, f.name) for f in fields(RowSettings)}
     values["second_pass_px"] = values["second_pass_px"] or None
     values["max_faces"] = values["max_faces"] or None
+    values["find_px"] = values["find_px"] or None
+    values = {name: value for name, value in values.items() if name != "long_pictures" or value is not None}
     try:
         return RowSettings(**values)
     except ValueError as error:
@@ -213,6 +215,12 @@ def add_row_options(group: argparse._ArgumentGroup) -> None:
         "side of the detector's input, a multiple of 32. Larger finds smaller faces; default: %(default)s"))
     group.add_argument("--second-pass-px", type=count, default=default.second_pass_px, metavar="PX", help=(
         "detect again at this size in images without a face, for close-ups. 0: do not; default: %(default)s"))
+    group.add_argument("--long-pictures", choices=("windows", "whole"), help=(
+        "windows looks at pictures longer than 2:1 in windows of that shape too, or their faces would be too small; "
+        f"default: {default.long_pictures}"))
+    group.add_argument("--find-px", type=count, metavar="PX", help=(
+        "look at every picture in as many windows as it takes to find faces of this height, pixels of the original; "
+        "the time grows with the number of windows, which the plan names; 0: do not; default: 0"))
     group.add_argument("--rotate-retry", action="store_true", help=(
         "detect again in images without a face, turned by 90, 270 and 180 degrees"))
     group.add_argument("--decode-scale", choices=("auto", "full"), default=default.decode_scale, help=(

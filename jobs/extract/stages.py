@@ -29,7 +29,9 @@ from pipeline.stages.decode import Decode
 from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.image import is_too_large
+from pipeline.stages.jpeg import MinSide
 from pipeline.stages.keypoint import Keypoint
+from pipeline.stages.looks import Looks
 from pipeline.storage import open_storage
 from pipeline.storage.uris import (
     BUCKET_SCHEMES,
@@ -110,6 +112,16 @@ def stage_builders(config: StageConfig) -> StageBuilders:
     }
 
 
+def looks_of(settings: RowSettings) -> Looks:
+    """Where the detector looks."""
+    return Looks(settings.detect_px, settings.long_pictures == "windows", settings.find_px)
+
+
+def min_side_of(settings: RowSettings) -> MinSide | None:
+    """How small JPEGs may be decoded; None decodes all at full size."""
+    return looks_of(settings).min_side_px if settings.decode_scale == "auto" else None
+
+
 def build_decode(config: StageConfig, threads: int, calls: int) -> Decode:
     """Fetch and decode with that many threads."""
     max_pixels = config.settings.max_pixels
@@ -119,7 +131,7 @@ def build_decode(config: StageConfig, threads: int, calls: int) -> Decode:
     return Decode(
         fetch,
         max_pixels=max_pixels,
-        min_side_px=config.settings.decode_min_side_px,
+        min_side_px=min_side_of(config.settings),
         batch_images=config.batches.images,
         batch_bytes=config.batches.mb << 20,
         threads=threads,
@@ -137,7 +149,7 @@ def build_detect(config: StageConfig, threads: int, calls: int) -> Detect:
         min_score=settings.min_score, nms_iou=settings.nms_iou, batch_size=batch_size, max_detections=MAX_DETECTIONS,
     )
     return Detect(
-        detector, input_px=settings.detect_px, second_pass_px=settings.second_pass_px,
+        detector, looks=looks_of(settings), nms_iou=settings.nms_iou, second_pass_px=settings.second_pass_px,
         min_face_px=settings.min_face_px, max_faces=settings.max_faces, rotate_retry=settings.rotate_retry,
         batch_size=batch_size,
     )

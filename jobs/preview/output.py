@@ -69,7 +69,7 @@ def _parse_run(run: Any) -> Run:
     return Run(
         run_id=str(run["run_id"]),
         finished=str(run["finished"]),
-        settings=RowSettings(**run["settings"]),
+        settings=RowSettings.of_output(run["settings"]),
         template=AlignmentTemplate(float(box_side_px), (float(x), float(y))),
         models=[(role, str(model["identity"]), str(model["licence"])) for role, model in run["models"].items()],
         counts={name: int(run["output"].get(name, 0)) for name in ("images", *Status)},

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from jobs.extract.stages import min_side_of
 from jobs.preview.output import Row, Run
 from pipeline import geometry
 from pipeline.batch import FetchFailure, TodoRow
@@ -69,7 +70,7 @@ def view_photo(record: Row, faces: Sequence[Row], content: bytes, run: Run) -> P
     """Decode a photo and cut out its faces, or say why that cannot be done now."""
     try:
         decoded = decode_image(
-            content, max_pixels=run.settings.max_pixels, min_side_px=run.settings.decode_min_side_px
+            content, max_pixels=run.settings.max_pixels, min_side_px=min_side_of(run.settings)
         )
     except DecodeError as error:
         return PhotoView(record, faces, note=f"The photo cannot be read now: {error.reason}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.output import ledger, spool
 from pipeline.output.lease import Lease
+from pipeline.schemas import LATER_COLUMNS
 from pipeline.settings import differences, fingerprint
 from pipeline.storage import Storage
 from pipeline.storage.faults import bucket_fault
@@ -18,6 +20,14 @@ from pipeline.text import printable
 OUTPUT_JSON, RUN_JSON = "output.json", "run.json"
 AUDIT_PATH = "_audit.jsonl"
 _RUN_ASIDE = "_run.json"     # run.json is moved here during an erasure
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An output that a run may write: its fingerprint, and which of `schemas.LATER_COLUMNS` it has."""
+
+    fingerprint: str
+    columns: Sequence[str]
 
 
 def take_lease(storage: Storage, run_id: str, command: str, say: Callable[[str], None]) -> Lease:
@@ -50,31 +60,44 @@ def refuse_foreign_tables(storage: Storage) -> None:
         )
 
 
-def check_claim(storage: Storage, covered: Mapping[str, Any]) -> None:
-    """Check that a run can continue what is there; writes nothing. Raises OutputError as `claim` does."""
+def begun_with(storage: Storage) -> Mapping[str, Any] | None:
+    """What output.json says: fingerprint, settings, models, columns; None for a new output. Raises OutputError."""
     try:
         content = storage.read(OUTPUT_JSON)
     except FileNotFoundError:
-        if ledger.committed_parts(storage):
-            raise OutputError(_without_settings(storage)) from None
-    else:
-        _compare(storage, content, covered)
+        return None
+    try:
+        found: dict[str, Any] = json.loads(content)
+        found["fingerprint"], found["settings"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OutputError(
+            f"{storage.root}/{OUTPUT_JSON} is damaged; restore it, or start again with --overwrite"
+        ) from None
+    return found
 
 
-def claim(storage: Storage, covered: Mapping[str, Any]) -> str:
-    """Write the fingerprint of a new output, or check that of an existing one; returns the fingerprint.
+def check_claim(storage: Storage, covered: Mapping[str, Any]) -> None:
+    """Check that a run can continue what is there; writes nothing. Raises OutputError as `claim` does."""
+    begun = begun_with(storage)
+    if begun is not None:
+        _compare(storage, begun, covered)
+    elif ledger.committed_parts(storage):
+        raise OutputError(_without_settings(storage))
+
+
+def claim(storage: Storage, covered: Mapping[str, Any]) -> Claim:
+    """Write the fingerprint of a new output, or check that of an existing one.
 
     covered: from `settings.fingerprinted`. Raises OutputError if the output was made with other settings or models.
     """
     ours = fingerprint(covered)
-    content = json.dumps({"fingerprint": ours, **covered}, indent=1).encode()
+    content = json.dumps({"fingerprint": ours, "columns": LATER_COLUMNS, **covered}, indent=1).encode()
     if storage.create(OUTPUT_JSON, content) is not None:
         if ledger.committed_parts(storage):
             storage.delete(OUTPUT_JSON)
             raise OutputError(_without_settings(storage))
-        return ours
-    _compare(storage, storage.read(OUTPUT_JSON), covered)
-    return ours
+        return Claim(ours, LATER_COLUMNS)
+    return _compare(storage, begun_with(storage) or {}, covered)
 
 
 def _without_settings(storage: Storage) -> str:
@@ -84,22 +107,17 @@ def _without_settings(storage: Storage) -> str:
     )
 
 
-def _compare(storage: Storage, content: bytes, covered: Mapping[str, Any]) -> None:
-    """Raises OutputError unless an `output.json` has this run's fingerprint."""
-    ours = fingerprint(covered)
-    try:
-        theirs = json.loads(content)
-        found = theirs.pop("fingerprint")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise OutputError(
-            f"{storage.root}/{OUTPUT_JSON} is damaged; restore it, or start again with --overwrite"
-        ) from None
+def _compare(storage: Storage, begun: Mapping[str, Any], covered: Mapping[str, Any]) -> Claim:
+    """The claim on an output that was begun so. Raises OutputError unless it has this run's fingerprint."""
+    theirs, ours = dict(begun), fingerprint(covered)
+    found, columns = theirs.pop("fingerprint", ""), theirs.pop("columns", [])
     if found != ours:
         raise OutputError(
             f"{storage.root} was made with other settings or models: its fingerprint is {found[:12]}, this run's "
             f"{ours[:12]}. Use the same ones, another OUTPUT, or --overwrite to start again. They differ in\n  "
             + "\n  ".join(differences(covered, theirs))
         )
+    return Claim(ours, tuple(columns))
 
 
 def clear(storage: Storage) -> None:

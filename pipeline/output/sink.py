@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +14,7 @@ from pipeline import geometry
 from pipeline.batch import RETRIED, FaceBatch, Status
 from pipeline.boundary import table_to_faces
 from pipeline.output import lease, ledger
-from pipeline.schemas import IMAGES, faces_schema, records_to_table
+from pipeline.schemas import IMAGES, LATER_COLUMNS, faces_schema, records_to_table
 from pipeline.storage import Storage
 
 MAX_FACES_PER_PART = 50_000     # about 110 MB; for photos of crowds this limit comes before --rows-per-file
@@ -42,7 +43,8 @@ class ModelNames:
 class Sink:
     """Commits each table of faces as a part, and images to try again as a part of their own.
 
-    A part with too many faces is divided. Raises WriteError, and LeaseLost if another run has taken over the output.
+    A part with too many faces is divided. columns: those of `schemas.LATER_COLUMNS` that the output has.
+    Raises WriteError, and LeaseLost if another run has taken over the output.
     """
 
     storage: Storage
@@ -51,6 +53,7 @@ class Sink:
     models: ModelNames
     embedding_dim: int
     embedding_dtype: str
+    columns: Sequence[str] = LATER_COLUMNS
 
     def __call__(self, table: pa.Table) -> pa.Table:
         table = _each_once(table)
@@ -71,6 +74,7 @@ class Sink:
         }
         faces = faces_table(batch, self.models, self.embedding_dim, self.embedding_dtype)
         images = images_table(batch, self.run_id)
+        images = images.drop_columns([name for name in LATER_COLUMNS if name not in self.columns])
         try:
             ledger.write_pair(
                 self.storage, name, faces.replace_schema_metadata(metadata), images.replace_schema_metadata(metadata),

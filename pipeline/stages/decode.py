@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.batch import NO_PIXELS, Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
 from pipeline.stages.codec import DecodeError
 from pipeline.stages.image import Header, decode_pixels, read_header
+from pipeline.stages.jpeg import MinSide
 from pipeline.stages.pillow import prepare_pillow
 
 FetchRows = Callable[[Sequence[TodoRow]], Generator[Fetched | FetchFailure, None, None]]
@@ -68,7 +69,7 @@ class Decode:
         fetch: FetchRows,
         *,
         max_pixels: int,
-        min_side_px: int | None,
+        min_side_px: MinSide | None,
         threads: int,
         batch_images: int,
         batch_bytes: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 from pipeline import geometry
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status
 from pipeline.geometry import CHIP_MAX_PX
+from pipeline.stages.looks import Box, Looks, merge
 
 DetectModel = Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 """From canvases (b, side, side, 3) uint8 RGB to one pair each: boxes (n, 4) float32, canvas pixels, and scores (n,)."""
@@ -87,7 +88,8 @@ class _Found:
 class Detect:
     """Find faces at a fixed input size and cut out their chips.
 
-    An image without a face gets a second pass at `second_pass_px`, for close-ups whose face is too large for the first.
+    looks: where to look in an image. nms_iou: joins what several looks find. An image without a face gets a second pass
+    at `second_pass_px`, for close-ups whose face is too large for the first.
     With `rotate_retry` it is then tried again, turned by 90, 270 and 180 degrees.
 
     min_face_px: a box whose shorter side is less is dropped; pixels of the original image.
@@ -99,7 +101,8 @@ class Detect:
         self,
         detect_faces: DetectModel,
         *,
-        input_px: int,
+        looks: Looks,
+        nms_iou: float,
         second_pass_px: int | None,
         min_face_px: float,
         max_faces: int | None,
@@ -107,7 +110,8 @@ class Detect:
         batch_size: int,
     ) -> None:
         self._detect_faces = detect_faces
-        self._input_px = input_px
+        self._looks, self._input_px = looks, looks.input_px
+        self._nms_iou = nms_iou
         self._second_pass_px = second_pass_px
         self._min_face_px = min_face_px
         self._max_faces = max_faces
@@ -116,15 +120,19 @@ class Detect:
 
     def __call__(self, batch: ImageBatch) -> FaceBatch:
         found: dict[int, _Found] = {}
-        decoded = [i for i, record in enumerate(batch.records) if record.status is Status.OK]
-        self._run(found, batch, decoded, self._input_px, detect_pass=1)
+        looks = {
+            i: self._looks.boxes((record.width or 0, record.height or 0), pixels.shape[1::-1])
+            for i, (record, pixels) in enumerate(zip(batch.records, batch.pixels, strict=True))
+            if record.status is Status.OK
+        }
+        self._run(found, batch, looks, self._input_px, detect_pass=1)
         if self._second_pass_px is not None:
-            self._run(found, batch, _without_face(found), self._second_pass_px, detect_pass=2)
+            self._run(found, batch, _whole_of(looks, found), self._second_pass_px, detect_pass=2)
         if self._rotate_retry:
             for rotation_deg in (90, 270, 180):
-                self._run(found, batch, _without_face(found), self._input_px, 1, rotation_deg)
+                self._run(found, batch, _whole_of(looks, found), self._input_px, 1, rotation_deg)
         per_image = [
-            self._cut(record, pixels, found[i]) if i in found else FaceBatch.without_faces((record,))
+            self._cut(record, pixels, found[i], len(looks[i])) if i in found else FaceBatch.without_faces((record,))
             for i, (record, pixels) in enumerate(zip(batch.records, batch.pixels, strict=True))
         ]
         return FaceBatch.concatenate(per_image)
@@ -133,27 +141,33 @@ class Detect:
         self,
         found: dict[int, _Found],
         batch: ImageBatch,
-        indices: Sequence[int],
+        looks: Mapping[int, Sequence[Box]],
         side_px: int,
         detect_pass: int,
         rotation_deg: int = 0,
     ) -> None:
-        """Run the detector on these images and store what it finds; an empty result replaces no earlier one."""
-        for start in range(0, len(indices), self._batch_size):
-            chunk = indices[start : start + self._batch_size]
+        """Run the detector on these looks at images and store what it finds; an empty result replaces no earlier one.
+
+        looks: by the index of the image. With a turn they are the whole image, and not turned themselves.
+        """
+        each_look = [(i, box) for i, boxes in looks.items() for box in boxes]
+        per_image: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {i: [] for i in looks}
+        for start in range(0, len(each_look), self._batch_size):
+            chunk = each_look[start : start + self._batch_size]
             canvases = np.empty((len(chunk), side_px, side_px, 3), np.uint8)
-            matrices = [
-                letterbox(_turned(batch.pixels[i], rotation_deg), side_px, canvas)[1]
-                for i, canvas in zip(chunk, canvases, strict=True)
-            ]
+            matrices = []
+            for canvas, (i, (x1, y1, x2, y2)) in zip(canvases, chunk, strict=True):
+                _, canvas_to_look = letterbox(_turned(batch.pixels[i][y1:y2, x1:x2], rotation_deg), side_px, canvas)
+                matrices.append(geometry.compose(geometry.scale_shift((1.0, 1.0), (x1, y1)), canvas_to_look))
             detections = self._detect_faces(canvases)
-            for i, canvas_to_turned, (boxes_canvas, scores) in zip(chunk, matrices, detections, strict=True):
-                faces = self._select(
-                    batch.records[i], batch.pixels[i], geometry.transform_boxes(canvas_to_turned, boxes_canvas),
-                    scores, detect_pass, rotation_deg,
-                )
-                if i not in found or len(faces.scores):
-                    found[i] = faces
+            for (i, _), canvas_to_turned, (boxes, scores) in zip(chunk, matrices, detections, strict=True):
+                per_image[i].append((geometry.transform_boxes(canvas_to_turned, boxes), scores))
+        for i, of_looks in per_image.items():
+            pixels = batch.pixels[i]
+            merged = merge(pixels.shape[1::-1], looks[i], of_looks, self._nms_iou)
+            faces = self._select(batch.records[i], pixels, *merged, detect_pass, rotation_deg)
+            if i not in found or len(faces.scores):
+                found[i] = faces
 
     def _select(
         self,
@@ -176,7 +190,7 @@ class Detect:
         kept = best_first[(shorter_px[best_first] >= self._min_face_px) & (shorter_px[best_first] > 0)]
         return _Found(boxes_turned[kept], boxes[kept], scores[kept], turned_to_image, detect_pass, rotation_deg)
 
-    def _cut(self, record: ImageRecord, pixels: np.ndarray, found: _Found) -> FaceBatch:
+    def _cut(self, record: ImageRecord, pixels: np.ndarray, found: _Found, tiles: int) -> FaceBatch:
         """The chips of one image's best `max_faces` faces."""
         boxes = found.boxes_xyxy[: self._max_faces]
         turned = _turned(pixels, found.rotation_deg)
@@ -188,6 +202,7 @@ class Detect:
             rotation_deg=found.rotation_deg,
             n_faces=len(boxes),
             faces_truncated=len(boxes) < len(found.boxes_xyxy),
+            tiles=tiles,
         )
         return FaceBatch(
             records=(record,),
@@ -201,8 +216,9 @@ class Detect:
         )
 
 
-def _without_face(found: dict[int, _Found]) -> list[int]:
-    return [i for i, faces in found.items() if not len(faces.scores)]
+def _whole_of(looks: Mapping[int, Sequence[Box]], found: Mapping[int, _Found]) -> dict[int, Sequence[Box]]:
+    """The look at the whole, of each image in which no face was found yet."""
+    return {i: looks[i][:1] for i, faces in found.items() if not len(faces.scores)}
 
 
 def _turned(pixels: np.ndarray, rotation_deg: int) -> np.ndarray:

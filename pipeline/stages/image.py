@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.batch import Status
 from pipeline.stages import headers, jpeg, pillow
 from pipeline.stages.codec import DecodeError
+from pipeline.stages.jpeg import MinSide
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Decoded:
     pixels: np.ndarray
 
 
-def decode_image(content: bytes, *, max_pixels: int, min_side_px: int | None) -> Decoded:
+def decode_image(content: bytes, *, max_pixels: int, min_side_px: MinSide | None) -> Decoded:
     """Upright RGB pixels of one image file: the first frame of an animation, the first page of a TIFF.
 
     min_side_px: JPEGs are decoded at the smallest of 1, 1/2, 1/4 and 1/8 at which the longest side is at least this;
@@ -59,7 +60,7 @@ def decode_image(content: bytes, *, max_pixels: int, min_side_px: int | None) ->
     return Decoded(header, decode_pixels(content, header))
 
 
-def read_header(content: bytes, *, max_pixels: int, min_side_px: int | None) -> Header:
+def read_header(content: bytes, *, max_pixels: int, min_side_px: MinSide | None) -> Header:
     """Format, size and orientation of an image file; decodes no pixel. Raises `DecodeError`."""
     if not content:
         raise DecodeError(Status.UNREADABLE, "empty file")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import simplejpeg
 
 from pipeline.stages import headers, jpeg_quirks
 from pipeline.stages.codec import StoredImage, decode_failure, exif_orientation
 
+MinSide = Callable[[int, int], int]
+"""How long the longest side of the decoded pixels must be, for a picture of this width and height."""
 
-def read_stored(content: bytes, min_side_px: int | None) -> StoredImage | None:
+
+def read_stored(content: bytes, min_side_px: MinSide | None) -> StoredImage | None:
     """The facts of a JPEG's header; None for the rare kinds that simplejpeg cannot decode but Pillow might.
 
     Raises `DecodeError`, BombError.
@@ -36,11 +41,12 @@ def read_size(content: bytes) -> tuple[int, int] | None:
     return width, height
 
 
-def jpeg_scale(width: int, height: int, min_side_px: int | None) -> float:
+def jpeg_scale(width: int, height: int, min_side_px: MinSide | None) -> float:
     """The smallest of 1, 1/2, 1/4, 1/8 at which the longest side is at least min_side_px; None gives 1."""
     if min_side_px is None:
         return 1.0
-    return next((1 / d for d in (8, 4, 2) if max(width, height) >= d * min_side_px), 1.0)
+    least_px = min_side_px(width, height)
+    return next((1 / d for d in (8, 4, 2) if max(width, height) >= d * least_px), 1.0)
 
 
 def decode(content: bytes, size_wh: tuple[int, int], scale: float) -> np.ndarray:

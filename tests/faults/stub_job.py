@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from jobs.extract import job as extract
-from jobs.extract.stages import StageConfig, build_align, build_decode
+from jobs.extract.stages import StageConfig, build_align, build_decode, looks_of
 from pipeline.batch import FaceBatch, ImageBatch, Status
 from pipeline.output.lease import Lease
 from pipeline.output.sink import Sink
@@ -131,7 +131,8 @@ def build_detect(config: StageConfig, faults: Faults, threads: int, calls: int) 
     settings, batch_size = config.settings, config.batches.detect
     model = detect_faces if faults.cuda_memory is None else detect_on_small_gpu(faults.cuda_memory, batch_size)
     detect = Detect(
-        model, input_px=settings.detect_px, second_pass_px=settings.second_pass_px, min_face_px=settings.min_face_px,
+        model, looks=looks_of(settings), nms_iou=settings.nms_iou, second_pass_px=settings.second_pass_px,
+        min_face_px=settings.min_face_px,
         max_faces=settings.max_faces, rotate_retry=settings.rotate_retry, batch_size=batch_size,
     )
     return FaultyDetect(detect, faults)

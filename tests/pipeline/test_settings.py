@@ -19,6 +19,8 @@ MODELS = {"detector": {"tensors_sha256": "aa"}, "embedder": {"tensors_sha256": "
         ({"max_faces": 0}, "--max-faces must be at least 1; 0 keeps all faces"),
         ({"max_pixels": 0}, "--max-pixels must be at least 1"),
         ({"decode_scale": "half"}, '--decode-scale must be "auto" or "full"'),
+        ({"long_pictures": "cut"}, '--long-pictures must be "windows" or "whole"'),
+        ({"find_px": 3}, "--find-px must be at least 4; 0 turns it off"),
         ({"embedding_dtype": "int8"}, "--embedding-dtype must be one of float32, float16"),
     ],
 )
@@ -27,16 +29,36 @@ def test_a_wrong_setting_names_the_option_and_the_value(changes, message):
         RowSettings(**changes)
 
 
-def test_decoding_keeps_twice_the_detector_input():
-    assert RowSettings(detect_px=960).decode_min_side_px == 1920
-    assert RowSettings(decode_scale="full").decode_min_side_px is None
+def test_settings_of_later_versions_are_left_out_of_the_fingerprint_while_they_mean_what_was_before():
+    before = RowSettings(long_pictures="whole")
+    assert "long_pictures" not in fingerprinted(before, {})["settings"]
+    assert "find_px" not in fingerprinted(RowSettings(), {})["settings"]
+    now = fingerprinted(RowSettings(find_px=20), {})["settings"]
+    assert (now["long_pictures"], now["find_px"]) == ("windows", 20)
+
+
+@pytest.mark.parametrize(
+    ("begun_with", "given", "long_pictures"),
+    [
+        ({}, (), "whole"),                                        # begun by version 0.1.0
+        ({}, ("long_pictures",), "windows"),                      # the user insists, and is refused
+        ({"long_pictures": "windows"}, (), "windows"),
+    ],
+)
+def test_a_run_goes_on_as_the_output_was_begun(begun_with, given, long_pictures):
+    assert RowSettings().going_on(begun_with, given).long_pictures == long_pictures
+
+
+def test_the_settings_of_an_output_of_any_version():
+    assert RowSettings.of_output({"min_score": 0.5}) == RowSettings(min_score=0.5, long_pictures="whole")
+    assert RowSettings.of_output({"long_pictures": "windows", "find_px": 9}) == RowSettings(find_px=9)
 
 
 @pytest.mark.parametrize("name", RowSettings.__slots__)
 def test_every_setting_changes_the_fingerprint(name):
     other = {"detect_px": 960, "second_pass_px": None, "min_score": 0.6, "nms_iou": 0.4, "min_face_px": 9.0,
              "max_faces": 3, "rotate_retry": True, "decode_scale": "full", "max_pixels": 1,
-             "embedding_dtype": "float16"}
+             "embedding_dtype": "float16", "long_pictures": "whole", "find_px": 20}
     changed = replace(RowSettings(), **{name: other[name]})
     ours, theirs = fingerprinted(RowSettings(), MODELS), fingerprinted(changed, MODELS)
     assert fingerprint(ours) != fingerprint(theirs)

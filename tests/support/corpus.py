@@ -28,6 +28,12 @@ DECODED = frozenset((status, None) for status in GOOD)
 CUT_OFF, DAMAGED_HEADER, DAMAGED_PIXELS = "cut off before the picture ends", "damaged header", "damaged pixels"
 NO_IMAGE = frozenset({(Status.UNSUPPORTED, "not an image, or not a format we decode")})
 MAX_PIXELS = 200_000_000
+
+
+def least_side(px: int | None) -> Callable[[int, int], int] | None:
+    """That the longest side of decoded pixels must be so long, whatever the picture's size."""
+    return None if px is None else lambda width, height: px
+
 TOO_MANY_PIXELS = frozenset({(Status.TOO_LARGE, f"over the limit of {MAX_PIXELS} pixels")})
 
 

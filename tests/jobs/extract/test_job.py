@@ -371,3 +371,20 @@ def test_from_a_bucket_archives_and_a_parquet_file_to_a_bucket(bucket, tmp_path)
 def test_what_is_read_follows_from_the_options(options, expected):
     job = jobs.extract.job.check_arguments(parse_arguments(["in", "/out", *options]), "command")
     assert job.rules == expected
+
+
+def test_an_output_of_version_0_1_0_goes_on(tmp_path):
+    """It keeps its columns and its settings; a setting that came later and is given is refused."""
+    output, photos = tmp_path / "out", tmp_path / "photos"
+    shutil.copytree(ROOT / "tests/outputs/0.1.0", output)
+    photos.mkdir()
+    shutil.copy(ASSETS / "bus.jpg", photos)
+    before = {name: table(output, name) for name in ("faces", "images")}
+    assert "settings.long_pictures" in extract(photos, output, "--long-pictures", "windows", expect=2)
+    said = extract(photos, output)
+    assert "OUTPUT was begun without --long-pictures, so this run goes on with: whole" in said
+    for name, rows in before.items():
+        after = table(output, name)
+        assert after.schema.names == rows.schema.names and "tiles" not in after.schema.names
+        old = after.filter(pc.starts_with(after["uri"], "/photos/"))
+        assert old.equals(rows) and len(after) > len(old)

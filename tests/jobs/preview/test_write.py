@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.extract.stages import min_side_of
 from jobs.preview.output import PreviewError
 from jobs.preview.write import write_preview
 from pipeline.batch import FaceBatch, ImageRecord, Status, TodoRow
@@ -24,6 +25,7 @@ from pipeline.stages.align import Align
 from pipeline.stages.decode import Decode
 from pipeline.stages.detect import Detect
 from pipeline.stages.keypoint import Keypoint
+from pipeline.stages.looks import Looks
 from pipeline.storage import open_storage
 from tests.support import corpus
 
@@ -73,11 +75,11 @@ def photo(seed, width=900, height=700):
 def process(folder, names, detector=None, eyes=fake_eyes):
     """The chips and the aligned faces of files, from the real stages with fake models."""
     detect = Detect(
-        detector or FakeDetector(), input_px=640, second_pass_px=320, min_face_px=0, max_faces=None, rotate_retry=True,
-        batch_size=1,
+        detector or FakeDetector(), looks=Looks(640), nms_iou=0.5, second_pass_px=320, min_face_px=0,
+        max_faces=None, rotate_retry=True, batch_size=1,
     )
     decode = Decode(
-        Fetch(), max_pixels=SETTINGS.max_pixels, min_side_px=SETTINGS.decode_min_side_px, threads=1, batch_images=64,
+        Fetch(), max_pixels=SETTINGS.max_pixels, min_side_px=min_side_of(SETTINGS), threads=1, batch_images=64,
         batch_bytes=256 << 20,
     )
     (decoded,) = decode([TodoRow(f"{folder}/{name}") for name in names])

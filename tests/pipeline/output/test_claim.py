@@ -6,7 +6,8 @@ import pytest
 from pipeline.errors import OutputError
 from pipeline.output import claim as output
 from pipeline.output import ledger
-from pipeline.schemas import IMAGES
+from pipeline.output.claim import Claim
+from pipeline.schemas import IMAGES, LATER_COLUMNS
 from pipeline.settings import RowSettings, fingerprint, fingerprinted
 from pipeline.storage import open_storage
 
@@ -44,7 +45,8 @@ def test_parquet_files_that_no_run_wrote_are_refused(storage):
 
 
 def test_a_new_output_stores_the_fingerprint_and_keeps_it(storage):
-    assert output.claim(storage, COVERED) == output.claim(storage, COVERED) == fingerprint(COVERED)
+    expected = Claim(fingerprint(COVERED), LATER_COLUMNS)
+    assert output.claim(storage, COVERED) == output.claim(storage, COVERED) == expected
     assert json.loads(storage.read("output.json"))["settings"]["min_score"] == RowSettings().min_score
 
 
@@ -82,7 +84,7 @@ def test_clear_removes_what_runs_wrote_and_nothing_else(storage, tmp_path):
     output.clear(storage)
     assert [file.path for file in storage.list("")] == ["_audit.jsonl", "_erased.parquet", "notes.txt"]
     assert ledger.committed_parts(storage) == []
-    assert output.claim(storage, OTHER) == fingerprint(OTHER)
+    assert output.claim(storage, OTHER).fingerprint == fingerprint(OTHER)
 
 
 def test_recover_removes_halves(storage):
@@ -121,3 +123,10 @@ def test_the_audit_gets_a_line_per_entry(storage):
         output.append_audit(storage, {"number": number})
     lines = storage.read("_audit.jsonl").decode().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1, 2]
+
+
+def test_an_output_keeps_the_columns_that_it_was_begun_with(storage):
+    """Version 0.1.0 named none."""
+    before = fingerprinted(RowSettings(long_pictures="whole"), {})
+    storage.write("output.json", json.dumps({"fingerprint": fingerprint(before), **before}).encode())
+    assert output.claim(storage, before) == Claim(fingerprint(before), ())

@@ -134,7 +134,8 @@ def test_sub_batches_are_capped_by_images_and_bytes(sides_px, options, sizes):
 def test_a_scaled_jpeg_counts_with_its_decoded_size():
     contents = {str(i): flat_jpeg(400) for i in range(4)}     # 480,000 bytes each at full size, 7,500 at 1/8
     assert len(list(decoder(contents, batch_bytes=100_000)([TodoRow(uri) for uri in contents]))) == 4
-    assert len(list(decoder(contents, batch_bytes=100_000, min_side_px=50)([TodoRow(uri) for uri in contents]))) == 1
+    scaled = decoder(contents, batch_bytes=100_000, min_side_px=corpus.least_side(50))
+    assert len(list(scaled([TodoRow(uri) for uri in contents]))) == 1
 
 
 def test_one_sub_batch_is_decoded_ahead_and_no_more():

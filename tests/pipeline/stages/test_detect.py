@@ -3,6 +3,7 @@ import pytest
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, Status
 from pipeline.stages.detect import Detect, cut_chip, letterbox
+from pipeline.stages.looks import Looks
 
 
 def white_squares(canvases):
@@ -28,8 +29,8 @@ def picture(width, height, *squares):
 
 
 def detect(model=white_squares, **changes):
-    settings = {"input_px": 64, "second_pass_px": None, "min_face_px": 0, "max_faces": None, "rotate_retry": False,
-                "batch_size": 2}
+    settings = {"looks": Looks(64), "nms_iou": 0.5, "second_pass_px": None, "min_face_px": 0, "max_faces": None,
+                "rotate_retry": False, "batch_size": 2}
     return Detect(model, **settings | changes)
 
 
@@ -158,3 +159,29 @@ def test_the_batch_size_changes_no_face():
     one = detect(batch_size=1)(batch_of(*images))
     three = detect(batch_size=3)(batch_of(*images))
     assert np.array_equal(one.boxes_xyxy, three.boxes_xyxy) and one.records == three.records
+
+
+def test_a_long_picture_is_looked_at_in_windows():
+    """At 640×32 a face of 6 px is less than a pixel of the input; in a window of 64×32 it has 6."""
+    pixels = picture(640, 32, (70, 10, 76, 16), (600, 4, 606, 10))
+    whole = detect(large_enough)(batch_of(pixels, scale=2))
+    assert (whole.records[0].status, whole.records[0].tiles) == (Status.NO_FACE, 1)
+    faces = detect(large_enough, looks=Looks(64, long_windows=True))(batch_of(pixels, scale=2))
+    assert sorted(map(tuple, faces.boxes_xyxy.tolist())) == [(140, 20, 152, 32), (1200, 8, 1212, 20)]
+    assert (faces.records[0].n_faces, faces.records[0].tiles, faces.records[0].detect_pass) == (2, 14, 1)
+
+
+def large_enough(canvases):
+    """White squares of at least 5 px, every one."""
+    return [(boxes[keep], scores[keep]) for boxes, scores in white_squares(canvases)
+            for keep in [(boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=99) >= 5 if len(boxes) else slice(0)]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_windows_give_the_same_rows_in_every_batch(batch_size):
+    images = [picture(640, 32, (70, 10, 76, 16)), picture(64, 64, (3, 3, 20, 20)), picture(30, 300, (5, 200, 15, 210))]
+    looks = Looks(64, long_windows=True)
+    together = detect(large_enough, looks=looks, batch_size=batch_size)(batch_of(*images))
+    alone = [detect(large_enough, looks=looks, batch_size=2)(batch_of(image)) for image in images]
+    assert together.boxes_xyxy.tolist() == [box for each in alone for box in each.boxes_xyxy.tolist()]
+    assert [record.tiles for record in together.records] == [each.records[0].tiles for each in alone] == [14, 1, 8]

@@ -54,7 +54,8 @@ def test_orientations_are_those_of_pillow(orientation):
 
 
 def test_only_jpegs_are_scaled():
-    decoded = decode_image(corpus.encode(corpus.picture(), "PNG"), max_pixels=MAX_PIXELS, min_side_px=10)
+    content, least = corpus.encode(corpus.picture(), "PNG"), corpus.least_side(10)
+    decoded = decode_image(content, max_pixels=MAX_PIXELS, min_side_px=least)
     assert decoded.pixels.shape == (80, 120, 3)
     assert decoded.header.decode_scale == 1.0
 

@@ -26,7 +26,7 @@ MAX_PIXELS = corpus.MAX_PIXELS
     ],
 )
 def test_the_scale_keeps_the_longest_side_long_enough(size_wh, min_side_px, scale):
-    assert jpeg_scale(*size_wh, min_side_px) == scale
+    assert jpeg_scale(*size_wh, corpus.least_side(min_side_px)) == scale
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -40,7 +40,7 @@ def test_scaled_jpegs_round_up_and_stand_upright(mode, progressive, scale, decod
     inks = Image.fromarray(corpus.cmyk(picture), "CMYK")
     stored = (inks if mode == "CMYK" else Image.fromarray(picture).convert(mode)).transpose(Image.Transpose.ROTATE_90)
     content = corpus.encode(stored, "JPEG", quality=95, subsampling=0, progressive=progressive, exif=exif)
-    decoded = decode_image(content, max_pixels=MAX_PIXELS, min_side_px=int(403 * scale))
+    decoded = decode_image(content, max_pixels=MAX_PIXELS, min_side_px=corpus.least_side(int(403 * scale)))
     width, height = decoded_wh
     assert decoded.pixels.shape == (height, width, 3)
     header = decoded.header
@@ -55,7 +55,7 @@ def test_scaled_jpegs_round_up_and_stand_upright(mode, progressive, scale, decod
 
 def test_a_jpeg_of_several_scans_needs_memory_for_its_coefficients():
     def needed(content):
-        return read_header(content, max_pixels=MAX_PIXELS, min_side_px=10).work_bytes
+        return read_header(content, max_pixels=MAX_PIXELS, min_side_px=corpus.least_side(10)).work_bytes
 
     assert needed(corpus.jpeg()) == 0
     assert needed(corpus.jpeg(progressive=True)) == 120 * 80 * 3 * 2
