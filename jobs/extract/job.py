@@ -8,6 +8,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -42,6 +43,7 @@ from pipeline.input.fetch import Fetch
 from pipeline.input.first_read import FirstRead
 from pipeline.input.indexes import KeptIndexes
 from pipeline.input.listing import Listing, list_inputs
+from pipeline.input.manifest import is_manifest
 from pipeline.input.places import check_places, region_lines
 from pipeline.input.rules import Rules
 from pipeline.output import claim, ledger, report
@@ -60,7 +62,8 @@ from pipeline.run.runner import StageBuilders
 from pipeline.run.watchdog import Watchdog
 from pipeline.settings import BEFORE, RowSettings, fingerprinted, option
 from pipeline.storage import Storage, open_storage
-from pipeline.storage.uris import StoreOptions, parse_input_uri
+from pipeline.storage.aws import for_actors
+from pipeline.storage.uris import StoreOptions, UriError, parse_input_uri, uri_scheme
 from pipeline.text import printable
 
 BuildStages = Callable[[StageConfig], StageBuilders]
@@ -130,6 +133,7 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
     settings = row_settings(arguments)
     inputs, input_options = input_uris(arguments.inputs)
     output_uri, output_options = parse_input_uri(arguments.output)
+    input_options, output_options = seen_by_actors(inputs, input_options), seen_by_actors([output_uri], output_options)
     storage = open_storage(output_uri, output_options, single_writer=arguments.single_writer)
     plan.parse_pools(arguments.pools)
     cluster.check_start(arguments.device, arguments.gpus)
@@ -150,6 +154,16 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
     )
     check_places(inputs, job.rules)
     return job
+
+
+def seen_by_actors(uris: Sequence[str], options: StoreOptions) -> StoreOptions:
+    """The options with this process's configuration of S3, where it may be needed: a manifest can name any bucket."""
+    if any(uri_scheme(uri) == "s3" for uri in uris):
+        return for_actors(options)
+    if any(map(is_manifest, uris)):
+        with suppress(UriError):      # an unusable configuration, which may not be needed
+            return for_actors(options)
+    return options
 
 
 def check_int8(arguments: argparse.Namespace, models: Models) -> None:

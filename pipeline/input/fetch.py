@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -196,8 +197,7 @@ class Fetch:
     def _fetch_local(self, path: Path, part: tuple[int, int] | None) -> Fetched | FetchFailure:
         if failure := _not_a_file(path.stat()):       # before opening, which can start a device
             return failure
-        # O_NONBLOCK: a FIFO may have replaced the file and must not block.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:   # noqa: PTH123
+        with open(_open_at_once(path), "rb") as file:
             status = os.fstat(file.fileno())
             if failure := _not_a_file(status):
                 return failure
@@ -361,6 +361,16 @@ def _beside(container: str, path: str) -> str:
     if is_remote(path) or uri_scheme(path) is not None or path.startswith("/"):
         return path
     return f"{container.rpartition('/')[0]}/{path}"
+
+
+def _open_at_once(path: Path) -> int:
+    """Open the file. A FIFO that has replaced it does not block, unless the file system refuses such an opening."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EAGAIN):      # EAGAIN: another client has a lease
+            raise
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _not_a_file(status: os.stat_result) -> FetchFailure | None:

@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,10 @@ class BucketAddress:
 @lru_cache(maxsize=16)
 def aws_session(options: StoreOptions = FROM_ENVIRONMENT) -> Any:
     """botocore's session. Raises UriError for a configuration that cannot be read."""
+    return _session(options)
+
+
+def _session(options: StoreOptions) -> Any:
     import botocore.session
 
     session = botocore.session.get_session()
@@ -93,9 +97,18 @@ def bucket_address(name: str, options: StoreOptions = FROM_ENVIRONMENT) -> Bucke
     return BucketAddress(endpoint.removesuffix(f"/{name}") if by_path else endpoint, not by_path, region, configured)
 
 
-def configured_endpoint(options: StoreOptions = FROM_ENVIRONMENT) -> str:
-    """The address of S3: the option's, the environment's, the profile's or AWS's own."""
-    return str(s3_client(options).meta.endpoint_url)
+def for_actors(options: StoreOptions) -> StoreOptions:
+    """The options with the endpoint and the region of this process, which an actor on another machine need not have.
+
+    Credentials stay out: each machine has its own, or a role. Raises UriError.
+    """
+    configured = str(s3_client(options).meta.endpoint_url)
+    by_itself = _session(options)
+    by_itself.set_config_variable("ignore_configured_endpoint_urls", True)
+    with _explained():
+        client = by_itself.create_client("s3", region_name=_region(by_itself))
+    endpoint = configured if configured != client.meta.endpoint_url and not options.endpoint else None
+    return replace(options, region=aws_session(options).get_config_variable("region"), s3_endpoint=endpoint)
 
 
 class AwsCredentials:
@@ -133,9 +146,13 @@ def _client(options: StoreOptions, *, region: str | None, anonymous: bool) -> An
     )
     with _explained():
         return session.create_client(
-            "s3", endpoint_url=options.endpoint, config=config,
-            region_name=region or session.get_config_variable("region") or DEFAULT_REGION,
+            "s3", endpoint_url=options.endpoint or options.s3_endpoint, config=config,
+            region_name=region or _region(session),
         )
+
+
+def _region(session: Any) -> str:
+    return session.get_config_variable("region") or DEFAULT_REGION
 
 
 def _address_of_request(client: Any, bucket: str, key: str) -> str:

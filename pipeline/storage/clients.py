@@ -9,10 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from botocore.exceptions import BotoCoreError
 from obstore.store import GCSStore, ObjectStore, S3Store
 
 from pipeline.storage.aws import AwsCredentials, aws_session, bucket_address, ca_file, s3_client
 from pipeline.storage.certificates import ca_bundle
+from pipeline.storage.faults import bucket_fault, one_line
 from pipeline.storage.timeouts import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S, RETRIES, RETRY_S
 from pipeline.storage.uris import BUCKET_SCHEMES, FROM_ENVIRONMENT, StoreOptions, UriError, uri_scheme
 
@@ -34,7 +36,7 @@ class _Opened:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: dict[tuple[str, StoreOptions], ObjectStore] = {}
-        self._failed: dict[tuple[str, StoreOptions], tuple[float, Exception]] = {}
+        self._failed: dict[tuple[str, StoreOptions], tuple[float, UriError]] = {}
 
     def get(self, bucket_uri: str, options: StoreOptions) -> ObjectStore:
         place = bucket_uri, options
@@ -46,15 +48,20 @@ class _Opened:
                 raise failure
             try:
                 self._found[place] = _open_bucket(bucket_uri, options)
-            except Exception as error:
-                self._failed[place] = time.monotonic(), error
-                raise
+            except (UriError, BotoCoreError) as error:
+                failure = error if isinstance(error, UriError) else _unreachable(bucket_uri, error)
+                self._failed[place] = time.monotonic(), failure
+                raise failure from None
             return self._found[place]
 
     def forget(self) -> None:
         with self._lock:
             self._found.clear()
             self._failed.clear()
+
+
+def _unreachable(bucket_uri: str, error: Exception) -> UriError:
+    return UriError(f"cannot reach {bucket_uri}: {bucket_fault(error) or 'check the endpoint and the network'} ({one_line(error)})")
 
 
 _opened = _Opened()
@@ -70,7 +77,7 @@ def forget_clients() -> None:
 def open_bucket(bucket_uri: str, options: StoreOptions = FROM_ENVIRONMENT) -> ObjectStore:
     """The obstore client of `s3://bucket` or `gs://bucket`. One per process, safe for threads.
 
-    Raises UriError for a configuration that cannot be used, and botocore's errors if S3 does not answer.
+    Raises UriError for a configuration that cannot be used, and if S3 does not answer.
     """
     return _opened.get(bucket_uri, options)
 

@@ -78,7 +78,7 @@ def environment_fault(error: Exception, place: str) -> EnvironmentFault | None:
     """
     if place and (next_step := bucket_fault(error)):
         detail = "" if isinstance(error, UriError) else f" ({one_line(error)})"
-        return EnvironmentFault(f"{place}: {next_step}{detail}")
+        return EnvironmentFault(next_step if place in next_step else f"{place}: {next_step}{detail}")
     if isinstance(error, OSError) and error.errno in _MOUNT_GONE:
         return EnvironmentFault(f"{error}: mount the file system again")
     return EnvironmentFault.of(error)

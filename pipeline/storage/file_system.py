@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NO_SYNC = "it cannot sync folders or files, so a power cut may lose the newest parts"
+NO_RENAME = "it cannot rename a file onto another, so a crash may leave neither"
 NO_LOCKS = "it has no file locks; a lock file is used instead"
 
 LOCK_FILE_S = 10.0       # a lock file is held for milliseconds; one that stays longer is of a killed process
@@ -31,6 +32,9 @@ _CANNOT_SYNC = {
 _CANNOT_LOCK = {
     errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ENOTTY,
 }
+
+# Some shared folders of virtual machines and FUSE mounts.
+_CANNOT_RENAME_ONTO = {errno.EEXIST, errno.EPERM, errno.EPROTO, errno.ETXTBSY, errno.EINVAL, errno.ENOTSUP}
 
 
 def sync_file(descriptor: int, lacks: set[str]) -> None:
@@ -56,6 +60,18 @@ def sync_folder(folder: Path, lacks: set[str]) -> None:
         sync_file(descriptor, lacks)
     finally:
         os.close(descriptor)
+
+
+def rename_onto(source: Path, target: Path, lacks: set[str]) -> None:
+    """Rename a file, in place of the target if there is one."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno not in _CANNOT_RENAME_ONTO or not target.is_file():
+            raise
+        lacks.add(NO_RENAME)
+        target.unlink()
+        source.rename(target)
 
 
 @contextlib.contextmanager

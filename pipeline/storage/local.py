@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.storage.base import FileVersion, StoredFile, join
-from pipeline.storage.file_system import lock_file_of, locked, sync_file, sync_folder
+from pipeline.storage.file_system import lock_file_of, locked, rename_onto, sync_file, sync_folder
 from pipeline.storage.uris import absolute
 
 _LOCK = ".lock"
@@ -69,7 +69,7 @@ class LocalStorage:
                     file.write(content)
                     file.flush()
                     sync_file(file.fileno(), self._lacks)
-                temporary.replace(target)
+                rename_onto(temporary, target, self._lacks)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import obstore
-from botocore.exceptions import BotoCoreError
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -135,7 +134,7 @@ class ObjectStorage:
             raise FileExistsError(errno.EEXIST, _first_line(error), name) from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise PermissionError(errno.EACCES, f"access denied ({_first_line(error)})", name) from error
-        except (BaseError, BotoCoreError) as error:      # of a bucket that cannot be opened
+        except BaseError as error:
             raise OSError(errno.EIO, _first_line(error), name) from error
 
 

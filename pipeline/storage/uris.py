@@ -32,6 +32,7 @@ class StoreOptions:
     endpoint: str | None = None   # "http://127.0.0.1:9000"; None: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the cloud
     region: str | None = None     # None: AWS_REGION, AWS_DEFAULT_REGION, the AWS profile
     anonymous: bool = False       # for a public bucket: send no credentials
+    s3_endpoint: str | None = None   # of the driver's own configuration, for its actors: see `aws.for_actors`
 
 
 FROM_ENVIRONMENT = StoreOptions()

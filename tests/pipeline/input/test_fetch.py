@@ -1,3 +1,4 @@
+import errno
 import gzip
 import http.server
 import os
@@ -108,6 +109,30 @@ def test_places_that_are_no_regular_files_fail(tmp_path):
     reasons = odd_places(tmp_path)
     results = fetch(*(TodoRow(f"{tmp_path}/{name}") for name in reasons), TodoRow("/dev/zero"))
     assert results == [FetchFailure(reason) for reason in (*reasons.values(), "not a regular file")]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EAGAIN])
+def test_a_file_system_that_refuses_to_open_at_once(tmp_path, monkeypatch, number):
+    (tmp_path / "a.jpg").write_bytes(BODY)
+    open_file = os.open
+
+    def refuse(path, flags):
+        if flags & os.O_NONBLOCK:
+            raise OSError(number, os.strerror(number))
+        return open_file(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert fetch(TodoRow(str(tmp_path / "a.jpg")))[0].content == BODY
+
+
+def test_a_mount_that_is_gone_ends_the_run(tmp_path, monkeypatch):
+    def refuse(path, flags):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+    (tmp_path / "a.jpg").write_bytes(BODY)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(EnvironmentFault, match=r"Transport endpoint is not connected.*mount the file system again"):
+        fetch(TodoRow(str(tmp_path / "a.jpg")))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")

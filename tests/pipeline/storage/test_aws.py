@@ -14,8 +14,8 @@ from pipeline.errors import EnvironmentFault
 from pipeline.input.buckets import list_objects
 from pipeline.input.fetch import Fetch
 from pipeline.storage import open_storage
-from pipeline.storage.aws import AwsCredentials, BucketAddress, bucket_address
-from pipeline.storage.clients import open_bucket
+from pipeline.storage.aws import AwsCredentials, BucketAddress, bucket_address, for_actors
+from pipeline.storage.clients import forget_clients, open_bucket
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, UriError
 from tests.support.s3_servers import REGION, make_certificates, regional_app, serving_s3
 
@@ -136,6 +136,38 @@ def test_an_unknown_certificate_is_a_fault_of_the_environment(aws_environment, t
 def test_addresses_are_those_of_the_partition(aws_environment, monkeypatch, region, bucket, endpoint, virtual):
     monkeypatch.setattr("pipeline.storage.aws._ask_region", lambda name, options: None)
     assert bucket_address(bucket, StoreOptions(region=region)) == BucketAddress(endpoint, virtual, region, region)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        ({}, FROM_ENVIRONMENT, FROM_ENVIRONMENT),
+        ({"AWS_REGION": "eu-west-1"}, FROM_ENVIRONMENT, StoreOptions(region="eu-west-1")),
+        ({"AWS_ENDPOINT_URL": "http://minio:9000"}, FROM_ENVIRONMENT, StoreOptions(s3_endpoint="http://minio:9000")),
+        ({"AWS_ENDPOINT_URL": "http://minio:9000", "AWS_DEFAULT_REGION": "eu-west-1"},
+         StoreOptions("http://other", "us-west-2", anonymous=True),
+         StoreOptions("http://other", "us-west-2", anonymous=True)),
+        ({"AWS_ENDPOINT_URL": "http://minio:9000", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, FROM_ENVIRONMENT,
+         FROM_ENVIRONMENT),
+        ({"AWS_USE_DUALSTACK_ENDPOINT": "true"}, FROM_ENVIRONMENT, FROM_ENVIRONMENT),
+    ],
+)
+def test_actors_get_the_drivers_endpoint_and_region(aws_environment, monkeypatch, settings, given, expected):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert for_actors(given) == expected
+
+
+def test_an_actor_without_the_drivers_environment_reaches_its_bucket(aws_environment, monkeypatch):
+    with serving_s3() as endpoint:
+        make_bucket(endpoint)
+        write_profile(aws_environment, f"[default]\nendpoint_url = {endpoint}\n")
+        options = for_actors(FROM_ENVIRONMENT)
+        (aws_environment / ".aws/config").unlink()
+        for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        forget_clients()
+        reach_everything(options)
 
 
 def test_missing_credentials_are_explained(aws_environment):

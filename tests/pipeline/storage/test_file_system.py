@@ -9,12 +9,13 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from pipeline.output.lease import Lease, LeaseHeld
 from pipeline.storage import LocalStorage, file_system
-from pipeline.storage.file_system import NO_LOCKS, NO_SYNC, lock_file_of, locked
+from pipeline.storage.file_system import NO_LOCKS, NO_RENAME, NO_SYNC, lock_file_of, locked
 
 
 @pytest.fixture
@@ -92,6 +93,23 @@ def test_the_lock_file_of_a_killed_process_is_taken_over(tmp_path, quirk, monkey
         assert thread.is_alive()
     thread.join(10)
     assert not thread.is_alive() and not lock_file_of(tmp_path / "l").exists()
+
+
+def test_a_file_is_replaced_where_nothing_can_be_renamed_onto_it(tmp_path, monkeypatch):
+    rename = Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        if target.exists():
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    storage = LocalStorage(str(tmp_path))
+    storage.write("a", b"1")
+    assert storage.weaknesses() == []
+    storage.write("a", b"2")
+    assert storage.read("a") == b"2" and [file.path for file in storage.list("")] == ["a"]
+    assert storage.weaknesses() == [f"the file system of {tmp_path} is weak: {NO_RENAME}"]
 
 
 def test_an_unexpected_error_of_a_lock_is_raised(tmp_path, quirk):
