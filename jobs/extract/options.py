@@ -23,6 +23,7 @@ from jobs.options import (
 from models.engines.engine import ENGINES, PRECISIONS
 from pipeline.boundary import STAGES
 from pipeline.input.parquet_images import ParquetColumns
+from pipeline.input.fetch import MAX_REQUESTS
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
@@ -254,6 +255,9 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help=(
         "threads of each process, mostly for decoding; default: its share of the CPUs that exist now, so set it with "
         "--gpus"))
+    group.add_argument("--fetch-threads", type=positive, default=MAX_REQUESTS, metavar="N", help=(
+        "most files that a process asks for at once; it asks for more only while it waits for them; "
+        "default: %(default)s"))
     group.add_argument("--shared-filesystem", action="store_true", help=(
         "all nodes of the cluster see the same files under local paths"))
     add_single_writer(group)

@@ -21,7 +21,7 @@ from models.store import (
     read_model,
 )
 from pipeline.geometry import AlignmentTemplate
-from pipeline.input.fetch import Fetch
+from pipeline.input.fetch import MAX_REQUESTS, Fetch
 from pipeline.run.runner import StageBuilders
 from pipeline.settings import RowSettings
 from pipeline.stages.align import Align
@@ -86,7 +86,7 @@ class StageConfig:
 
     models: as the driver found them. device: "cpu" or "cuda". engine, precision: see `Runtime`. image_column: the
     column of images, where INPUT is Parquet files. weights: a folder or a bucket URI; None is this repository's.
-    opened: is told of every network that an actor opens.
+    opened: is told of every network that an actor opens. max_requests: files that an actor asks for at once, at most.
     """
 
     settings: RowSettings
@@ -98,6 +98,7 @@ class StageConfig:
     weights: str | None = None
     engine: str = "auto"
     precision: str = "auto"
+    max_requests: int = MAX_REQUESTS
     opened: Callable[[Opened], None] | None = None
 
 
@@ -126,7 +127,8 @@ def build_decode(config: StageConfig, threads: int, calls: int) -> Decode:
     """Fetch and decode with that many threads."""
     max_pixels = config.settings.max_pixels
     fetch = Fetch(
-        config.store_options, image_column=config.image_column, refuses=partial(is_too_large, max_pixels=max_pixels)
+        config.store_options, image_column=config.image_column, refuses=partial(is_too_large, max_pixels=max_pixels),
+        max_requests=config.max_requests,
     )
     return Decode(
         fetch,

@@ -56,7 +56,7 @@ def view_photos(
     records: Sequence[Row], faces: Mapping[str, Sequence[Row]], run: Run, options: StoreOptions
 ) -> Iterator[PhotoView]:
     """Read the photos again and cut out their faces, in the order of the records."""
-    fetch = Fetch(options, image_column=run.parquet.image if run.parquet else None, threads=4)
+    fetch = Fetch(options, image_column=run.parquet.image if run.parquet else None, max_requests=4)
     answers = fetch(locate([record["uri"] for record in records], run.parquet, options))
     for record, answer in zip(records, answers, strict=True):
         of_photo = sorted(faces.get(record["uri"], ()), key=lambda face: int(face["face_index"]))

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
     from pipeline.storage.web import WebAnswer
 
-THREADS = 16                     # a GET from S3 takes 30 to 100 ms: 16 threads do a few hundred a second
+FIRST_REQUESTS = 16              # at once; more only while the decoders wait for them
+MAX_REQUESTS = 64                # a GET from S3 takes 30 to 100 ms: so many do about 1,000 a second
 AHEAD_BYTES = 64 << 20           # prefetch
 MAX_FILE_BYTES = 2 << 30         # a 200-megapixel TIFF of 16-bit RGBA has 1.6 GB; a disk image named .jpg has more
 HEADER_FIRST_BYTES = 8 << 20     # of files this large the beginning is checked before the rest is read
@@ -71,7 +72,8 @@ class Fetch:
 
     Only what every file meets is raised, as an EnvironmentFault: credentials, the bucket, its name, a full disk.
 
-    Prefetches two requests for each thread, `ahead_bytes` at most (a single file may be larger). A row with a container
+    Requests are made ahead, `ahead_bytes` at most (a single file may be larger). Their number grows up to max_requests
+    while the caller has to wait for the next file: it follows the latency of the store. A row with a container
     is the `size` bytes at `offset` of that file or object; members that lie side by side in an object are one request.
     Without a size the row is a member that `containers.open_members` reads; one thread reads all such rows, and the
     reader stays open for the next call, which goes on in the same container. The clients of object stores retry after
@@ -87,14 +89,15 @@ class Fetch:
         *,
         image_column: str | None = None,
         refuses: Callable[[bytes], bool] | None = None,
-        threads: int = THREADS,
+        max_requests: int = MAX_REQUESTS,
         ahead_bytes: int = AHEAD_BYTES,
         max_file_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         self._options = options
         self._image_column = image_column
         self._refuses = refuses
-        self._threads = threads
+        self._max_requests = max_requests
+        self._requests = min(FIRST_REQUESTS, max_requests)      # at once, as found so far
         self._ahead_bytes = ahead_bytes
         self._max_file_bytes = max_file_bytes
         self._container: str | None = None
@@ -103,25 +106,32 @@ class Fetch:
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[Fetched | FetchFailure, None, None]:
         """One result for every row, in their order. Closing the generator ends its threads."""
         reading: deque[_Reading] = deque()
-        threads = ThreadPoolExecutor(self._threads, "fetch")
+        threads = ThreadPoolExecutor(self._max_requests, "fetch")      # starts threads as they are needed
         one_thread = ThreadPoolExecutor(1, "fetch-members")
         try:
             for together in spans(rows):
                 n_bytes = sum(_expected_bytes(row.size) for row in together)
-                while len(reading) == 2 * self._threads or (
+                while len(reading) >= self._requests or (
                     reading and sum(map(_held_bytes, reading)) + n_bytes > self._ahead_bytes
                 ):
-                    yield from reading.popleft().future.result()
+                    yield from self._next(reading)
                 if _needs_reader(together[0]):
                     future = one_thread.submit(self._fetch_members, together)
                 else:
                     future = threads.submit(self._fetch_span, together)
                 reading.append(_Reading(n_bytes, future))
             while reading:
-                yield from reading.popleft().future.result()
+                yield from self._next(reading)
         finally:
             threads.shutdown(cancel_futures=True)
             one_thread.shutdown(cancel_futures=True)
+
+    def _next(self, reading: deque[_Reading]) -> list[Fetched | FetchFailure]:
+        """What was asked for first. If the caller has to wait for it, more requests are made at once from now on."""
+        future = reading.popleft().future
+        if not future.done():
+            self._requests = min(self._requests + 1, self._max_requests)
+        return future.result()
 
     def _fetch_span(self, rows: Sequence[TodoRow]) -> list[Fetched | FetchFailure]:
         """The bytes of rows that lie side by side. If they cannot be read together, each has its own result."""

@@ -42,7 +42,7 @@ def test_results_come_in_the_order_of_rows_with_a_missing_file_among_them(tmp_pa
         (tmp_path / f"{i}.bin").write_bytes(bytes([i]) * (i + 1))
     rows = [TodoRow(str(tmp_path / f"{i}.bin")) for i in range(100)]
     rows.insert(40, TodoRow(str(tmp_path / "missing.bin")))
-    results = fetch(*rows, threads=3)
+    results = fetch(*rows, max_requests=3)
     assert results.pop(40) == FetchFailure("no such file or directory")
     assert [result.content for result in results] == [bytes([i]) * (i + 1) for i in range(100)]
 
@@ -183,7 +183,7 @@ class Zeros(Fetch):
 @pytest.mark.parametrize(
     ("sizes", "files", "n_bytes"),
     [
-        ([10] * 50, 8, 80),               # two for each of the four threads
+        ([10] * 50, 8, 80),               # as many as may be asked for at once
         ([40] * 50, 2, 80),               # as many as fit into 100 bytes
         ([500] * 5, 1, 500),              # always one
     ],
@@ -196,10 +196,47 @@ def test_prefetch_is_limited_by_files_and_bytes(sizes, files, n_bytes):
             prefetched.append((i - len(taken), sum(sizes[:i]) - sum(taken)))
             yield TodoRow(str(i), size=size)
 
-    for result in Zeros(threads=4, ahead_bytes=100)(rows()):
+    for result in Zeros(max_requests=8, ahead_bytes=100)(rows()):
         taken.append(len(result.content))
     assert taken == sizes
     assert max(prefetched) == (files, n_bytes)
+
+
+class Distant(Fetch):
+    """A store that answers only when `pending` requests wait for it, or after a fifth of a second."""
+
+    def __init__(self, pending, **options):
+        super().__init__(**options)
+        self.waiting, self.most = 0, 0
+        self._pending = pending
+        self.changed = threading.Condition()
+
+    def fetch_one(self, row):
+        with self.changed:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.waiting >= self._pending, timeout=0.2)
+            self.waiting -= 1
+            self.changed.notify_all()
+        return Fetched(b"")
+
+
+@pytest.mark.parametrize(("rows", "max_requests"), [(5, 1), (100, 20), (200, 40)])
+def test_more_is_asked_for_at_once_while_the_caller_waits(rows, max_requests):
+    distant = Distant(2 * max_requests, max_requests=max_requests)
+    assert len(list(distant([TodoRow(str(i), size=1) for i in range(rows)]))) == rows
+    assert distant.most == max_requests
+
+
+def test_a_caller_that_seldom_waits_asks_for_hardly_more():
+    """Everything that was asked for is there before the caller goes on."""
+    near = Distant(0, max_requests=1000)
+    for _ in near([TodoRow(str(i), size=1) for i in range(1000)]):
+        with near.changed:
+            assert near.changed.wait_for(lambda: not near.waiting, timeout=20)
+        time.sleep(0.0005)
+    assert near._requests < 500
 
 
 def test_closing_early_ends_the_threads(tmp_path):
@@ -213,7 +250,7 @@ def test_closing_early_ends_the_threads(tmp_path):
 
 def test_a_fetch_can_be_pickled(tmp_path):
     (tmp_path / "a.bin").write_bytes(BODY)
-    travelled = pickle.loads(pickle.dumps(Fetch(StoreOptions(region="eu-west-1"), threads=2)))
+    travelled = pickle.loads(pickle.dumps(Fetch(StoreOptions(region="eu-west-1"), max_requests=2)))
     assert [result.content for result in travelled([TodoRow(f"{tmp_path}/a.bin")])] == [BODY]
 
 
