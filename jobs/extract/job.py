@@ -351,7 +351,7 @@ def stage_config(job: Job, device: str, engines: EngineNotes) -> StageConfig:
     return StageConfig(
         job.settings, job.models, device, batches(job.arguments, device), job.input_options,
         job.arguments.image_column, job.arguments.weights, job.arguments.engine, job.arguments.precision,
-        engines.note, job.arguments.fetch_threads,
+        job.arguments.fetch_threads, engines.note,
     )
 
 

@@ -22,8 +22,8 @@ from jobs.options import (
 )
 from models.engines.engine import ENGINES, PRECISIONS
 from pipeline.boundary import STAGES
-from pipeline.input.parquet_images import ParquetColumns
 from pipeline.input.fetch import MAX_REQUESTS
+from pipeline.input.parquet_images import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
 from pipeline.settings import RowSettings
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
