@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.command import Broke, run_command, run_process, say
-from jobs.options import ArgumentError, add_choosing_options, add_single_writer, command_parser, positive, program
+from jobs.options import ArgumentError, add_choosing_options, add_single_writer, command_parser, positive, resuming_command
 from pipeline.input import manifest_folder
 from pipeline.input.buckets import bucket_stretches, existing_key, folder_key, list_objects
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory
@@ -24,6 +24,7 @@ from pipeline.input.manifest_folder import Coverage, ManifestError, ManifestStat
 from pipeline.input.names import InputError, literal_beginning
 from pipeline.input.rows import Span, Stretch
 from pipeline.input.rules import Rules
+from pipeline.output import overwrite
 from pipeline.output.lease import Lease, check_held
 from pipeline.run.interrupt import Interrupted
 from pipeline.run.progress import Progress
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = argument_parser().parse_args(argv)
-    command = f"{program('manifest')} {shlex.join(word for word in argv if word != '--overwrite')}"
+    command = resuming_command("manifest", argv)
     return run_command(
         "manifest", partial(write_manifest, arguments, command),
         again=f"Listed names are kept. To resume, run: {command}",
@@ -106,7 +107,10 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
             source.name, source.revision, arguments.all_files, command,
             exclude=tuple(arguments.exclude), include=tuple(arguments.include),
         )
-        state = manifest_folder.claim(storage, wanted, overwrite=arguments.overwrite)
+        deletes = arguments.overwrite and not overwrite.goes_on(storage, overwrite.name_of([command]))
+        state = manifest_folder.claim(storage, wanted, overwrite=deletes)
+        if deletes:
+            overwrite.begin(storage, overwrite.name_of([command]))
         if state.finished:
             say(f"{storage.root} is finished since {state.finished}: {state.rows:,} images; --overwrite lists again")
             return
@@ -115,6 +119,7 @@ def write_manifest(arguments: argparse.Namespace, command: str) -> None:
         held = list_missing(source, storage, state, run_id)
         check_held(storage, run_id)
         manifest_folder.write_state(storage, manifest_folder.finish(state, held))
+        overwrite.end(storage)
     report_end(storage, held)
 
 

@@ -7,7 +7,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +49,13 @@ def program(name: str) -> str:
         command, *rest = name.split(" ")
         return " ".join([f"python -m jobs.{command.replace('-', '_')}", *rest])
     return f"{'facelake' if shutil.which('facelake') == called else shlex.quote(called)} {name}"
+
+
+def resuming_command(name: str, words: Sequence[str]) -> str:
+    """The line that goes on with the command of these words: the same without --overwrite."""
+    end = words.index("--") if "--" in words else len(words)         # what follows is no option
+    kept = [*(word for word in words[:end] if word != "--overwrite"), *words[end:]]
+    return " ".join([program(name), *map(shlex.quote, kept)])
 
 
 def positive(text: str) -> int:

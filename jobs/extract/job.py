@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +33,7 @@ from jobs.extract.stages import (
     read_models,
     stage_builders,
 )
-from jobs.options import program
+from jobs.options import resuming_command
 from models.engines.engine import INT8_PLACE, Opened
 from models.engines.int8 import require_int8
 from models.store import EMBEDDING_DIM, WeightsError
@@ -46,7 +45,7 @@ from pipeline.input.listing import Listing, list_inputs
 from pipeline.input.manifest import is_manifest
 from pipeline.input.places import check_places, region_lines
 from pipeline.input.rules import Rules
-from pipeline.output import claim, ledger, report
+from pipeline.output import claim, ledger, overwrite, report
 from pipeline.output.claim import Claim
 from pipeline.output.erased import erased_rule, read_erased
 from pipeline.output.lease import Lease, LeaseLost, check_held
@@ -56,11 +55,13 @@ from pipeline.output.spool import ReadTodo, write_todo
 from pipeline.output.todo import Outcome, TodoCounts, TodoJoin
 from pipeline.run import cluster, graph, plan
 from pipeline.run.cluster import Connection
+from pipeline.run.error_rate import ErrorRate
 from pipeline.run.plan import Plan
 from pipeline.run.progress import Progress
 from pipeline.run.runner import StageBuilders
 from pipeline.run.watchdog import Watchdog
 from pipeline.settings import BEFORE, RowSettings, fingerprinted, option
+from pipeline.settings import fingerprint as fingerprint_of
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.aws import for_actors
 from pipeline.storage.uris import StoreOptions, UriError, parse_input_uri, uri_scheme
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None, build_stages: BuildStages = stage_builde
     """Run the command. Returns the exit code. build_stages: gives the builders that the actors call."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_arguments(argv)
-    command = resuming_command(argv)
+    command = resuming_command("extract", argv)
     return run_command("facelake", partial(extract, arguments, command, build_stages), again=f"{AGAIN} {command}")
 
 
@@ -125,6 +126,8 @@ def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStag
         totals = run_totals(progress)
         if todo.images or not claim.is_finished(job.storage):
             write_run_json(job, claimed.fingerprint, ran, listing, todo, outcome, totals)
+        if report.bad_share(outcome.listed) <= arguments.max_error_rate:
+            overwrite.end(job.storage)
     return report_end(job, outcome, totals)
 
 
@@ -219,7 +222,7 @@ def claim_output(job: Job) -> Claim:
     Called under the lease, as every step up to the report. Raises OutputError.
     """
     if job.arguments.overwrite:
-        claim.clear(job.storage)
+        delete_output(job)
     claimed = claim.claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
     claim.recover(job.storage)
     return claimed
@@ -236,6 +239,20 @@ def go_on_with(job: Job) -> Job:
         if getattr(settings, name) != getattr(job.settings, name):
             say(f"OUTPUT was begun without {option(name)}, so this run goes on with: {getattr(settings, name)}")
     return replace(job, settings=settings)
+
+
+def delete_output(job: Job) -> None:
+    """Delete what is in OUTPUT, unless this very command has done so before and has not ended with 0 since."""
+    print_of_rows = fingerprint_of(covered(job.settings, job.models, job.arguments.precision))
+    command = overwrite.name_of([job.command, print_of_rows])
+    if deleted := overwrite.goes_on(job.storage, command):
+        say(
+            f"--overwrite: this command deleted what was in {job.storage.root} at {deleted} and has not ended with 0 "
+            f"since, so it goes on. To delete again, delete {overwrite.OVERWRITE_JSON} there first"
+        )
+        return
+    claim.clear(job.storage)
+    overwrite.begin(job.storage, command)
 
 
 def covered(settings: RowSettings, models: Models, precision: str) -> dict[str, object]:
@@ -296,29 +313,45 @@ def run_on_ray(
             planned, blocks, ReadTodo(job.storage), build_stages(config), sink, rows_per_file,
             partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"), progress.passed,
         )
-        return Ran(planned, count_receipts(receipts, progress, lease, engines, job.storage.root))
+        error_rate = ErrorRate(job.arguments.max_error_rate, todo.images, todo.retried)
+        with closing(receipts):     # so that nothing asks Ray after its shutdown: that would start another one
+            return Ran(planned, count_receipts(job, receipts, progress, lease, engines, error_rate))
 
 
 def count_receipts(
-    receipts: Iterable[pa.Table], progress: Progress, lease: Lease, engines: EngineNotes, output_root: str
+    job: Job, receipts: Iterable[pa.Table], progress: Progress, lease: Lease, engines: EngineNotes,
+    error_rate: ErrorRate,
 ) -> Mapping[Opened, int]:
     """Count the receipts as they come, and say why a network does not run with OpenVINO.
 
-    Returns what ran each network, and in how many actors. Raises LeaseLost.
+    Returns what ran each network, and in how many actors. Raises LeaseLost, and Broke if most images fail.
     """
     fallbacks = FallbackLines()
     for number, table in enumerate(receipts):
         if not number:
             fallbacks.say_new(engines.read())
-        for receipt in table.drop_columns("part").to_pylist():
+        for receipt in table.to_pylist():
+            part = receipt.pop("part")
             progress.add(receipt["images"], receipt)
+            stop_if_most_fail(job, error_rate.add(receipt["images"], receipt), part)
         if lease.lost:
-            raise LeaseLost(f"another run has taken over {output_root}")
+            raise LeaseLost(f"another run has taken over {job.storage.root}")
     progress.close()
     opened = engines.read()
     fallbacks.say_new(opened)
     engines.clear()
     return opened
+
+
+def stop_if_most_fail(job: Job, found: str | None, part: str) -> None:
+    """Raises Broke if `ErrorRate` has found too many failures, with the most frequent reason in the newest part."""
+    if found is None or job.arguments.keep_going:
+        return
+    reason = ledger.commonest_error(job.storage, part)
+    raise Broke(
+        f"{found}{f', most of the newest: {reason}' if reason else ''}; --max-error-rate allows "
+        f"{job.arguments.max_error_rate:.1%}. Mend the cause, or add --keep-going"
+    )
 
 
 def paths(arguments: argparse.Namespace) -> dict[str, str]:
@@ -419,11 +452,6 @@ def report_end(job: Job, outcome: Outcome, totals: RunTotals) -> int:
         say(f"{bad_share:.1%} of the listed images failed; --max-error-rate allows {allowed:.1%}")
         return TOO_MANY_ERRORS
     return DONE
-
-
-def resuming_command(argv: Sequence[str]) -> str:
-    """The command that resumes a run with these arguments: the same without --overwrite."""
-    return f"{program('extract')} {shlex.join(word for word in argv if word != '--overwrite')}"
 
 
 def default_rows_per_file(images: int) -> int:

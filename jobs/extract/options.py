@@ -71,6 +71,8 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
         action = options.get(str(key).replace("-", "_"))
         if action is None:
             refuse(f"there is no option {key!r}; --help lists the options")
+        if action.dest == "overwrite":
+            refuse("overwrite belongs on the command line: in a file it would delete OUTPUT each time the run goes on")
         try:
             read[action.dest] = config_value(action, value)
         except (ValueError, argparse.ArgumentTypeError) as error:
@@ -284,5 +286,8 @@ def add_ending_options(group: argparse._ArgumentGroup) -> None:
         "end the run after so many seconds in which no file arrives, no stage ends and no node starts, and print what "
         "it waits for. 0 waits for ever; default: %(default)g"))
     group.add_argument("--max-error-rate", type=share, default=0.1, metavar="SHARE", help=(
-        "exit code 3 if a larger share of the listed images failed; default: %(default)s"))
+        "exit code 3 if a larger share of the listed images failed. The run stops, with exit code 1, once a larger "
+        "share of its last 1,000 images is failed or fetch_failed; default: %(default)s"))
+    group.add_argument("--keep-going", action="store_true", help=(
+        "do not stop because too many of the last images are failed or fetch_failed"))
     group.add_argument("--preview", metavar="FILE.html", help="also write a page that shows photos and faces")

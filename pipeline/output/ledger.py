@@ -132,6 +132,12 @@ def scan_ledger(
             yield pa.concat_tables(threads.map(read, parts[start : start + _SCANNED_PARTS]))
 
 
+def commonest_error(storage: Storage, part: str) -> str | None:
+    """The most frequent error of a part's images; None if they have none."""
+    errors = pc.value_counts(_read_columns(storage, _path(IMAGES, part), ("error",))["error"].drop_null()).to_pylist()
+    return max(errors, key=lambda row: row["counts"])["values"] if errors else None
+
+
 def count_rows(storage: Storage, uris: pa.Array) -> int:
     """The number of rows with these uris in all our files, single halves and unfinished rewrites included."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def run(
     rows_per_file: int,
     watch: Watch = lambda snapshot, explain: nullcontext(),
     passed: Callable[[int], object] = lambda images: None,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Run the job on the connected Ray; yields the receipts of the sink as it commits parts.
 
     blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them. passed: is told every few

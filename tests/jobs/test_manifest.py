@@ -278,6 +278,23 @@ def test_an_overwrite_that_broke_is_resumed_without_it(bucket, out, monkeypatch,
     assert uris(out) == [f"{bucket.uri}/{name}" for name in NAMES]
 
 
+def test_a_retry_of_an_overwriting_command_goes_on(bucket, out, monkeypatch, small):
+    for key in NAMES:
+        bucket.put(key)
+    assert run(bucket.uri, out) == 0
+    before = parts(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "write", Broken(LocalStorage.write, at=5))
+        assert run(bucket.uri, out, "--overwrite") == 1
+    committed = parts(out)
+    assert committed and not set(committed) & set(before)
+    assert run(bucket.uri, out, "--overwrite") == 0
+    assert set(committed) <= set(parts(out)) and uris(out) == [f"{bucket.uri}/{name}" for name in NAMES]
+    done = parts(out)
+    assert run(bucket.uri, out, "--overwrite") == 0                     # it had ended with 0
+    assert not set(parts(out)) & set(done)
+
+
 def test_a_missing_part_is_listed_again(bucket, out, monkeypatch, small):
     for key in NAMES:
         bucket.put(key)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from jobs.options import command_parser, count, positive, program, seconds, share
+from jobs.options import command_parser, count, positive, program, resuming_command, seconds, share
 
 
 @pytest.mark.parametrize(("kind", "text", "value"), [
@@ -45,3 +45,13 @@ def test_messages_name_the_program_as_it_was_called(monkeypatch, tmp_path):
     assert program("extract") == f"'{installed}' extract"
     monkeypatch.setenv("PATH", str(installed.parent))
     assert program("extract") == "facelake extract"
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    ([], ""),
+    (["IN", "a b", "--overwrite", "--device", "cpu"], " IN 'a b' --device cpu"),
+    (["--overwrite", "--", "--overwrite", "OUT"], " -- --overwrite OUT"),      # a folder of that name
+    (["--overwrite", "IN", "OUT", "--overwrite"], " IN OUT"),
+])
+def test_the_line_that_goes_on_never_deletes(words, line):
+    assert resuming_command("extract", words) == f"python -m jobs.extract{line}"

@@ -286,9 +286,38 @@ def test_photos_in_the_place_of_the_tables_are_kept(tmp_path, options):
     assert sorted((tmp_path / "images").iterdir()) == before
 
 
-def test_the_resuming_command_does_not_start_again():
-    command = jobs.extract.job.resuming_command(["IN", "a b", "--overwrite", "--device", "cpu"])
-    assert command == "python -m jobs.extract IN 'a b' --device cpu"
+def test_a_retry_of_an_overwriting_command_goes_on(photos, undisturbed, tmp_path, monkeypatch, capsys):
+    """It deletes once. What it has written then stays until it has ended with 0."""
+    output, argv = tmp_path / "out", [str(photos), str(tmp_path / "out"), "--overwrite"]
+    shutil.copytree(undisturbed[0], output)
+    monkeypatch.setattr(jobs.extract.job, "run_on_ray", lambda *_: None)
+
+    def run(*more):
+        return jobs.extract.job.main([*argv, *more]), len(list((output / "images").glob("*.parquet")))
+
+    assert run() == (1, 0)                                            # deleted, then broken
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"jobs.extract {photos} {output}")
+    shutil.copytree(undisturbed[0], output, dirs_exist_ok=True)       # as if it had written this before it broke
+    written = len(list((output / "images").glob("*.parquet")))
+    assert run("--max-error-rate", "1") == (1, 0)                     # another command deletes
+    shutil.copytree(undisturbed[0], output, dirs_exist_ok=True)
+    assert run("--max-error-rate", "1") == (0, written)               # its retry does not
+    assert "--overwrite: this command deleted what was in" in capsys.readouterr().err
+    assert not (output / "_overwrite.json").exists()
+    assert run("--max-error-rate", "1") == (1, 0)                     # the same command, after it had ended with 0
+    shutil.copytree(undisturbed[0], output, dirs_exist_ok=True)
+    assert run("--max-error-rate", "1", "--min-score", "0.6") == (1, 0)
+
+
+def test_a_run_whose_images_all_fail_stops_and_goes_on_if_asked(tmp_path):
+    (tmp_path / "list.txt").write_text("\n".join(f"/no/such/folder/{number}.jpg" for number in range(300)))
+    said = extract(tmp_path / "list.txt", tmp_path / "out", expect=1)
+    assert "images are fetch_failed or failed, most of the newest: no such file or directory; --max-error-rate" in said
+    assert "Committed images are kept" in said and "Traceback" not in said
+    assert "Started a local Ray" not in said
+    assert not (tmp_path / "out/run.json").exists() and 0 < len(table(tmp_path / "out", "images")) < 300
+    said = extract(tmp_path / "list.txt", tmp_path / "out", "--keep-going", expect=3)
+    assert "100.0% of the listed images failed" in said and len(table(tmp_path / "out", "images")) == 300
 
 
 def test_a_run_with_missing_rows_breaks(tmp_path, monkeypatch, capsys):

@@ -80,6 +80,8 @@ def test_the_command_line_wins_over_the_file(tmp_path):
         ("a: [", "job.yaml"),
         ("[" * 1500, "job.yaml"),
         ("pools: [decode, detect]", "pools: expected a value"),
+        ("overwrite: true", "overwrite belongs on the command line"),
+        ("overwrite: false", "overwrite belongs on the command line"),
         ("weights:", "weights: expected a value, got None"),
         ("exclude: [1, true]", "exclude: expected a value, got True"),
     ],
