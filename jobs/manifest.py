@@ -15,7 +15,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.command import Broke, run_command, run_process, say
-from jobs.options import ArgumentError, add_choosing_options, add_single_writer, command_parser, positive, resuming_command
+from jobs.options import (
+    ArgumentError,
+    add_choosing_options,
+    add_single_writer,
+    command_parser,
+    positive,
+    resuming_command,
+)
 from pipeline.input import manifest_folder
 from pipeline.input.buckets import bucket_stretches, existing_key, folder_key, list_objects
 from pipeline.input.inventory import inventory_stretches, is_inventory, read_inventory

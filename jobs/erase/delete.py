@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 
@@ -47,8 +48,10 @@ def erase_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
     if left:
         raise Broke(f"{left:,} rows are still there after the erasure; stop what else writes to {storage.root}")
     if run is not None:
-        rows = ledger.read_ledger(storage, ("status",))
-        claim.put_run_back(storage, run | {"output": {"images": len(rows), **status_counts(rows)}})
+        counts: Counter[str] = Counter()
+        for rows in ledger.scan_ledger(storage, ("status",)):
+            counts.update(status_counts(rows))
+        claim.put_run_back(storage, run | {"output": {"images": counts.total(), **counts}})
     check_lease()
     claim.append_audit(storage, {"time": _now(), "event": "erased", **request, "rows_left": left})
     say(

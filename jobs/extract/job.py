@@ -97,10 +97,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How the images were processed: the plan, and which engine ran each network in how many actors."""
+    """How the images were processed: the plan, and which engine ran each network in how many actors.
+
+    parts: all that are committed at the end.
+    """
 
     planned: Plan
     opened: Mapping[Opened, int]
+    parts: Sequence[str] = ()
 
 
 def main(argv: list[str] | None = None, build_stages: BuildStages = stage_builders) -> int:
@@ -115,14 +119,14 @@ def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStag
     """List, plan, run, check, report. Returns 0 or 3. Every other end is raised."""
     job = check_arguments(arguments, command)
     with TodoJoin() as join, claim.take_lease(job.storage, job.run_id, command, say) as lease:
-        job = check_output(job)
+        job, files = check_output(job)
         listing = list_images(job, join)
-        claimed = claim_output(job)
-        todo = plan_todo(job, join, listing)
+        claimed, parts = claim_output(job, files)
+        todo = plan_todo(job, join, listing, parts)
         progress = Progress("images", describe_counts, todo.images)
-        remove_redone(job, join, todo)
+        remove_redone(job, join, todo, parts)
         ran = run_todo(job, join, todo, claimed, build_stages, progress, lease) if todo.images else None
-        outcome = check_outcome(job, join, todo)
+        outcome = check_outcome(job, join, todo, ran.parts if ran else None)
         totals = run_totals(progress)
         if todo.images or not claim.is_finished(job.storage):
             write_run_json(job, claimed.fingerprint, ran, listing, todo, outcome, totals)
@@ -187,17 +191,17 @@ def require_commercial(models: Models) -> None:
         )
 
 
-def check_output(job: Job) -> Job:
+def check_output(job: Job) -> tuple[Job, ledger.Files]:
     """Refuse, before INPUT is listed, an output that this run cannot continue. Raises OutputError.
 
-    Returns the job with the settings that it goes on with.
+    Returns the job with the settings that it goes on with, and what is in the tables.
     """
-    claim.refuse_foreign_tables(job.storage)
+    files = claim.refuse_foreign_tables(job.storage)
     if job.arguments.overwrite:
-        return job
+        return job, files
     job = go_on_with(job)
     claim.check_claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
-    return job
+    return job, files
 
 
 def list_images(job: Job, join: TodoJoin) -> Listing:
@@ -216,16 +220,17 @@ def list_images(job: Job, join: TodoJoin) -> Listing:
     return listing
 
 
-def claim_output(job: Job) -> Claim:
-    """Make OUTPUT this run's. Only here --overwrite deletes: INPUT could be listed and read.
+def claim_output(job: Job, files: ledger.Files | None) -> tuple[Claim, Sequence[str]]:
+    """Make OUTPUT this run's. Returns the claim, and the committed parts.
 
-    Called under the lease, as every step up to the report. Raises OutputError.
+    Only here --overwrite deletes: INPUT could be listed and read. files: what is in the tables. Called under the lease,
+    as every step up to the report. Raises OutputError.
     """
     if job.arguments.overwrite:
         delete_output(job)
+        files = None
     claimed = claim.claim(job.storage, covered(job.settings, job.models, job.arguments.precision))
-    claim.recover(job.storage)
-    return claimed
+    return claimed, claim.recover(job.storage, files)
 
 
 def go_on_with(job: Job) -> Job:
@@ -263,9 +268,9 @@ def covered(settings: RowSettings, models: Models, precision: str) -> dict[str, 
     return fingerprinted(settings, prints, f"int8@{models.detector.exports['int8']['sha256']}")
 
 
-def plan_todo(job: Job, join: TodoJoin, listing: Listing) -> TodoCounts:
+def plan_todo(job: Job, join: TodoJoin, listing: Listing, parts: Sequence[str]) -> TodoCounts:
     """Compare the listing with the ledger, and print how much is to do."""
-    for rows in ledger.scan_ledger(job.storage):
+    for rows in ledger.scan_ledger(job.storage, parts=parts):
         join.add_ledger(rows, listing.scopes)
     erased = read_erased(job.storage)
     todo = join.compute(redo_changed=job.arguments.redo_changed, erased=erased, whole=listing.whole)
@@ -273,12 +278,12 @@ def plan_todo(job: Job, join: TodoJoin, listing: Listing) -> TodoCounts:
     return todo
 
 
-def remove_redone(job: Job, join: TodoJoin, todo: TodoCounts) -> None:
+def remove_redone(job: Job, join: TodoJoin, todo: TodoCounts, parts: Sequence[str]) -> None:
     """Remove the rows of images that are processed again. The output is not finished until they are."""
     to_drop = join.uris_to_drop()
     if len(to_drop) or todo.images:
         claim.mark_unfinished(job.storage)
-        ledger.drop_uris(job.storage, job.run_id, to_drop, job.check_lease)
+        ledger.drop_uris(job.storage, job.run_id, to_drop, job.check_lease, parts)
 
 
 def run_todo(
@@ -293,8 +298,7 @@ def run_todo(
     )
     ran = run_on_ray(job, join, todo, build_stages, sink, progress, lease)
     job.check_lease()
-    claim.recover(job.storage)
-    return ran
+    return replace(ran, parts=claim.recover(job.storage))
 
 
 def run_on_ray(
@@ -402,9 +406,12 @@ def run_totals(progress: Progress) -> RunTotals:
     )
 
 
-def check_outcome(job: Job, join: TodoJoin, todo: TodoCounts) -> Outcome:
-    """Check that every listed image has exactly one row. Repeated rows are removed; raises Broke for missing ones."""
-    outcome = join.outcome(ledger.scan_ledger(job.storage, ("uri", "status", "error")))
+def check_outcome(job: Job, join: TodoJoin, todo: TodoCounts, parts: Sequence[str] | None) -> Outcome:
+    """Check that every listed image has exactly one row. Repeated rows are removed; raises Broke for missing ones.
+
+    parts: the committed ones, if they are known.
+    """
+    outcome = join.outcome(ledger.scan_ledger(job.storage, ("uri", "status", "error"), parts=parts))
     if outcome.repeated:
         ledger.repair_duplicates(job.storage, job.run_id, job.check_lease)
         outcome = join.outcome(ledger.scan_ledger(job.storage, ("uri", "status", "error")))

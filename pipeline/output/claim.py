@@ -50,14 +50,19 @@ def _next_step(error: OSError) -> str:
     return bucket_fault(error) or "check its path and your write permission"
 
 
-def refuse_foreign_tables(storage: Storage) -> None:
-    """Raises OutputError if faces/ or images/ hold Parquet files that no run wrote, such as somebody's input."""
-    if foreign := ledger.foreign_tables(storage):
+def refuse_foreign_tables(storage: Storage) -> ledger.Files:
+    """What is in the tables.
+
+    Raises OutputError if faces/ or images/ hold Parquet files that no run wrote, such as somebody's input.
+    """
+    files = ledger.list_files(storage)
+    if foreign := files.foreign:
         more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
         raise OutputError(
             f"{storage.root} holds {printable(foreign[0])}{more}, which no run wrote; readers of the tables would read "
             "that too. Give another OUTPUT, or move it away"
         )
+    return files
 
 
 def begun_with(storage: Storage) -> Mapping[str, Any] | None:
@@ -183,9 +188,14 @@ def append_audit(storage: Storage, entry: Mapping[str, Any]) -> None:
     storage.write(AUDIT_PATH, before + json.dumps(entry).encode() + b"\n")
 
 
-def recover(storage: Storage) -> None:
-    """Clean up after a killed run: finish its rewrite, delete uncommitted files. Needs the lease; call before reads."""
+def recover(storage: Storage, files: ledger.Files | None = None) -> list[str]:
+    """Clean up after a killed run: finish its rewrite, delete uncommitted files. Returns the committed parts.
+
+    Needs the lease; call before reads. files: what is in the tables, if they were listed under this lease.
+    """
     storage.clean_temporary()
     storage.delete_tree(spool.FOLDER)
-    ledger.finish_rewrite(storage)
-    ledger.remove_halves(storage)
+    if ledger.finish_rewrite(storage) or files is None:
+        files = ledger.list_files(storage)
+    ledger.remove_halves(storage, files)
+    return files.committed

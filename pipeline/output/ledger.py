@@ -7,12 +7,16 @@ lease.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,12 +24,15 @@ import pyarrow.parquet as pq
 from pipeline import schemas
 from pipeline.output.lease import LeaseLost
 from pipeline.storage import Storage
+from pipeline.storage.scratch import ScratchFolder
 
 FACES, IMAGES, REWRITE = "faces", "images", "_rewrite"
 LEDGER_COLUMNS = ("uri", "status", "etag", "mtime", "file_bytes")
 _PART = re.compile(r"((?:part|retry)-.+-[0-9a-f]{16})\.parquet")    # what `part_name` gives; other files are not ours
 _INTENT = f"{REWRITE}/intent.json"
 _READ_THREADS = 16
+_REWRITE_THREADS = 4     # a part may have 110 MB
+_MEMORY_LIMIT = "700MB"
 _SCANNED_PARTS = 64      # 128,000 rows at the usual size of a part
 _DICTIONARY = ["uri", "status", "error", "format", "run_id", "detector", "keypointer", "embedder"]
 
@@ -75,32 +82,56 @@ def to_parquet(table: pa.Table) -> bytes:
     return content
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """One listing of faces/ and images/. A listing of a large output is slow, so a run makes two.
+
+    faces, images: names of parts with that half. foreign: other Parquet files, which readers of the folders read too.
+    """
+
+    faces: frozenset[str]
+    images: frozenset[str]
+    foreign: tuple[str, ...]
+
+    @property
+    def committed(self) -> list[str]:
+        """The names of the committed parts, sorted."""
+        return sorted(self.faces & self.images)
+
+
+def list_files(storage: Storage) -> Files:
+    """What is in faces/ and images/."""
+    names: dict[str, set[str]] = {FACES: set(), IMAGES: set()}
+    foreign = []
+    for folder, found in names.items():
+        for file in storage.list(folder):
+            if match := _PART.fullmatch(file.path.rsplit("/", 1)[-1]):
+                found.add(match[1])
+            elif file.path.endswith(".parquet"):
+                foreign.append(file.path)
+    return Files(frozenset(names[FACES]), frozenset(names[IMAGES]), tuple(foreign))
+
+
 def committed_parts(storage: Storage) -> list[str]:
     """The names of the committed parts, sorted."""
-    return sorted(_names(storage, FACES) & _names(storage, IMAGES))
+    return list_files(storage).committed
 
 
-def remove_halves(storage: Storage) -> int:
-    """Delete every file whose other half is missing, left by a killed run; returns how many."""
-    faces, images = _names(storage, FACES), _names(storage, IMAGES)
-    halves = [_path(FACES, name) for name in faces - images] + [_path(IMAGES, name) for name in images - faces]
+def remove_halves(storage: Storage, files: Files | None = None) -> int:
+    """Delete every file whose other half is missing, left by a killed run; returns how many. files: what is there."""
+    files = files or list_files(storage)
+    halves = [_path(FACES, name) for name in files.faces - files.images]
+    halves += [_path(IMAGES, name) for name in files.images - files.faces]
     storage.delete(*halves)
     return len(halves)
 
 
 def remove_parts(storage: Storage) -> None:
     """Delete all parts, single halves, and the files of a rewrite."""
-    for folder in (IMAGES, FACES):
-        storage.delete(*(_path(folder, name) for name in _names(storage, folder)))
+    files = list_files(storage)
+    for folder, names in ((IMAGES, files.images), (FACES, files.faces)):
+        storage.delete(*(_path(folder, name) for name in names))
     storage.delete_tree(REWRITE)
-
-
-def foreign_tables(storage: Storage) -> list[str]:
-    """The Parquet files in faces/ and images/ that no run wrote; readers of the folders would read them too."""
-    return [
-        file.path for folder in (FACES, IMAGES) for file in storage.list(folder)
-        if file.path.endswith(".parquet") and not _PART.fullmatch(file.path.rsplit("/", 1)[-1])
-    ]
 
 
 def read_ledger(
@@ -115,21 +146,47 @@ def read_ledger(
 
 
 def scan_ledger(
-    storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS, *, only: pa.Array | pa.ChunkedArray | None = None
+    storage: Storage, columns: tuple[str, ...] = LEDGER_COLUMNS, *, only: pa.Array | pa.ChunkedArray | None = None,
+    parts: Sequence[str] | None = None,
 ) -> Iterator[pa.Table]:
-    """As `read_ledger`, in tables of some parts each."""
+    """As `read_ledger`, in tables of some parts each. parts: the committed ones, if they are known."""
+    wanted = None if only is None else _Wanted(only)
 
     def read(name: str) -> pa.Table:
-        table = _read_columns(storage, _path(IMAGES, name), columns)
-        if only is not None:
-            table = table.filter(pc.is_in(table["uri"], value_set=only))
+        with storage.open(_path(IMAGES, name)) as file, pq.ParquetFile(file) as parquet:
+            if wanted and not wanted.may_be_in(parquet):
+                table = parquet.schema_arrow.empty_table().select(columns)
+            else:
+                table = parquet.read(columns=list(columns))
+        if wanted:
+            table = table.filter(pc.is_in(table["uri"], value_set=wanted.uris))
         names = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), pa.array([name]))
         return table.replace_schema_metadata(None).append_column("part", names.cast(pa.string()))
 
-    parts = committed_parts(storage)
+    parts = committed_parts(storage) if parts is None else parts
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         for start in range(0, len(parts), _SCANNED_PARTS):
             yield pa.concat_tables(threads.map(read, parts[start : start + _SCANNED_PARTS]))
+
+
+class _Wanted:
+    """Uris to look for. The footer of a part tells its first and last uri, so that most parts need not be read."""
+
+    def __init__(self, uris: pa.Array | pa.ChunkedArray) -> None:
+        self.uris = uris
+        self._sorted = sorted(uri.encode() for uri in uris.to_pylist())
+
+    def may_be_in(self, parquet: pq.ParquetFile) -> bool:
+        """Whether a part, which is sorted by uri, may have one of them."""
+        column = parquet.schema_arrow.get_field_index("uri")
+        groups = [parquet.metadata.row_group(i).column(column).statistics for i in range(parquet.num_row_groups)]
+        for found in groups:
+            if found is None or not found.has_min_max:
+                return True                          # a very long uri, for example
+            first = bisect.bisect_left(self._sorted, found.min.encode())
+            if first < len(self._sorted) and self._sorted[first] <= found.max.encode():
+                return True
+        return False
 
 
 def commonest_error(storage: Storage, part: str) -> str | None:
@@ -166,16 +223,20 @@ def rewrite_parts(
     `finish_rewrite` drops the first step, or completes the third.
     before_commit: called just before the intent is written; it may raise to stop the rewrite.
     """
-    add = []
-    for name, uris in drop.items():
-        images, faces = (_without(pq.read_table(pa.BufferReader(storage.read(_path(folder, name)))), uris)
+
+    def rewrite(name: str) -> str | None:
+        images, faces = (_without(pq.read_table(pa.BufferReader(storage.read(_path(folder, name)))), drop[name])
                          for folder in (IMAGES, FACES))
-        if len(images):
-            kept = part_name(name.split("-", 1)[0], run_id, images["uri"].to_pylist())
-            storage.write(_path(f"{REWRITE}/{FACES}", kept), to_parquet(faces))
-            storage.write(_path(f"{REWRITE}/{IMAGES}", kept), to_parquet(images))
-            add.append(kept)
+        if not len(images):
+            return None
+        kept = part_name(name.split("-", 1)[0], run_id, images["uri"].to_pylist())
+        storage.write(_path(f"{REWRITE}/{FACES}", kept), to_parquet(faces))
+        storage.write(_path(f"{REWRITE}/{IMAGES}", kept), to_parquet(images))
+        return kept
+
     if drop:
+        with ThreadPoolExecutor(_REWRITE_THREADS) as threads:
+            add = sorted(kept for kept in threads.map(rewrite, drop) if kept)
         if before_commit is not None:
             before_commit()
         storage.write(_INTENT, json.dumps({"remove": sorted(drop), "add": add}).encode())
@@ -189,12 +250,15 @@ def finish_rewrite(storage: Storage) -> bool:
     except FileNotFoundError:
         storage.delete_tree(REWRITE)
         return False
-    for name in intent["remove"]:
-        storage.delete(_path(IMAGES, name))
-        storage.delete(_path(FACES, name))
-    for name in intent["add"]:
+
+    def add(name: str) -> None:
         for folder in (FACES, IMAGES):
             storage.write(_path(folder, name), storage.read(_path(f"{REWRITE}/{folder}", name)))
+
+    for folder in (IMAGES, FACES):
+        storage.delete(*(_path(folder, name) for name in intent["remove"]))
+    with ThreadPoolExecutor(_REWRITE_THREADS) as threads:
+        list(threads.map(add, intent["add"]))
     storage.delete(_INTENT)
     storage.delete_tree(REWRITE)
     return True
@@ -205,10 +269,18 @@ def drop_uris(
     run_id: str,
     uris: pa.Array | pa.ChunkedArray,
     before_commit: Callable[[], None] | None = None,
+    parts: Sequence[str] | None = None,
 ) -> None:
-    """Remove these uris and their faces from all parts. before_commit: see `rewrite_parts`."""
+    """Remove these uris and their faces from all parts.
+
+    before_commit: see `rewrite_parts`. parts: the committed ones, if they are known.
+    """
     if len(uris):
-        rewrite_parts(storage, run_id, _by_part(read_ledger(storage, ("uri",), only=uris)), before_commit)
+        schema = pa.schema([schemas.IMAGES.field("uri"), ("part", pa.string())])
+        found = pa.concat_tables(
+            [schema.empty_table(), *scan_ledger(storage, ("uri",), only=uris, parts=parts)]
+        )
+        rewrite_parts(storage, run_id, _by_part(found), before_commit)
 
 
 def repair_duplicates(storage: Storage, run_id: str, before_commit: Callable[[], None] | None = None) -> int:
@@ -216,15 +288,34 @@ def repair_duplicates(storage: Storage, run_id: str, before_commit: Callable[[],
 
     Duplicates come only from a write that Ray repeated together with other rows. before_commit: see `rewrite_parts`.
     """
-    ledger = read_ledger(storage, ("uri",))
-    if len(ledger) == pc.count_distinct(ledger["uri"]).as_py():
+    repeated = _repeated(storage).sort_by([("uri", "ascending"), ("part", "ascending")])
+    if not len(repeated):
         return 0
-    ledger = ledger.sort_by([("uri", "ascending"), ("part", "ascending")])
-    uris = ledger["uri"].combine_chunks()
+    uris = repeated["uri"].combine_chunks()
     again = pc.equal(uris.slice(1), uris.slice(0, len(uris) - 1))
-    repeated = ledger.slice(1).filter(again)
-    rewrite_parts(storage, run_id, _by_part(repeated), before_commit)
-    return len(repeated)
+    later = repeated.slice(1).filter(again)
+    rewrite_parts(storage, run_id, _by_part(later), before_commit)
+    return len(later)
+
+
+def _repeated(storage: Storage) -> pa.Table:
+    """The rows (uri, part) of uris that the ledger has more than once. Memory holds 16 bytes an image, or less."""
+    with closing(ScratchFolder()) as folder, duckdb.connect(
+        ":memory:", config={"memory_limit": _MEMORY_LIMIT, "temp_directory": str(folder.path)}
+    ) as database:
+        database.execute("CREATE TABLE keys (key UHUGEINT)")
+        parts = committed_parts(storage)
+        for rows in scan_ledger(storage, ("uri",), parts=parts):
+            database.register("rows", rows)
+            database.execute("INSERT INTO keys SELECT md5_number(uri) FROM rows")
+        database.execute("CREATE TABLE twice AS SELECT key FROM keys GROUP BY key HAVING count(*) > 1; DROP TABLE keys")
+        found = [pa.table({"uri": pa.array([], pa.string()), "part": pa.array([], pa.string())})]
+        [(any_twice,)] = database.execute("SELECT count(*) > 0 FROM twice").fetchall()
+        for rows in scan_ledger(storage, ("uri",), parts=parts if any_twice else []):
+            database.register("rows", rows)
+            of_twice = database.sql("SELECT uri, part FROM rows WHERE md5_number(uri) IN (SELECT key FROM twice)")
+            found.append(of_twice.to_arrow_table().cast(found[0].schema))
+        return pa.concat_tables(found)
 
 
 def _by_part(rows: pa.Table) -> dict[str, pa.Array]:
@@ -234,11 +325,6 @@ def _by_part(rows: pa.Table) -> dict[str, pa.Array]:
 
 def _without(table: pa.Table, uris: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["uri"], value_set=uris)))
-
-
-def _names(storage: Storage, folder: str) -> set[str]:
-    found = (_PART.fullmatch(file.path.rsplit("/", 1)[-1]) for file in storage.list(folder))
-    return {match[1] for match in found if match}
 
 
 def _path(folder: str, name: str) -> str:

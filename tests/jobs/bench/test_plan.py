@@ -21,6 +21,6 @@ def test_the_ledger_has_the_first_images_of_the_manifest(tmp_path, done, parts):
     maker = PartMaker(storage, schemas.faces_schema(512, "float32").empty_table(), IMAGE)
     make_manifest(tmp_path, 2005, done, maker)
     listed = pq.read_table(tmp_path / "manifest.parquet")["uri"].to_pylist()
-    assert len(listed) == 2005 and not ledger.foreign_tables(storage)
+    assert len(listed) == 2005 and not ledger.list_files(storage).foreign
     assert sorted(ledger.read_ledger(storage)["uri"].to_pylist()) == listed[:done]
     assert len(ledger.committed_parts(storage)) == maker.count == parts

@@ -290,7 +290,7 @@ def test_a_retry_of_an_overwriting_command_goes_on(photos, undisturbed, tmp_path
     """It deletes once. What it has written then stays until it has ended with 0."""
     output, argv = tmp_path / "out", [str(photos), str(tmp_path / "out"), "--overwrite"]
     shutil.copytree(undisturbed[0], output)
-    monkeypatch.setattr(jobs.extract.job, "run_on_ray", lambda *_: None)
+    monkeypatch.setattr(jobs.extract.job, "run_on_ray", lambda *_: jobs.extract.job.Ran(None, {}))
 
     def run(*more):
         return jobs.extract.job.main([*argv, *more]), len(list((output / "images").glob("*.parquet")))
@@ -315,13 +315,13 @@ def test_a_run_whose_images_all_fail_stops_and_goes_on_if_asked(tmp_path):
     assert "images are fetch_failed or failed, most of the newest: no such file or directory; --max-error-rate" in said
     assert "Committed images are kept" in said and "Traceback" not in said
     assert "Started a local Ray" not in said
-    assert not (tmp_path / "out/run.json").exists() and 0 < len(table(tmp_path / "out", "images")) < 300
+    assert not (tmp_path / "out/run.json").exists() and len(table(tmp_path / "out", "images"))
     said = extract(tmp_path / "list.txt", tmp_path / "out", "--keep-going", expect=3)
     assert "100.0% of the listed images failed" in said and len(table(tmp_path / "out", "images")) == 300
 
 
 def test_a_run_with_missing_rows_breaks(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jobs.extract.job, "run_on_ray", lambda *_: None)
+    monkeypatch.setattr(jobs.extract.job, "run_on_ray", lambda *_: jobs.extract.job.Ran(None, {}))
     assert jobs.extract.job.main([str(ASSETS), str(tmp_path / "out")]) == 1
     assert "the run broke: 2 images were not committed" in capsys.readouterr().err
     assert not (tmp_path / "out/run.json").exists()
