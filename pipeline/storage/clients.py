@@ -61,7 +61,8 @@ class _Opened:
 
 
 def _unreachable(bucket_uri: str, error: Exception) -> UriError:
-    return UriError(f"cannot reach {bucket_uri}: {bucket_fault(error) or 'check the endpoint and the network'} ({one_line(error)})")
+    next_step = bucket_fault(error) or "check the endpoint and the network"
+    return UriError(f"cannot reach {bucket_uri}: {next_step} ({one_line(error)})")
 
 
 _opened = _Opened()
