@@ -127,6 +127,7 @@ def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStag
         remove_redone(job, join, todo, parts)
         ran = run_todo(job, join, todo, claimed, build_stages, progress, lease) if todo.images else None
         outcome = check_outcome(job, join, todo, ran.parts if ran else None)
+        say_moved(job, join, ran, outcome, progress.done)
         totals = run_totals(progress)
         if todo.images or not claim.is_finished(job.storage):
             write_run_json(job, claimed.fingerprint, ran, listing, todo, outcome, totals)
@@ -422,6 +423,15 @@ def check_outcome(job: Job, join: TodoJoin, todo: TodoCounts, parts: Sequence[st
             "does not help, report this with the whole output of the command"
         )
     return outcome
+
+
+def say_moved(job: Job, join: TodoJoin, ran: Ran | None, outcome: Outcome, images: int) -> None:
+    """Say it if many images of this run were in OUTPUT before, under other names."""
+    if ran is None or sum(outcome.output.values()) <= images or outcome.repeated:
+        return
+    moved = join.moved(ledger.scan_ledger(job.storage, ("sha256", "run_id"), parts=ran.parts), job.run_id)
+    if line := report.moved_line(moved, images):
+        say(line)
 
 
 def write_run_json(

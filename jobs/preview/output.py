@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.batch import GOOD, Status
@@ -82,7 +83,7 @@ def read_output(storage: Storage, max_images: int) -> tuple[list[Row], list[Row]
     """Rows of images/ without an error, at most max_images, those with faces first; up to 200 rows with an error; and
     the rows of faces/ by uri.
 
-    Stops reading parts once it has enough, so a large output takes seconds too.
+    Stops reading parts once it has enough, so a large output takes seconds. Memory holds one part and what is shown.
     """
     with_faces: list[Row] = []
     without: list[Row] = []
@@ -96,10 +97,20 @@ def read_output(storage: Storage, max_images: int) -> tuple[list[Row], list[Row]
                 failures.append(record)
             else:
                 (with_faces if record["n_faces"] else without).append(record)
-        for face in _read_table(storage, f"faces/{part}.parquet").to_pylist():
+        with_faces, without = sorted(with_faces, key=_uri)[:max_images], sorted(without, key=_uri)[:max_images]
+        failures = sorted(failures, key=_uri)[:MAX_FAILURES]
+        shown = {record["uri"] for record in with_faces}
+        for face in _read_faces(storage, part, shown):
             faces.setdefault(face["uri"], []).append(face)
-    shown = [*sorted(with_faces, key=_uri), *sorted(without, key=_uri)][:max_images]
-    return shown, sorted(failures, key=_uri)[:MAX_FAILURES], faces
+    return [*with_faces, *without][:max_images], failures, faces
+
+
+def _read_faces(storage: Storage, part: str, uris: set[str]) -> list[Row]:
+    """The rows of faces/ of these images. Without any such image in the part only the column uri is read."""
+    with storage.open(f"faces/{part}.parquet") as file, pq.ParquetFile(file) as parquet:
+        found = pc.is_in(parquet.read(columns=["uri"])["uri"], value_set=pa.array(sorted(uris), pa.string()))
+        rows: list[Row] = parquet.read().filter(found).to_pylist() if pc.any(found).as_py() else []
+        return rows
 
 
 def _read_table(storage: Storage, path: str) -> pa.Table:

@@ -85,6 +85,16 @@ def summary_lines(output_root: str, outcome: Outcome, run: RunTotals) -> list[st
     return lines
 
 
+def moved_line(moved: int, images: int) -> str | None:
+    """What to say if many of the images of this run are known under other names; None if few are."""
+    if not moved or moved * 10 < images:
+        return None
+    return (
+        f"{moved:,} of the {images:,} images of this run have the content of images that were in OUTPUT under other "
+        "names, so their faces are there under both. If the files were moved, `facelake erase` removes the old names"
+    )
+
+
 def run_json(
     *,
     run_id: str,

@@ -250,6 +250,23 @@ class TodoJoin:
             repeated=repeated > 0,
         )
 
+    def moved(self, ledger: Iterator[pa.Table], run_id: str) -> int:
+        """How many images of this run have the content of images that were there before, under other names.
+
+        ledger: tables of sha256 and run_id.
+        """
+        self._database.execute("CREATE OR REPLACE TABLE contents (content UBIGINT, fresh BOOLEAN)")
+        for rows in ledger:
+            self._database.register("rows", rows)
+            self._database.execute(
+                "INSERT INTO contents SELECT hash(sha256), run_id = ? FROM rows WHERE sha256 IS NOT NULL", [run_id]
+            )
+        [(images,)] = self._database.execute(
+            "SELECT count(*) FROM contents WHERE fresh AND content IN (SELECT content FROM contents WHERE NOT fresh)"
+        ).fetchall()
+        self._database.execute("DROP TABLE contents")
+        return int(images)
+
     def _counts(self, table: str) -> dict[str, int]:
         counted = dict(self._database.execute(f"SELECT status, count(*) FROM {table} GROUP BY status").fetchall())
         return {status.value: counted.get(status.value, 0) for status in Status}

@@ -89,3 +89,11 @@ def test_run_json_is_plain_and_whole(ran):
         else {"seconds": 0.0, "images_per_s": None, "faces_per_s": None, "images_per_s_after_start": None}
     )
     assert (content["plan"], content["engines"]) == (pools, engines)
+
+
+@pytest.mark.parametrize(
+    ("moved", "images", "said"), [(0, 0, False), (0, 5, False), (1, 11, False), (1, 10, True), (1, 1, True)]
+)
+def test_moved_photos_are_named_when_they_are_many(moved, images, said):
+    line = report.moved_line(moved, images)
+    assert (line is not None) is said and (not said or line.startswith(f"{moved} of the {images} images"))

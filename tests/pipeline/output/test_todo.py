@@ -196,3 +196,15 @@ def test_the_outcome_counts_by_status_and_by_kind_of_error():
     assert (len(found.errors), found.other_kinds, found.other_images) == (12, 1, 1)
     assert not found.repeated and again.repeated and again.output["ok"] == 3
     assert not nothing.repeated and sum(nothing.output.values()) == 0 and nothing.errors == ()
+
+
+@pytest.mark.parametrize(("known", "new", "moved"), [
+    ([], [], 0), ([], ["a"], 0), (["a"], [], 0), (["a", "b"], ["c"], 0), (["a", "b"], ["a", "c"], 1),
+    (["a", "a"], ["a", "a", None], 2), ([None], [None], 0),
+])
+def test_images_of_a_known_content_are_counted(known, new, moved):
+    rows = pa.table({"sha256": pa.array([*known, *new], pa.string()),
+                     "run_id": ["before"] * len(known) + ["now"] * len(new)}, pa.schema(
+                         [("sha256", pa.string()), ("run_id", pa.string())]))
+    with TodoJoin() as join:
+        assert join.moved(iter([rows.slice(0, 1), rows.slice(1)]), "now") == moved
