@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import json
 import signal
 import time
 
@@ -93,5 +94,7 @@ def test_a_run_is_interrupted_while_it_lists(s3_endpoint, own_ray, tmp_path, fig
         job.process.send_signal(signal.SIGINT)
         assert job.wait(END_S) == 128 + signal.SIGINT, job.printed()
     assert "Committed images are kept. To resume, run:" in job.printed()
-    assert "Traceback" not in job.printed() and not (tmp_path / "out").exists()
+    assert "Traceback" not in job.printed()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"_lease.json", ".lock"}
+    assert json.loads((tmp_path / "out/_lease.json").read_text())["released"]
     figures("interrupted while it lists", signals=1)
