@@ -20,8 +20,6 @@ from jobs.bench.memory import JobMemory
 from jobs.command import Broke
 
 EXTRACT = (sys.executable, "-m", "jobs.extract")
-STEADY_FROM = 0.5      # of the images: before, actors and writers start, and the first parts come together
-STEADY_PARTS = 6       # with fewer, the last ones still come together
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +46,17 @@ class Finished:
         """From the start of the process to its end."""
         return self.ended - self.begun
 
+    @property
+    def rate(self) -> float:
+        """Images a second without the start of Ray and the models, as run.json has it."""
+        return self.run["throughput"]["images_per_s_after_start"]
+
 
 @dataclass(frozen=True)
 class JobRounds:
     """The job in one layout of pools. Each round is a run of its own.
 
-    Its rate is the steady one, or with few images that of the whole run with its start.
+    Its rate is without the start of Ray and the models.
     """
 
     name: str
@@ -67,13 +70,12 @@ class JobRounds:
         """Run it once."""
         done = run_job(self.photos, self.options, self.read_busy, self.command, self.environment)
         first = done.commits[0].moment if done.commits else done.ended
-        begin, rate = steady(done.commits) or (first, done.run["this_run"]["images"] / done.seconds)
         notes = {"first rows after, s": first - done.begun, "in all, s": done.seconds,
                  "faces": done.run["this_run"]["faces"]}
         notes |= {f"{name}, GB" if name != "uss" else "memory, GB": done.peaks[name] / 1e9
                   for name in ("uss", "driver", "actors", "writers")}
-        busy = done.meter.busy(begin, done.commits[-1].moment) if done.commits else None
-        return [Measurement(self.name, rate, notes=notes | ({} if busy is None else {"GPU busy, %": busy}))]
+        busy = done.meter.busy(first, done.commits[-1].moment) if done.commits else None
+        return [Measurement(self.name, done.rate, notes=notes | ({} if busy is None else {"GPU busy, %": busy}))]
 
     def close(self) -> None:
         """Nothing is kept between rounds."""
@@ -117,19 +119,3 @@ def commits_of(output: Path) -> list[Commit]:
         (Commit(part.stat().st_mtime, pq.read_metadata(part).num_rows) for part in parts),
         key=lambda commit: commit.moment,
     )
-
-
-def steady(commits: Sequence[Commit]) -> tuple[float, float] | None:
-    """From when on the job ran steadily, and its images a second from then on; None with less than `STEADY_PARTS`.
-
-    It begins with the commit by which `STEADY_FROM` of the images were done.
-    """
-    if len(commits) < STEADY_PARTS:
-        return None
-    images, done = sum(commit.images for commit in commits), 0
-    for commit in commits:
-        done += commit.images
-        if done >= STEADY_FROM * images:
-            seconds = commits[-1].moment - commit.moment
-            return (commit.moment, (images - done) / seconds) if seconds > 0 and images > done else None
-    return None

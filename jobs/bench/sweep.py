@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from jobs.bench.in_process import build_stages, default_config, no_seconds, photo_rows, run_stages
-from jobs.bench.job import EXTRACT, run_job, steady
+from jobs.bench.job import EXTRACT, run_job
 from jobs.bench.memory import write_photos
 from jobs.bench.table import number
 from pipeline.boundary import STAGES
@@ -69,9 +69,8 @@ def by_images(images: float, photos: Path, device: str) -> Row:
         manifest = Path(folder) / "manifest.parquet"
         pq.write_table(listing_table({"uri": [f"/photos/{i:09}.jpg" for i in range(int(images))]}), manifest)
         done = run_job(manifest, [], command=STUB_JOB)
-    rate = steady(done.commits)
     return {"in all, s": done.seconds, "ms an image, all": 1000 * done.seconds / images,
-            "ms an image, without the start": 1000 / rate[1] if rate else float("nan")}
+            "ms an image, without the start": 1000 / done.rate}
 
 
 def by_megapixels(megapixels: float, photos: Path, device: str) -> Row:
@@ -145,8 +144,7 @@ def by_actors(actors: float, photos: Path, device: str) -> Row:
 def job_costs(photos: Path, command: Sequence[str], options: Sequence[str]) -> Row:
     """Images a second and memory of one run."""
     done = run_job(photos, options, command=command)
-    found = steady(done.commits)
-    return {"images/s": found[1] if found else float("nan"), "in all, s": done.seconds,
+    return {"images/s": done.rate, "in all, s": done.seconds,
             "memory, GB": done.peaks["uss"] / 1e9}
 
 

@@ -17,7 +17,7 @@ from pipeline.text import printable
 
 @dataclass(frozen=True, slots=True)
 class RunTotals:
-    """What this run did. `rate_after_start`: images a second from the first receipt on; None if there was only one."""
+    """What this run did. `rate_after_start`: images a second without the start of Ray; None if nothing was done."""
 
     images: int
     faces: int

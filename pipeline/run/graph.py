@@ -41,12 +41,12 @@ def run(
     sink: Sink,
     rows_per_file: int,
     watch: Watch = lambda snapshot, explain: nullcontext(),
-    passed: Callable[[int], object] = lambda images: None,
+    passed: Callable[[int, float | None], object] = lambda images, rate: None,
 ) -> Generator[pa.Table, None, None]:
     """Run the job on the connected Ray; yields the receipts of the sink as it commits parts.
 
     blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them. passed: is told every few
-    seconds how many images have passed all stages, in another thread.
+    seconds, in another thread, and at the end what `images_passed` gives.
     """
     board = Board(sink.run_id)
     receipts = build(plan, blocks, read_todo, builders, sink, rows_per_file, board)
@@ -58,7 +58,7 @@ def run(
     try:
         with (
             watch(snapshot, lambda: explain(plan, board)),
-            polling(lambda: passed(images_passed(plan, board))),
+            polling(lambda: passed(*images_passed(plan, board))),
             RunMeter(pc.sum(blocks["images"]).as_py() or 0) as meter,
         ):
             for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -124,10 +124,15 @@ def explain(plan: Plan, board: Board) -> list[str]:
     return [*(line for each in planned for line in describe_pool(*each, statuses)), f"  {describe_resources()}"]
 
 
-def images_passed(plan: Plan, board: Board) -> int:
-    """How many images have passed the last pool; those of processes that died are counted twice or not at all."""
+def images_passed(plan: Plan, board: Board) -> tuple[int, float | None]:
+    """How many images have passed the last pool, and its images a second while it had some to work on.
+
+    Those of processes that died are counted twice or not at all. The rate is without the start of Ray and the models;
+    None before the first image.
+    """
     statuses = [ProcessStatus.from_json(content) for content in board.reports()]
-    return sum(status.images for status in statuses if status.pool == plan.pools[-1].name)
+    last = [status for status in statuses if status.pool == plan.pools[-1].name and status.images]
+    return sum(each.images for each in last), sum(each.images / each.working_s for each in last) or None
 
 
 def block_rows(images: int, actors: int) -> int:

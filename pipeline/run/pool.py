@@ -40,8 +40,7 @@ class Pool:
         self._read_todo = read_todo
         self._calls = calls
         self._threads = ThreadPoolExecutor(calls, "stages")
-        self._meter = PoolMeter(stages)
-        self._runner = StageRunner(stages, builders, threads, calls, board, self._meter)
+        self._runner = StageRunner(stages, builders, threads, calls, board, PoolMeter(stages))
         cv2.setNumThreads(max(1, threads // calls))      # after the models: importing ultralytics sets it to 0
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -51,7 +50,7 @@ class Pool:
         else:
             held = [self._from_table(unfold(table))]
             images, tables = len(held[0].records), self._folded(held)
-        with self._meter.block(images):
+        with self._runner.block(images):
             yield from in_steps(tables, STEP_IMAGES) if self._stages[-1] == STAGES[-1] else tables
 
     def _decoded(self, rows: Sequence[TodoRow]) -> Iterator[pa.Table]:

@@ -36,6 +36,7 @@ class Progress:
     ) -> None:
         self.done = 0
         self.counts: Counter[str] = Counter()
+        self._steady: float | None = None
         self._ahead = 0                                      # done, but not counted by `add` yet, as far as known
         self._lock = threading.Lock()                        # guards the line: two threads may print it
         self._unit, self._describe, self._total = unit, describe, total
@@ -55,9 +56,13 @@ class Progress:
             self.counts.update(counts)
             self._note()
 
-    def passed(self, done: int) -> None:
-        """So many in all are done, whether or not `add` has counted them: the line and its rate show them."""
+    def passed(self, done: int, rate: float | None = None) -> None:
+        """So many in all are done, whether or not `add` has counted them: the line and its rate show them.
+
+        rate: of those who do the work, while they have some; for `rate_after_start`.
+        """
         with self._lock:
+            self._steady = rate or self._steady
             if done > self._shown:
                 self._ahead = min(done, self._total or done) - self.done
                 self._note()
@@ -75,7 +80,9 @@ class Progress:
         return self._now() - self._started
 
     def rate_after_start(self) -> float | None:
-        """Units a second since the first were done, so without the start of Ray and the models; None until then."""
+        """Units a second without the start of Ray: as `passed` was told, else since the first were done; or None."""
+        if self._steady is not None:
+            return self._steady
         if self._first is None or self.done == self._first[1]:
             return None
         return (self.done - self._first[1]) / (self._now() - self._first[0])
@@ -136,6 +143,10 @@ def polling(poll: Callable[[], object], every_s: float = POLL_S) -> Iterator[Non
     thread.start()
     try:
         yield
+        ended.set()
+        thread.join(POLL_ENDS_S)
+        with contextlib.suppress(Exception):
+            poll()                    # what was done since
     finally:
         ended.set()
         thread.join(POLL_ENDS_S)      # a call into a Ray that shuts down would crash the process

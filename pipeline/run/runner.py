@@ -89,6 +89,14 @@ class StageRunner:
                 return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
             return FaceBatch.concatenate([self.run(name, single) for single in batch.singles()])
 
+    @contextmanager
+    def block(self, images: int) -> Iterator[None]:
+        """The actor works on a block of so many images inside the `with` block; its end is reported at once."""
+        self._reporter.begins_block()
+        with self._meter.block(images):
+            yield
+        self._reporter.send()
+
     def passed(self, images: int) -> None:
         """Report that so many more images have passed all stages of the actor."""
         self._reporter.passed(images)

@@ -46,6 +46,7 @@ class ProcessStatus:
     more: int = 0                    # further images in hand
     reading: str | None = None       # the file that it waits for
     images: int = 0                  # that have passed its stages so far
+    working_s: float = 0.0           # from its first block on until the last of them passed
 
     @classmethod
     def of_this_process(cls, pool: str) -> ProcessStatus:
@@ -93,6 +94,7 @@ class StatusReporter:
         self._idle = ProcessStatus.of_this_process(pool)      # with the number of finished steps
         self._works: dict[object, tuple[str, Sequence[str]]] = {}
         self._lock = threading.Lock()                         # guards both
+        self._began: float | None = None
         self._send = send
         self._sent: ProcessStatus | None = None
         self._files: FileReader | None = None
@@ -105,10 +107,15 @@ class StatusReporter:
         """Report also how many files this has read, and which one it waits for."""
         self._files = files
 
+    def begins_block(self) -> None:
+        """A block of images has arrived."""
+        self._began = self._began or time.monotonic()
+
     def passed(self, images: int) -> None:
         """So many more images have passed the stages."""
         with self._lock:
-            self._idle = replace(self._idle, images=self._idle.images + images)
+            working_s = time.monotonic() - (self._began or 0.0)
+            self._idle = replace(self._idle, images=self._idle.images + images, working_s=working_s)
 
     @contextmanager
     def doing(self, work: str, uris: Sequence[str] = ()) -> Iterator[None]:

@@ -64,9 +64,9 @@ def test_a_run_that_waits_is_explained(ray_session):
     plan, board = make_plan(TWO_POOLS, Cluster(2, 0), "cpu"), Board("explained")
     board.report(ProcessStatus("decode", "a", 7, "decode", uris=("/p/1.jpg",), images=9).to_json())
     *lines, resources = explain(plan, board)
-    assert images_passed(plan, board) == 0      # decode is not the last pool
-    board.report(ProcessStatus("detect+keypoint+align+embed", "a", 7, "detect", images=9).to_json())
-    assert images_passed(plan, board) == 9
+    assert images_passed(plan, board) == (0, None)      # decode is not the last pool
+    board.report(ProcessStatus("detect+keypoint+align+embed", "a", 7, "detect", images=9, working_s=3).to_json())
+    assert images_passed(plan, board) == (9, 3.0)
     board.clear()
     assert lines == [
         "  decode: 1 × (0.333 CPU, 2 threads): 1 ready",

@@ -137,3 +137,11 @@ def test_polling_goes_on_after_an_error_and_ends_with_its_block():
     with polling(poll, every_s=0.01):
         assert twice.wait(20)
     assert not calls[0].is_alive()
+
+
+def test_the_rate_is_that_of_those_who_do_the_work_if_it_is_known():
+    progress, _, clock = start(100)
+    clock.seconds += 10
+    progress.passed(20, 7.5)
+    progress.passed(20)
+    assert progress.rate_after_start() == 7.5

@@ -87,3 +87,14 @@ def test_files_are_progress_too():
 )
 def test_a_pool_is_described(statuses, lines):
     assert describe_pool("detect", "detect: 2 × (1 CPU)", statuses) == lines
+
+
+def test_the_images_that_passed_and_the_seconds_since_the_first_block(monkeypatch):
+    clock = iter([100.0, 103.0, 107.0])
+    monkeypatch.setattr("pipeline.run.status.time.monotonic", lambda: next(clock))
+    reporter = StatusReporter("detect", FakeBoard().report)
+    reporter.begins_block()
+    reporter.passed(4)
+    reporter.begins_block()
+    reporter.passed(5)
+    assert (reporter.status().images, reporter.status().working_s) == (9, 7.0)
