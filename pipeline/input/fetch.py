@@ -130,7 +130,7 @@ class Fetch:
         """What was asked for first. If the caller has to wait for it, more requests are made at once from now on."""
         future = reading.popleft().future
         if not future.done():
-            self._requests = min(self._requests + 1, self._max_requests)
+            self._requests = min(self._requests + max(1, self._requests // 4), self._max_requests)
         return future.result()
 
     def _fetch_span(self, rows: Sequence[TodoRow]) -> list[Fetched | FetchFailure]:
