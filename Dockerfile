@@ -7,11 +7,12 @@
 # It runs as user 1000, who must be able to write /out. Ray's object store is in /dev/shm, hence --shm-size.
 FROM python:3.11-slim-bookworm
 
-# OpenCV needs libgl1 and libglib2.0-0. KubeRay before 1.6 checks a node's health with wget. No versions: Debian keeps one
-# version of each package, so a pinned one would break the build at the next fix.
+# torch compiles the networks for GPUs with g++. OpenCV needs libgl1 and libglib2.0-0. KubeRay before 1.6 checks a node's
+# health with wget. No versions: Debian keeps one version of each package, so a pinned one would break the build at the
+# next fix.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 wget \
+    && apt-get install --yes --no-install-recommends g++ libgl1 libglib2.0-0 wget \
     && rm -rf /var/lib/apt/lists/*
 
 # Into the system's Python, not a virtual environment: KubeRay runs `bash -lc "ray start …"`, and a login shell resets

@@ -6,13 +6,32 @@ rounded to half a pixel, and embeddings differ by a cosine of up to 0.18.
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 STRIDES_PX = (8, 16, 32)              # of YOLOv8's three grids; an input's side is a multiple of the last
 BINS = 16                             # YOLOv8 gives the distance to each side of a box as a distribution over bins
 RAW_CHANNELS = 4 * BINS + 1           # left, top, right, bottom, and the score
+
+
+class Cells(NamedTuple):
+    """Some cells of a detector's output for one canvas.
+
+    raw: (65, k) float32. numbers: (k,) int64, the place of each among all cells; None if raw has all of them in order.
+    """
+
+    raw: np.ndarray
+    numbers: np.ndarray | None = None
+
+
+def least_logit(min_score: float) -> float:
+    """A bound below the logits of all scores from min_score on, also where these are rounded to float32."""
+    if min_score <= 0:
+        return -math.inf
+    return min(math.log(min_score) - math.log1p(-min_score), 15.0) - 1e-3 if min_score < 1 else 15.0
 
 
 @cache
@@ -31,11 +50,13 @@ def anchors(side_px: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode_faces(
-    raw: np.ndarray, side_px: int, *, min_score: float, nms_iou: float, max_detections: int
+    raw: np.ndarray, side_px: int, *, min_score: float, nms_iou: float, max_detections: int,
+    numbers: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The faces of one image.
 
     raw: (65, cells) float32, the network's output: 4 × 16 logits of distances in strides, and the score's logit.
+    numbers: as for `Cells`; cells that score less than min_score may be missing.
     Returns boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the input, and scores (n,) float32, best first. Boxes may
     reach beyond the input.
     """
@@ -46,7 +67,8 @@ def decode_faces(
     logits = raw[:-1, found].reshape(4, BINS, len(found))
     weights = np.exp(logits - logits.max(1, keepdims=True))
     distances = (weights * np.arange(BINS, dtype=np.float32)[:, None]).sum(1) / weights.sum(1)      # (4, n), in strides
-    centre, stride = centres[found], strides[found][:, None]
+    cell = found if numbers is None else numbers[found]
+    centre, stride = centres[cell], strides[cell][:, None]
     boxes = np.concatenate([centre - distances[:2].T, centre + distances[2:].T], 1) * stride
     kept = nms(boxes, scores, nms_iou)[:max_detections]
     return boxes[kept], scores[kept]

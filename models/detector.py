@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from models.boxes import STRIDES_PX, decode_faces
+from models.boxes import STRIDES_PX, Cells, decode_faces, least_logit
 from models.engines.engine import Network, Runtime, open_network
 from models.padded_batches import PaddedBatches
 from models.store import StoredModel
@@ -14,10 +16,19 @@ from models.store import StoredModel
 STRIDE_PX = STRIDES_PX[-1]            # of the coarsest grid; the input's side must be a multiple
 
 
+@runtime_checkable
+class ChoosingNetwork(Protocol):
+    """A detector's network that gives only the cells that may be faces."""
+
+    def cells_above(self, batch: np.ndarray, least_logit: float) -> Sequence[Cells]:
+        """The cells of every canvas whose score's logit is above least_logit."""
+
+
 class FaceDetector:
     """Find faces on square canvases; a canvas gives the same faces in every batch.
 
-    network: (b, S, S, 3) uint8 RGB to the raw output (b, 65, cells) that `boxes.decode_faces` takes.
+    network: (b, S, S, 3) uint8 RGB to the raw output (b, 65, cells) that `boxes.decode_faces` takes. Where it is a
+    `ChoosingNetwork`, it is asked for likely cells only.
     """
 
     def __init__(
@@ -26,7 +37,7 @@ class FaceDetector:
         self._min_score = min_score
         self._nms_iou = nms_iou
         self._max_detections = max_detections
-        self._batches = PaddedBatches(network, batch_size)
+        self._batches = PaddedBatches(_likely_cells(network, min_score), batch_size)
 
     def __call__(self, canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Boxes (n, 4) float32 x1 y1 x2 y2 in canvas pixels and scores (n,) float32 for every canvas.
@@ -42,12 +53,20 @@ class FaceDetector:
             )
         return [
             decode_faces(
-                raw, canvases.shape[1], min_score=self._min_score, nms_iou=self._nms_iou,
-                max_detections=self._max_detections,
+                cells.raw, canvases.shape[1], min_score=self._min_score, nms_iou=self._nms_iou,
+                max_detections=self._max_detections, numbers=cells.numbers,
             )
             for batch in self._batches.each(canvases)
-            for raw in batch
+            for cells in batch
         ]
+
+
+def _likely_cells(network: Network, min_score: float) -> Callable[[np.ndarray], Sequence[Cells]]:
+    """From canvases to the cells of each that may score min_score: all of them, unless the network can choose."""
+    choosing: object = network
+    if isinstance(choosing, ChoosingNetwork):
+        return partial(choosing.cells_above, least_logit=least_logit(min_score))
+    return lambda batch: [Cells(raw) for raw in network(batch)]
 
 
 def load_detector(

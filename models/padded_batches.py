@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
-from models.engines.engine import Network, OutOfDeviceMemory
+from models.engines.engine import OutOfDeviceMemory
 
 logger = logging.getLogger(__name__)
 
+Outputs = TypeVar("Outputs", bound=Sequence[object] | np.ndarray)
 
-class PaddedBatches:
+
+class PaddedBatches(Generic[Outputs]):
     """Call a network in batches of exactly `batch_size`; zeros pad the last one.
 
     The output of an input does not depend on the other inputs: one shape means one convolution algorithm.
@@ -21,14 +24,14 @@ class PaddedBatches:
     call it at once.
     """
 
-    def __init__(self, network: Network, batch_size: int) -> None:
+    def __init__(self, network: Callable[[np.ndarray], Outputs], batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._network = network
         self._lock = threading.Lock()
         self.batch_size = batch_size
 
-    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+    def __call__(self: PaddedBatches[np.ndarray], inputs: np.ndarray) -> np.ndarray:
         """Inputs (n, …) to outputs (n, …) float32. Without inputs it runs one batch to learn the shape."""
         if not len(inputs):
             return np.zeros_like(self._network(np.zeros((self.batch_size, *inputs.shape[1:]), inputs.dtype))[:0])
@@ -37,8 +40,8 @@ class PaddedBatches:
             outputs.append(output.copy())
         return np.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
-    def each(self, inputs: np.ndarray) -> Iterator[np.ndarray]:
-        """The outputs (k, …) of one batch after the other. Asking for the next one may overwrite it."""
+    def each(self, inputs: np.ndarray) -> Iterator[Outputs]:
+        """The outputs, k of them, of one batch after the other. Asking for the next one may overwrite it."""
         done = 0
         while done < len(inputs):
             size = self.batch_size
@@ -50,7 +53,7 @@ class PaddedBatches:
                     raise
                 self._halve(size)
             else:
-                yield output[: len(part)]
+                yield cast(Outputs, output[: len(part)])
                 done += len(part)
 
     def _halve(self, size: int) -> None:

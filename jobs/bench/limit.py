@@ -154,7 +154,7 @@ def gpu_decode_part(contents: Sequence[bytes]) -> Part:
 def network_parts(work: Work, device: str, cores: int) -> list[Part]:
     """Every network at its best batch, and the detector's second look."""
     settings, batches = RowSettings(), BATCHES[device]
-    models = default_config(device).models
+    models, runtime = default_config(device).models, Runtime(device, cores, compile=device == "cuda")
     keypoint_px = int(models.keypointer.architecture["input_px"])
     passes = 2.0 if models.embedder.preprocessing.get("flip_average") else 1.0
     wanted = [
@@ -164,7 +164,7 @@ def network_parts(work: Work, device: str, cores: int) -> list[Part]:
         ("embedder", "embedder", "faces/s", CROP_PX, batches["face"], work.faces * passes),
     ]
     return [
-        best_part(name, models.by_role[role].name, role, unit, side_px, sizes, an_image, Runtime(device, cores))
+        best_part(name, models.by_role[role].name, role, unit, side_px, sizes, an_image, runtime)
         for name, role, unit, side_px, sizes, an_image in wanted if an_image and side_px
     ]
 

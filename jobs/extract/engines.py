@@ -46,17 +46,27 @@ class EngineNotes:
 
 
 class FallbackLines:
-    """Lines for the user about networks that OpenVINO does not run, each once."""
+    """Lines for the user about networks that do not run as planned, each once."""
 
     def __init__(self) -> None:
-        self._said: set[Opened] = set()
+        self._said: set[str] = set()
 
     def say_new(self, opened: Iterable[Opened]) -> None:
         """Print those that were not printed before."""
-        found = {each for each in opened if each.fallback is not None} - self._said
-        self._said |= found
-        for each in sorted(found, key=lambda network: network.model):
-            say(f"{each.model} runs with {each.engine}, not with OpenVINO: {each.fallback}")
+        lines = {line for each in opened for line in fallback_lines(each)} - self._said
+        self._said |= lines
+        for line in sorted(lines):
+            say(line)
+
+
+def fallback_lines(opened: Opened) -> list[str]:
+    """What a user should know of a network that does not run as planned."""
+    lines = []
+    if opened.fallback is not None:
+        lines.append(f"{opened.model} runs with {opened.engine}, not with OpenVINO: {opened.fallback}")
+    if opened.departure is not None:
+        lines.append(f"{opened.model} runs with {opened.engine} in {opened.precision}: {opened.departure}")
+    return lines
 
 
 def as_json(opened: Mapping[Opened, int]) -> list[dict[str, Any]]:

@@ -389,7 +389,7 @@ def stage_config(job: Job, device: str, engines: EngineNotes) -> StageConfig:
     return StageConfig(
         job.settings, job.models, device, batches(job.arguments, device), job.input_options,
         job.arguments.image_column, job.arguments.weights, job.arguments.engine, job.arguments.precision,
-        job.arguments.fetch_threads, engines.note,
+        job.arguments.fetch_threads, engines.note, not job.arguments.no_compile,
     )
 
 

@@ -243,9 +243,12 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
         "what runs the networks: auto is OpenVINO on CPUs, torch on GPUs and where OpenVINO cannot run; "
         "default: %(default)s"))
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=(
-        "what the networks compute in: auto is bfloat16 with OpenVINO on CPUs that have it in hardware, else float32. "
-        "Rows of two precisions differ a little, see docs/results.md. int8 moves boxes, so it needs an OUTPUT of its "
-        "own; default: %(default)s"))
+        "what the networks compute in: auto is float16 on GPUs, bfloat16 with OpenVINO on CPUs that have it in "
+        "hardware, else float32. Rows of two precisions differ a little, see docs/results.md. int8 moves boxes, so it "
+        "needs an OUTPUT of its own; default: %(default)s"))
+    group.add_argument("--no-compile", action="store_true", help=(
+        "on a GPU: do not compile the networks. The start takes half a minute less on a new machine, the run takes "
+        "longer"))
     group.add_argument("--pools", default="+".join(STAGES), metavar="LAYOUT", help=(
         "stages joined by + share a process, / starts another kind of process, :N sets how many: "
         "decode:8/detect+keypoint+align+embed; default: all in one process"))

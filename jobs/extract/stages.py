@@ -87,6 +87,7 @@ class StageConfig:
     models: as the driver found them. device: "cpu" or "cuda". engine, precision: see `Runtime`. image_column: the
     column of images, where INPUT is Parquet files. weights: a folder or a bucket URI; None is this repository's.
     opened: is told of every network that an actor opens. max_requests: files that an actor asks for at once, at most.
+    compile: torch compiles the networks, on CUDA.
     """
 
     settings: RowSettings
@@ -100,6 +101,7 @@ class StageConfig:
     precision: str = "auto"
     max_requests: int = MAX_REQUESTS
     opened: Callable[[Opened], None] | None = None
+    compile: bool = True
 
 
 def stage_builders(config: StageConfig) -> StageBuilders:
@@ -180,7 +182,8 @@ def build_embed(config: StageConfig, threads: int, calls: int) -> Embed:
 
 def runtime_of(config: StageConfig, threads: int, calls: int) -> Runtime:
     """How the networks of an actor run."""
-    return Runtime(config.device, threads, config.engine, config.precision, calls, config.opened)
+    compile = config.compile and config.device == "cuda"
+    return Runtime(config.device, threads, config.engine, config.precision, calls, config.opened, compile)
 
 
 def model_of(config: StageConfig, card: WeightCard) -> StoredModel:

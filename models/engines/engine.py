@@ -32,10 +32,16 @@ class EngineError(Exception):
 
 
 class EngineNetwork(Protocol):
-    """A `Network` that names its engine and the precision that it computes in."""
+    """A `Network` that names its engine and the precision that it computes in; for the others see `Opened`."""
 
     engine: str
     precision: str
+
+    @property
+    def compiled(self) -> bool: ...
+
+    @property
+    def departure(self) -> str | None: ...
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """The output of a batch, as `Network` has it."""
@@ -50,12 +56,15 @@ class Opened:
     """A network that is ready: its model's identity, and what runs it.
 
     fallback: why OpenVINO does not run it, although engine auto would take it.
+    compiled: whether torch compiled it. departure: what torch left out at its self-check, and why.
     """
 
     model: str
     engine: str
     precision: str
     fallback: str | None = None
+    compiled: bool = False
+    departure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +73,13 @@ class Runtime:
 
     device: "cpu" or "cuda". threads: of the CPU; None leaves torch's number, and gives OpenVINO all cores.
     engine: one of `ENGINES`; auto is OpenVINO on a CPU where it is installed and can run the network, else torch.
-    precision: one of `PRECISIONS`; auto is the fastest that agrees with float32: bfloat16 with OpenVINO on a CPU that
-    has it in hardware, else float32. int8 is the detector's, by OpenVINO; the others run as with auto.
+    precision: one of `PRECISIONS`; auto is the fastest that agrees with float32: float16 on CUDA, bfloat16 with
+    OpenVINO on a CPU that has it in hardware, else float32. int8 is the detector's, by OpenVINO; the others run as with
+    auto.
     calls: how many threads call a network at once. OpenVINO divides `threads` between them: small networks on one
     thread each lose less to waiting than one network on many.
     opened: is told of every network that is opened.
+    compile: torch compiles the network for the first of its shapes, which takes up to half a minute.
     """
 
     device: str = "cpu"
@@ -77,6 +88,7 @@ class Runtime:
     precision: str = "auto"
     calls: int = 1
     opened: Callable[[Opened], None] | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("device", ("cpu", "cuda")), ("engine", ENGINES), ("precision", PRECISIONS)):
@@ -92,7 +104,9 @@ def open_network(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) 
     """
     network, fallback = _open(model, runtime, shapes)
     if runtime.opened:
-        runtime.opened(Opened(model.card.identity, network.engine, network.precision, fallback))
+        runtime.opened(Opened(
+            model.card.identity, network.engine, network.precision, fallback, network.compiled, network.departure
+        ))
     return network
 
 
@@ -114,7 +128,8 @@ def _open(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> tupl
     from models.engines.torch_engine import TorchNetwork, module_of
 
     preprocessing = model.card.preprocessing
-    return TorchNetwork(module_of(model), runtime, mean=preprocessing["mean"], std=preprocessing["std"]), fallback
+    mean, std = preprocessing["mean"], preprocessing["std"]
+    return TorchNetwork(module_of(model), runtime, mean=mean, std=std, shapes=shapes), fallback
 
 
 def _with_openvino(model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> EngineNetwork:

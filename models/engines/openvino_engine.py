@@ -36,6 +36,8 @@ class OpenVinoNetwork:
     """
 
     engine = "openvino"
+    compiled = False          # by torch
+    departure = None
 
     def __init__(self, model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> None:
         ov = import_openvino()

@@ -12,7 +12,7 @@ import numpy as np
 from models.engines.engine import EngineError
 
 SAMPLED = 64           # values of the output that are stored
-TOLERANCE = {"float32": 0.002, "bfloat16": 0.05, "int8": 0.2}
+TOLERANCE = {"float32": 0.002, "float16": 0.02, "bfloat16": 0.05, "int8": 0.2}
 """The largest root mean square difference, as a share of the answer's standard deviation."""
 
 

@@ -37,7 +37,7 @@ class EyeResNet(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), linear)
 
     def forward(self, chips: Tensor) -> Tensor:
-        offsets: Tensor = self.head(self.body(self.stem(chips)))
+        offsets: Tensor = self.head(self.body(self.stem(chips))).float()      # points lose precision in half
         return 0.5 + offsets.reshape(-1, POINTS, 2)
 
 

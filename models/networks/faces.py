@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.networks.resnet import RESNETS, residual_stages
 from models.store import EMBEDDING_DIM, WeightsError
@@ -51,20 +52,21 @@ class PositionEncoding(nn.Module):
     holds the computation instead of a constant. encoding: timm's module, whose projection is kept.
     """
 
+    _sines: Tensor | None
+
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__()
         self.token_projection = cast(nn.Conv2d, encoding.token_projection)
         self._hidden_dim, self._temperature = cast(int, encoding.hidden_dim), cast(float, encoding.temperature)
-        self._sines: dict[tuple[int, int, torch.device], Tensor] = {}
+        self.register_buffer("_sines", None, persistent=False)
 
     def forward(self, shape: tuple[int, int, int]) -> Tensor:
         """shape: (n, height, width) of the map. Returns (n, channels, height, width)."""
         count, (height, width) = shape[0], map(int, shape[1:])      # while it is traced they are tensors
         weight = self.token_projection.weight
-        key = height, width, weight.device
-        if key not in self._sines:
-            self._sines[key] = self._compute(height, width).to(weight.device)
-        encoded: Tensor = self.token_projection(self._sines[key].to(weight.dtype))
+        if self._sines is None or self._sines.shape[2:] != (height, width):
+            self._sines = self._compute(height, width)
+        encoded: Tensor = self.token_projection(self._sines.to(weight.dtype))
         return encoded.expand(count, -1, -1, -1)
 
     def _compute(self, height: int, width: int) -> Tensor:
@@ -77,8 +79,36 @@ class PositionEncoding(nn.Module):
             plain: Any = PositionalEncodingFourier(self._hidden_dim, 2 * self._hidden_dim, self._temperature)
             plain.token_projection.weight.copy_(torch.eye(2 * self._hidden_dim)[:, :, None, None])
             plain.token_projection.bias.zero_()
-            sines: Tensor = plain((1, height, width))
+            sines: Tensor = plain((1, height, width)).to(self.token_projection.weight.device)
         return sines
+
+
+class CrossCovariance(nn.Module):
+    """EdgeNeXt's attention between channels, which normalises queries and keys in float32.
+
+    timm's own does so in the network's precision. In float16 its epsilon of 1e-12 is 0, and one block of the shipped
+    weights has queries that round to 0 there: every answer would be NaN. attention: timm's module, whose layers are
+    kept.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.num_heads = cast(int, attention.num_heads)
+        self.temperature = cast(nn.Parameter, attention.temperature)
+        self.qkv, self.attn_drop, self.proj, self.proj_drop = (
+            cast(nn.Module, getattr(attention, name)) for name in ("qkv", "attn_drop", "proj", "proj_drop")
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, tokens, channels) to the same shape."""
+        count, length, channels = tokens.shape
+        split = self.qkv(tokens).reshape(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 4, 1)
+        queries, keys, values = split.unbind(0)       # (n, heads, channels of a head, tokens)
+        queries, keys = (F.normalize(each.float(), dim=-1).to(values.dtype) for each in (queries, keys))
+        attention = self.attn_drop(((queries @ keys.transpose(-2, -1)) * self.temperature).softmax(dim=-1))
+        mixed: Tensor = self.proj((attention @ values).permute(0, 3, 1, 2).reshape(count, length, channels))
+        dropped: Tensor = self.proj_drop(mixed)
+        return dropped
 
 
 def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
@@ -97,6 +127,8 @@ def build_embedder(architecture: Mapping[str, Any]) -> nn.Module:
             for module in network.modules():
                 if getattr(module, "pos_embd", None) is not None:
                     module.pos_embd = PositionEncoding(cast(nn.Module, module.pos_embd))
+                if hasattr(module, "xca"):
+                    module.xca = CrossCovariance(cast(nn.Module, module.xca))
             return network
     raise WeightsError(
         f"no embedder has the architecture {dict(architecture)}; "

@@ -7,6 +7,7 @@ from models.engines.engine import Opened
 
 DETECTOR = Opened("d@1", "openvino", "bfloat16")
 EMBEDDER = Opened("e@1", "torch", "float32", "its answer differs")
+UNCOMPILED = Opened("e@1", "torch", "float16", departure="not compiled: there is no C compiler")
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,7 @@ EMBEDDER = Opened("e@1", "torch", "float32", "its answer differs")
             [[DETECTOR], [DETECTOR, EMBEDDER], [EMBEDDER]],
             ["e@1 runs with torch, not with OpenVINO: its answer differs"],
         ),
+        ([[UNCOMPILED], [UNCOMPILED]], ["e@1 runs with torch in float16: not compiled: there is no C compiler"]),
     ],
 )
 def test_a_reason_is_printed_once(capsys, reads, lines):
@@ -30,8 +32,10 @@ def test_a_reason_is_printed_once(capsys, reads, lines):
 def test_run_json_has_what_ran_every_network_and_in_how_many_actors():
     assert as_json({}) == []
     assert as_json({EMBEDDER: 1, DETECTOR: 3}) == [
-        {"model": "d@1", "engine": "openvino", "precision": "bfloat16", "fallback": None, "actors": 3},
-        {"model": "e@1", "engine": "torch", "precision": "float32", "fallback": "its answer differs", "actors": 1},
+        {"model": "d@1", "engine": "openvino", "precision": "bfloat16", "fallback": None, "compiled": False,
+         "departure": None, "actors": 3},
+        {"model": "e@1", "engine": "torch", "precision": "float32", "fallback": "its answer differs",
+         "compiled": False, "departure": None, "actors": 1},
     ]
 
 

@@ -3,7 +3,15 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.extract.stages import Batches, StageConfig, local_weights, model_of, read_models, stage_builders
+from jobs.extract.stages import (
+    Batches,
+    StageConfig,
+    local_weights,
+    model_of,
+    read_models,
+    runtime_of,
+    stage_builders,
+)
 from jobs.options import DEFAULT_MODELS
 from models import store
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError
@@ -83,3 +91,10 @@ def test_weights_of_another_host_are_refused():
 def test_weights_of_another_store_are_refused(uri):
     with pytest.raises(WeightsError, match=r"weights: cannot read .*: use a folder"):
         local_weights(uri)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "compiles"), [("cpu", True, False), ("cuda", True, True), ("cuda", False, False)]
+)
+def test_networks_are_compiled_on_gpus_alone(device, wanted, compiles):
+    assert runtime_of(replace(config(), device=device, compile=wanted), 1, 1).compile is compiles
