@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.batch import NO_PIXELS, Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.errors import EnvironmentFault
 from pipeline.stages.codec import DecodeError
 from pipeline.stages.image import Header, decode_pixels, read_header
 from pipeline.stages.jpeg import MinSide
@@ -168,7 +169,12 @@ class Decode:
 
 
 def _failed(record: ImageRecord, error: Exception) -> ImageRecord:
-    """The record of an image that could not be decoded; an error of ours gives the status `failed`."""
+    """The record of an image that could not be decoded; an error of ours gives the status `failed`.
+
+    Raises EnvironmentFault where no image is at fault, such as a full disk for temporary files.
+    """
+    if fault := EnvironmentFault.of(error):
+        raise fault from error
     if not isinstance(error, DecodeError):
         reason = " ".join(str(error).split())[:300]
         return replace(record, status=Status.FAILED, error=f"decode: {type(error).__name__}: {reason}")

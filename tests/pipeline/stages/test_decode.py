@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import threading
@@ -11,6 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.batch import Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.errors import EnvironmentFault
 from pipeline.stages.decode import Decode, _MemoryGate
 from tests.support import corpus
 
@@ -106,6 +108,19 @@ class OutOfMemory(bytes):
 
     def startswith(self, *args):
         raise MemoryError("no 9 GB left")
+
+
+class FullDisk(bytes):
+    """The content of a file for which no temporary file could be written."""
+
+    def startswith(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_no_fault_of_an_image():
+    contents = {"a": corpus.jpeg(), "b": FullDisk(b"x"), "c": corpus.jpeg()}
+    with pytest.raises(EnvironmentFault, match="No space left on device: free space, or set TMPDIR"):
+        list(decoder(contents)([TodoRow(uri) for uri in "abc"]))
 
 
 def test_an_error_of_ours_fails_only_its_image():
