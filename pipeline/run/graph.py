@@ -49,6 +49,7 @@ def run(
     seconds, in another thread, and at the end what `images_passed` gives.
     """
     board = Board(sink.run_id)
+    start_writer()
     receipts = build(plan, blocks, read_todo, builders, sink, rows_per_file, board)
     committed = 0
 
@@ -67,6 +68,18 @@ def run(
                 yield table
     finally:
         board.clear()
+
+
+def start_writer() -> None:
+    """Start a process for the sink while the actors load their models; later it would take more than a second."""
+    import ray
+
+    ray.remote(num_cpus=0)(import_ray_data).remote()
+
+
+def import_ray_data() -> None:
+    """Import what a process of the sink needs; this module has imported the rest."""
+    import ray.data  # noqa: F401
 
 
 def build(
