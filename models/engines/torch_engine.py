@@ -203,7 +203,7 @@ def _copied_back(parts: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
     pinned = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
     for host, part in zip(pinned, parts, strict=True):
         host.copy_(part, non_blocking=True)
-    torch.cuda.current_stream().synchronize()
+    torch.cuda.current_stream(parts[0].device).synchronize()
     return tuple(host.numpy() for host in pinned)
 
 

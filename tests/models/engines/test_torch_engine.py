@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import threading
 from functools import partial
@@ -269,13 +270,15 @@ def test_the_shipped_networks_compile_as_one_graph(role, name, side) -> None:
 
 
 @pytest.mark.parametrize(("role", "name", "side"), SHIPPED)
-def test_the_shipped_networks_with_weights_in_float16_answer_as_in_float32(role, name, side) -> None:
+def test_copies_of_the_shipped_networks_in_float16_answer_as_in_float32(role, name, side) -> None:
+    """A GPU gets such a copy. The network in float32 stays as it was."""
     model = read_model(DEFAULT_WEIGHTS_DIR, role, name)
     network = Normalised(module_of(model), model.card.preprocessing["mean"], model.card.preprocessing["std"])
     pixels = torch.from_numpy(check_input(side)[None])
     with torch.inference_mode():
         wanted = sample(network(pixels)[0].numpy())
-        found = network.cast(torch.float16)(pixels)
+        found = copy.deepcopy(network).cast(torch.float16)(pixels)
+        assert sample(network(pixels)[0].numpy()) == wanted
     assert found.dtype is torch.float32
     check_answer(found[0].numpy(), wanted, "float16")
 
