@@ -144,12 +144,12 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
     input_options, output_options = seen_by_actors(inputs, input_options), seen_by_actors([output_uri], output_options)
     storage = open_storage(output_uri, output_options, single_writer=arguments.single_writer)
     plan.parse_pools(arguments.pools)
-    cluster.check_start(arguments.device, arguments.gpus)
     models = read_models(arguments.weights, model_names(arguments))
     if arguments.require_commercial:
         require_commercial(models)
     if arguments.precision == "int8":
         check_int8(arguments, models)
+    cluster.check_start(arguments.device, arguments.gpus)
     started = datetime.now(UTC)
     job = Job(
         arguments, command, settings, models, inputs, input_options, storage,

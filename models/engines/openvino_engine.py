@@ -40,6 +40,10 @@ class OpenVinoNetwork:
     departure = None
 
     def __init__(self, model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> None:
+        with kept_signal_stack():
+            self._open(model, runtime, shapes)
+
+    def _open(self, model: StoredModel, runtime: Runtime, shapes: Sequence[Shape]) -> None:
         ov = import_openvino()
         precision = ("bfloat16" if computes_in_bfloat16() else "float32") if runtime.precision in ("auto", "int8") \
             else runtime.precision
@@ -63,25 +67,25 @@ class OpenVinoNetwork:
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32; the thread's next call overwrites it."""
-        output: np.ndarray = self._request(batch.shape).infer({0: batch}, share_inputs=True, share_outputs=True)[0]
-        return output
+        requests: dict[Any, Any] = self._own.__dict__
+        if batch.shape in requests:
+            return _infer(requests[batch.shape], batch)
+        with kept_signal_stack():      # another shape is compiled now
+            requests[batch.shape] = self._request(batch.shape)
+            return _infer(requests[batch.shape], batch)
 
     def _request(self, shape: Any) -> Any:
-        requests = self._own.__dict__
-        if shape not in requests:
-            with self._compiling:
-                compiled = self._compiled.get(shape) or self._compile(shape)
-                self._compiled[shape] = compiled
-            requests[shape] = compiled.create_infer_request()
-        return requests[shape]
+        with self._compiling:
+            compiled = self._compiled.get(shape) or self._compile(shape)
+            self._compiled[shape] = compiled
+        return compiled.create_infer_request()
 
     def _compile(self, shape: Shape) -> Any:
         key = compiled_key(
             self._core, *(hashlib.sha256(file).hexdigest() for file in self._export), tuple(shape),
             sorted(self._properties.items()), self._preprocessing["mean"], self._preprocessing["std"],
         )
-        with kept_signal_stack():
-            return load_or_compile(self._core, key, self._properties, lambda: self._build(shape))
+        return load_or_compile(self._core, key, self._properties, lambda: self._build(shape))
 
     def _build(self, shape: Shape) -> Any:
         ov = import_openvino()
@@ -107,6 +111,11 @@ class OpenVinoNetwork:
         batch = np.broadcast_to(check_input(shape[1]), shape)
         for output in self(np.ascontiguousarray(batch)):
             check_answer(output, answers[str(shape[1])], precision)
+
+
+def _infer(request: Any, batch: np.ndarray) -> np.ndarray:
+    output: np.ndarray = request.infer({0: batch}, share_inputs=True, share_outputs=True)[0]
+    return output
 
 
 def export_of(model: StoredModel) -> tuple[tuple[bytes, ...], Mapping[str, list[float]]]:

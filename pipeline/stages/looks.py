@@ -15,6 +15,8 @@ import numpy as np
 
 FOUND_PX = 20           # the smallest faces in the detector's input that it finds well: AP 0.93, 0.87 from 10 px on
 LONG_RATIO = 2.0        # of the sides; a window of a long picture has this shape too
+LONGEST_WINDOWS = 100   # a picture of 50,000×1 px is not looked at in windows of 2×1
+LEAST_WINDOW_PX = 160   # the same for 3,000×1 px
 OVERLAP = 0.25          # of a window's side
 BORDER_SHARE = 0.01     # of a window's side: a box that ends so near to an inner border is cut by it
 INSIDE = 0.8            # share of a box that lies in another
@@ -42,8 +44,9 @@ class Looks:
         From one level to the next the side halves at most, so that faces between the levels are found.
         """
         sides, side = [], float(max(width, height))
-        if self.long_windows and side > LONG_RATIO * min(width, height):
-            side = LONG_RATIO * min(width, height)
+        window = max(LONG_RATIO * min(width, height), side / LONGEST_WINDOWS, LEAST_WINDOW_PX)
+        if self.long_windows and side > window:
+            side = window
             sides.append(side)
         if self.find_px is not None:
             last = self.input_px * self.find_px / FOUND_PX

@@ -397,8 +397,8 @@ def test_from_a_bucket_archives_and_a_parquet_file_to_a_bucket(bucket, tmp_path)
         (["--uri-column", "name", "--image-column", "image"], Rules("/out", parquet=ParquetColumns("image", "name"))),
     ],
 )
-def test_what_is_read_follows_from_the_options(options, expected):
-    job = jobs.extract.job.check_arguments(parse_arguments(["in", "/out", *options]), "command")
+def test_what_is_read_follows_from_the_options(options, expected, tmp_path):
+    job = jobs.extract.job.check_arguments(parse_arguments([str(tmp_path), "/out", *options]), "command")
     assert job.rules == expected
 
 

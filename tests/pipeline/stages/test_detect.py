@@ -164,10 +164,10 @@ def test_the_batch_size_changes_no_face():
 def test_a_long_picture_is_looked_at_in_windows():
     """At 640×32 a face of 6 px is less than a pixel of the input; in a window of 64×32 it has 6."""
     pixels = picture(640, 32, (70, 10, 76, 16), (600, 4, 606, 10))
-    whole = detect(large_enough)(batch_of(pixels, scale=2))
+    whole = detect(large_enough)(batch_of(pixels, scale=8))
     assert (whole.records[0].status, whole.records[0].tiles) == (Status.NO_FACE, 1)
-    faces = detect(large_enough, looks=Looks(64, long_windows=True))(batch_of(pixels, scale=2))
-    assert sorted(map(tuple, faces.boxes_xyxy.tolist())) == [(140, 20, 152, 32), (1200, 8, 1212, 20)]
+    faces = detect(large_enough, looks=Looks(64, long_windows=True))(batch_of(pixels, scale=8))
+    assert sorted(map(tuple, faces.boxes_xyxy.tolist())) == [(560, 80, 608, 128), (4800, 32, 4848, 80)]
     assert (faces.records[0].n_faces, faces.records[0].tiles, faces.records[0].detect_pass) == (2, 14, 1)
 
 
@@ -181,7 +181,7 @@ def large_enough(canvases):
 def test_windows_give_the_same_rows_in_every_batch(batch_size):
     images = [picture(640, 32, (70, 10, 76, 16)), picture(64, 64, (3, 3, 20, 20)), picture(30, 300, (5, 200, 15, 210))]
     looks = Looks(64, long_windows=True)
-    together = detect(large_enough, looks=looks, batch_size=batch_size)(batch_of(*images))
-    alone = [detect(large_enough, looks=looks, batch_size=2)(batch_of(image)) for image in images]
+    together = detect(large_enough, looks=looks, batch_size=batch_size)(batch_of(*images, scale=8))
+    alone = [detect(large_enough, looks=looks, batch_size=2)(batch_of(image, scale=8)) for image in images]
     assert together.boxes_xyxy.tolist() == [box for each in alone for box in each.boxes_xyxy.tolist()]
     assert [record.tiles for record in together.records] == [each.records[0].tiles for each in alone] == [14, 1, 8]
