@@ -30,15 +30,25 @@ def test_the_stack_is_the_same_afterwards() -> None:
     assert after == before or after[1] == DISABLED
 
 
-def test_a_signal_after_a_network_is_gone_is_handled() -> None:
+def test_a_signal_after_networks_are_gone_is_handled() -> None:
+    """Networks that another process has compiled, too, and a shape that is compiled when it is used."""
     code = """
 import gc, signal
+import numpy as np
 from models.engines.engine import Runtime
 from models.engines.openvino_engine import OpenVinoNetwork
 from models.store import DEFAULT_WEIGHTS_DIR, read_model
-network = OpenVinoNetwork(read_model(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18"), Runtime(), [(1, 112, 112, 3)])
+from tests.models.engines.test_signal_stack import signal_stack
+before = signal_stack()
+model = read_model(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18")
+networks = [OpenVinoNetwork(model, Runtime(), [(1, 112, 112, 3)]) for _ in range(3)]
+for network in networks:
+    network(np.zeros((2, 112, 112, 3), np.uint8))
+assert signal_stack() == before, "OpenVINO left a stack of its own"
 del network
-gc.collect()
+while networks:
+    networks.pop(0)
+    gc.collect()
 signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background job ignores it
 try:
     signal.raise_signal(signal.SIGINT)
