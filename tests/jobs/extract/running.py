@@ -1,0 +1,61 @@
+"""Runs of the main job in its own process, with the shipped weights, and what they wrote."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[3]
+ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
+LAYOUTS = ("decode+detect+keypoint+align+embed", "decode/detect+keypoint+align+embed",
+           "decode/detect/keypoint/align/embed")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "jobs.extract", *map(str, arguments)]
+
+
+def extract(*arguments, expect=0, **environment):
+    """Run the job. Returns what it printed."""
+    result = subprocess.run(
+        command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=280
+    )
+    assert result.returncode == expect, result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+def table(output, name):
+    keys = [("uri", "ascending")] + ([("face_index", "ascending")] if name == "faces" else [])
+    return pq.read_table(Path(output) / name).sort_by(keys)
+
+
+def parts(output):
+    """Every file of the tables, with what changes when it is written again."""
+    files = sorted(path for name in ("faces", "images") for path in (Path(output) / name).iterdir())
+    return {path.relative_to(output): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def box_iou(a, b):
+    inter = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(axis=1)
+    areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
+    return inter / (sum(areas) - inter)
+
+
+def assert_same_rows(output, expected):
+    """The rows are equal, boxes to an IoU of 0.99 and vectors to 1e-4."""
+    images, images_expected = (table(o, "images").drop_columns(["run_id"]) for o in (output, expected))
+    assert images.equals(images_expected)
+    faces, faces_expected = table(output, "faces"), table(expected, "faces")
+    for column in ("uri", "face_index", "align_ok", "detector", "keypointer", "embedder"):
+        assert faces[column].equals(faces_expected[column]), column
+    boxes = [np.stack([f[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], axis=1) for f in (faces, faces_expected)]
+    assert (box_iou(*boxes) >= 0.99).all()
+    vectors = [np.stack(f["embedding"].to_numpy()) for f in (faces, faces_expected)]
+    assert np.abs(vectors[0] - vectors[1]).max() <= 1e-4
+    points = [np.stack(f["eye_points"].to_numpy()) for f in (faces, faces_expected)]
+    assert np.abs(points[0] - points[1]).max() <= 0.05
