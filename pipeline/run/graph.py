@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.boundary import unfold
 from pipeline.output.sink import Sink
 from pipeline.output.spool import ReadTodo
 from pipeline.run.board import Board
 from pipeline.run.cluster import alive_nodes, describe_resources
 from pipeline.run.plan import Plan
-from pipeline.run.pool import STEP_IMAGES, Pool
+from pipeline.run.pool import Pool
 from pipeline.run.progress import polling
 from pipeline.run.runner import StageBuilders
 from pipeline.run.status import ProcessStatus, describe_pool
@@ -28,9 +29,10 @@ Watch = Callable[[Callable[[], object], Callable[[], list[str]]], AbstractContex
 """Given a snapshot of the run and what explains it, guards a `with` block: `watchdog.Watchdog` with its settings."""
 
 BLOCK_IMAGES = 1024           # to-do rows that an actor gets at a time, at most: it does nothing between two blocks
+LEAST_IMAGES = 16
 BLOCKS_OF_ACTOR = 8           # at least, if there are several actors: they should end at about the same time
 MAX_BLOCKS = 10_000           # Ray's driver keeps a record of every block
-OUTPUT_BYTES = 1 << 20        # an actor's rows go to the sink in pieces of this size, while it works on the block
+STEP_IMAGES = 64              # in a row that the last pool gives to the sink while it works on the block, at most
 
 
 def run(
@@ -97,13 +99,14 @@ def build(
 
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = -1      # the watchdog sees more
-    context.target_max_block_size = OUTPUT_BYTES
+    context.target_max_block_size = 1                 # every row that a pool gives is a block, and goes on at once
+    step_images = min(rows_per_file, STEP_IMAGES)
     # In-memory blocks need no read task. `from_arrow` would start one of 1 CPU for each, to read its schema.
     dataset = ray.data.from_blocks([blocks.slice(i, 1) for i in range(len(blocks))])
     for pool in plan.pools:
         dataset = dataset.map_batches(
             Pool,
-            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, pool.calls, board),
+            fn_constructor_args=(pool.stages, builders, read_todo, pool.threads, pool.calls, step_images, board),
             compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
@@ -115,14 +118,15 @@ def build(
         fn_kwargs={"sink": sink, "board": board},
         compute=TaskPoolStrategy(size=plan.sink_workers),   # without a size Ray starts a process for every block
         num_cpus=0,
-        batch_size=rows_per_file,
+        batch_size=max(1, rows_per_file // step_images),
         batch_format="pyarrow",
     )
     return receipts
 
 
-def write(rows: pa.Table, sink: Sink, board: Board) -> pa.Table:
-    """Commit these rows and report it; returns the receipts."""
+def write(folded: pa.Table, sink: Sink, board: Board) -> pa.Table:
+    """Commit the rows that are folded in these, and report it; returns the receipts."""
+    rows = unfold(folded)
     status = ProcessStatus.of_this_process("sink").begins("writing", rows["uri"].to_pylist())
     board.report(status.to_json())
     receipts = sink(rows)
@@ -151,4 +155,4 @@ def images_passed(plan: Plan, board: Board) -> tuple[int, float | None]:
 def block_rows(images: int, actors: int) -> int:
     """The number of to-do rows in a block, for a run of so many images with so many actors that decode."""
     shared = images if actors == 1 else math.ceil(images / (actors * BLOCKS_OF_ACTOR))
-    return max(min(shared, BLOCK_IMAGES), STEP_IMAGES, math.ceil(images / MAX_BLOCKS))
+    return max(min(shared, BLOCK_IMAGES), LEAST_IMAGES, math.ceil(images / MAX_BLOCKS))

@@ -19,14 +19,13 @@ from pipeline.run.telemetry import PoolMeter
 
 MAX_FACES = 2048        # in a batch, 77 MB of crops; one image may have more
 PIXEL_BYTES = 384 << 20     # of the batches in work together, or one batch
-STEP_IMAGES = 16        # in a table of the last pool
 
 
 class Pool:
     """Neighbouring stages that share one actor; Arrow in, Arrow out.
 
     In: the place of a block of to-do rows (if `decode` is among the stages), or one folded batch of the pool before.
-    Out: after the last stage of all, tables with a row for every image; else every batch, folded into one row.
+    Out: after the last stage of all, the rows of `step_images` images, else of every batch, folded into one row.
     The constructor loads the models. Decode prefetches one batch, so the stages need not wait for the disk.
 
     calls: how many batches pass through the stages at once, each in a thread.
@@ -34,9 +33,10 @@ class Pool:
 
     def __init__(
         self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int, calls: int,
-        board: Board,
+        step_images: int, board: Board,
     ) -> None:
         self._stages = stages
+        self._step_images = step_images
         self._read_todo = read_todo
         self._calls = calls
         self._threads = ThreadPoolExecutor(calls, "stages")
@@ -51,7 +51,8 @@ class Pool:
             held = [self._from_table(unfold(table))]
             images, tables = len(held[0].records), self._folded(held)
         with self._runner.block(images):
-            yield from in_steps(tables, STEP_IMAGES) if self._stages[-1] == STAGES[-1] else tables
+            is_last = self._stages[-1] == STAGES[-1]
+            yield from map(fold, in_steps(tables, self._step_images) if is_last else tables)
 
     def _decoded(self, rows: Sequence[TodoRow]) -> Iterator[pa.Table]:
         run = partial(self._run, self._stages[1:])
@@ -84,9 +85,7 @@ class Pool:
         return table_to_images(table) if before == "decode" else table_to_faces(table, before)
 
     def _to_table(self, batch: Batch) -> pa.Table:
-        after = self._stages[-1]
-        table = images_to_table(batch) if isinstance(batch, ImageBatch) else faces_to_table(batch, after)
-        return table if after == STAGES[-1] else fold(table)
+        return images_to_table(batch) if isinstance(batch, ImageBatch) else faces_to_table(batch, self._stages[-1])
 
 
 def in_order(

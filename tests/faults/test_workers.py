@@ -56,7 +56,7 @@ def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, shared
 
 def test_a_gpu_that_fails_costs_a_process_and_no_image(on_disk, new_output, shared_ray, tmp_path, figures):
     place, faults = new_output(on_disk), Faults(device=3, marks=str(tmp_path))
-    shared_ray.run(place, faults=faults)
+    shared_ray.run(place, "--threads", 1, faults=faults)      # two threads would meet two of them in one process
     assert_exact(place, on_disk.expected)
     assert len(set(marked_pids(tmp_path, "device"))) == 3
     figures("errors of the GPU (simulated)", processes_ended=3, rows_lost=0)

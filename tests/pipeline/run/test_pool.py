@@ -51,7 +51,7 @@ def read_todo(blocks):
 
 def make_pool(calls=1, **stages):
     builders = {name: (lambda threads, calls, stage=stage: stage) for name, stage in stages.items()}
-    return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, board=FakeBoard())
+    return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, step_images=16, board=FakeBoard())
 
 
 @pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])
@@ -75,15 +75,15 @@ def test_a_pool_without_decode_takes_a_batch_as_it_was():
     assert faces.boxes_xyxy[:, 0].tolist() == [3, 4] and faces.chips[1][0, 0, 0] == 4
 
 
-def test_after_the_last_stage_a_row_is_an_image():
+def test_after_the_last_stage_a_row_has_so_many_images():
     def embed(batch):
         return batch.with_embeddings(np.ones((len(batch), 2), np.float32), np.ones(len(batch), np.float32))
 
     pool = make_pool(
         decode=StubDecode(decode), detect=one_face_each, keypoint=with_eyes, align=with_crops, embed=embed
     )
-    assert [table["uri"].to_pylist() for table in pool(todo("1", "2", "3"))] == [["1", "2", "3"]]
-    tables = [table["uri"].to_pylist() for table in pool(todo(*map(str, range(37))))]
+    assert [unfold(table)["uri"].to_pylist() for table in pool(todo("1", "2", "3"))] == [["1", "2", "3"]]
+    tables = [unfold(table)["uri"].to_pylist() for table in pool(todo(*map(str, range(37))))]
     assert tables == [[str(i) for i in range(start, min(start + 16, 37))] for start in (0, 16, 32)]
 
 
