@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from jobs.bench.sampling import Sampling
 
 SAMPLE_S = 0.1
 ReadBusy = Callable[[], float]
 """Percent of the last moments in which the GPUs computed, their mean."""
 
 
-class GpuMeter:
+class GpuMeter(Sampling):
     """Samples how busy the GPUs are inside the `with` block. read: None where that is unknown."""
 
     def __init__(self, read: ReadBusy | None) -> None:
+        super().__init__(SAMPLE_S)
         self._read = read
         self._samples: list[tuple[float, float]] = []
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> Self:
-        if self._read:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closed.set()
-        if self._read:
-            self._thread.join()
 
     def busy(self, begin: float, end: float) -> float | None:
         """The mean percent between two moments of `time.time`; None without a sample."""
         found = [percent for moment, percent in self._samples if begin <= moment <= end]
         return sum(found) / len(found) if found else None
 
-    def _sample(self) -> None:
-        while self._read and not self._closed.wait(SAMPLE_S):
+    def sample(self) -> None:
+        """Measure now."""
+        if self._read:
             self._samples.append((time.time(), self._read()))
 
 

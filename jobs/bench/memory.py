@@ -6,15 +6,14 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import cv2
 import numpy as np
 import psutil
+
+from jobs.bench.sampling import Sampling
 
 # Parts of the command lines of Ray's own processes.
 RAY_SERVICES = (
@@ -26,7 +25,7 @@ WRITER = "ray::MapBatches(write)"      # what Ray calls the process of a task of
 KINDS = ("rss", "pss", "uss")
 
 
-class JobMemory:
+class JobMemory(Sampling):
     """The memory of a process and its descendants, without Ray's services, sampled inside the `with` block.
 
     peaks: the most bytes at one moment: resident (rss), shared pages counted once (pss), not shared (uss), and the uss
@@ -34,21 +33,10 @@ class JobMemory:
     """
 
     def __init__(self, pid: int) -> None:
+        super().__init__(SAMPLE_S)
         self.peaks: dict[str, int] = dict.fromkeys((*KINDS, "driver", "actors", "writers"), 0)
         self._pid = pid
         self._writers: set[int] = set()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._keep_sampling, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closed.set()
-        self._thread.join()
 
     def sample(self) -> None:
         """Measure now."""
@@ -61,10 +49,6 @@ class JobMemory:
             for kind in KINDS:
                 now[kind] += memory[kind]
         self.peaks = {name: max(peak, now[name]) for name, peak in self.peaks.items()}
-
-    def _keep_sampling(self) -> None:
-        while not self._closed.wait(SAMPLE_S):
-            self.sample()
 
 
 def processes_of(pid: int) -> Iterator[tuple[int, str, dict[str, int]]]:
