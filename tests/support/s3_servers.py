@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.support.http_server import running
 
 REGION = "eu-west-1"
 
@@ -20,13 +21,8 @@ def serving_s3(app: Callable[..., Any] | None = None, tls: ssl.SSLContext | None
     from werkzeug.serving import make_server
 
     server = make_server("127.0.0.1", 0, app or moto_app(), threaded=True, ssl_context=tls)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
+    with running(server, tls) as endpoint:
+        yield endpoint
 
 
 def moto_app() -> Callable[..., Any]:
