@@ -26,7 +26,9 @@ _ENCRYPTED = 0x1
 _ONE_LARGE = threading.Lock()
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 
-# What zipfile raises for damaged files.
+# What zipfile raises for damaged files. It checks little itself: a wrong number in a header becomes the error of
+# whatever uses it: struct, zlib, seek (ValueError, OverflowError), or a feature that it lacks (NotImplementedError,
+# RuntimeError).
 _DAMAGED = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OverflowError, EOFError, struct.error,
     zlib.error,

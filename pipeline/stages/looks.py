@@ -103,12 +103,13 @@ def merge(
     cut = np.concatenate([_is_cut(each, of, size_wh) for (each, _), of in zip(found, looks, strict=True)])
     order = np.lexsort((look, -scores, cut))
     boxes, scores, look, cut = boxes[order], scores[order], look[order], cut[order]
+    areas = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
     kept: list[int] = []
     alive = np.ones(len(order), bool)
     for i in range(len(order)):
         if alive[i]:
             kept.append(i)
-            alive &= ~((look != look[i]) & _repeats(boxes, scores, cut, i, nms_iou))
+            alive &= ~((look != look[i]) & _repeats(boxes, areas, scores, cut, i, nms_iou))
     return boxes[kept], scores[kept]
 
 
@@ -125,10 +126,10 @@ def _is_cut(boxes: np.ndarray, look: Box, size_wh: tuple[int, int]) -> np.ndarra
     return cut
 
 
-def _repeats(boxes: np.ndarray, scores: np.ndarray, cut: np.ndarray, i: int, nms_iou: float) -> np.ndarray:
+def _repeats(
+    boxes: np.ndarray, areas: np.ndarray, scores: np.ndarray, cut: np.ndarray, i: int, nms_iou: float
+) -> np.ndarray:
     """Which boxes show the face of box i again, or a part of it."""
-    wh = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    areas = wh.prod(axis=1)
     shared = np.minimum(boxes[:, 2:], boxes[i, 2:]) - np.maximum(boxes[:, :2], boxes[i, :2])
     overlap = np.maximum(shared, 0).prod(axis=1)
     same = overlap > nms_iou * (areas + areas[i] - overlap)
