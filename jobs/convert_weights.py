@@ -211,7 +211,7 @@ def calibration_pictures(photos: Path, count: int, side_px: int) -> list[np.ndar
     """
     import cv2
 
-    from pipeline.stages.detect import letterbox
+    from pipeline.stages.operations import letterbox
 
     files = image_files(photos)
     found: list[np.ndarray] = []

@@ -17,14 +17,16 @@ BINS = 16                             # YOLOv8 gives the distance to each side o
 RAW_CHANNELS = 4 * BINS + 1           # left, top, right, bottom, and the score
 
 
-class Cells(NamedTuple):
-    """Some cells of a detector's output for one canvas.
+class FaceRules(NamedTuple):
+    """Which faces of a detector's output count.
 
-    raw: (65, k) float32. numbers: (k,) int64, the place of each among all cells; None if raw has all of them in order.
+    min_score: lower scores are dropped. nms_iou: of two boxes that overlap more, the one with the lower score is
+    dropped. max_detections: the most faces of a canvas.
     """
 
-    raw: np.ndarray
-    numbers: np.ndarray | None = None
+    min_score: float
+    nms_iou: float
+    max_detections: int
 
 
 def least_logit(min_score: float) -> float:
@@ -49,28 +51,23 @@ def anchors(side_px: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(centres).astype(np.float32), np.concatenate(strides).astype(np.float32)
 
 
-def decode_faces(
-    raw: np.ndarray, side_px: int, *, min_score: float, nms_iou: float, max_detections: int,
-    numbers: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+def decode_faces(raw: np.ndarray, side_px: int, rules: FaceRules) -> tuple[np.ndarray, np.ndarray]:
     """The faces of one image.
 
     raw: (65, cells) float32, the network's output: 4 × 16 logits of distances in strides, and the score's logit.
-    numbers: as for `Cells`; cells that score less than min_score may be missing.
     Returns boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the input, and scores (n,) float32, best first. Boxes may
     reach beyond the input.
     """
     likely = np.flatnonzero(raw[-1] > -20.0)      # the others would overflow exp, and score less than any threshold
     scores = 1 / (1 + np.exp(-raw[-1, likely]))
-    found, scores = likely[scores >= min_score], scores[scores >= min_score]
+    found, scores = likely[scores >= rules.min_score], scores[scores >= rules.min_score]
     centres, strides = anchors(side_px)
     logits = raw[:-1, found].reshape(4, BINS, len(found))
     weights = np.exp(logits - logits.max(1, keepdims=True))
     distances = (weights * np.arange(BINS, dtype=np.float32)[:, None]).sum(1) / weights.sum(1)      # (4, n), in strides
-    cell = found if numbers is None else numbers[found]
-    centre, stride = centres[cell], strides[cell][:, None]
+    centre, stride = centres[found], strides[found][:, None]
     boxes = np.concatenate([centre - distances[:2].T, centre + distances[2:].T], 1) * stride
-    kept = nms(boxes, scores, nms_iou)[:max_detections]
+    kept = nms(boxes, scores, rules.nms_iou)[: rules.max_detections]
     return boxes[kept], scores[kept]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from models.boxes import STRIDES_PX, Cells, decode_faces, least_logit
+from models.boxes import STRIDES_PX, FaceRules, decode_faces
 from models.engines.engine import Network, Runtime, open_network
 from models.padded_batches import PaddedBatches
 from models.store import StoredModel
@@ -16,57 +16,52 @@ from models.store import StoredModel
 STRIDE_PX = STRIDES_PX[-1]            # of the coarsest grid; the input's side must be a multiple
 
 
-@runtime_checkable
-class ChoosingNetwork(Protocol):
-    """A detector's network that gives only the cells that may be faces."""
+Faces = list[tuple[np.ndarray, np.ndarray]]
+"""For every canvas boxes (n, 4) float32 x1 y1 x2 y2 in canvas pixels, and scores (n,) float32, best first."""
 
-    def cells_above(self, batch: np.ndarray, least_logit: float) -> Sequence[Cells]:
-        """The cells of every canvas whose score's logit is above least_logit."""
+
+@runtime_checkable
+class FaceNetwork(Protocol):
+    """A detector's network that chooses the faces where it runs."""
+
+    def faces(self, batch: Any, rules: FaceRules) -> Faces:
+        """The faces of every canvas, as `boxes.decode_faces` gives them."""
 
 
 class FaceDetector:
     """Find faces on square canvases; a canvas gives the same faces in every batch.
 
-    network: (b, S, S, 3) uint8 RGB to the raw output (b, 65, cells) that `boxes.decode_faces` takes. Where it is a
-    `ChoosingNetwork`, it is asked for likely cells only.
+    network: (b, S, S, 3) uint8 RGB to the raw output (b, 65, cells) that `boxes.decode_faces` takes; or a
+    `FaceNetwork`.
     """
 
     def __init__(
         self, network: Network, *, min_score: float, nms_iou: float, batch_size: int, max_detections: int
     ) -> None:
-        self._min_score = min_score
-        self._nms_iou = nms_iou
-        self._max_detections = max_detections
-        self._batches = PaddedBatches(_likely_cells(network, min_score), batch_size)
+        rules = FaceRules(min_score, nms_iou, max_detections)
+        self._batches = PaddedBatches(_finding(network, rules), batch_size)
 
-    def __call__(self, canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Boxes (n, 4) float32 x1 y1 x2 y2 in canvas pixels and scores (n,) float32 for every canvas.
+    def __call__(self, canvases: Any) -> Faces:
+        """The faces of every canvas. A box may reach a little beyond the canvas.
 
-        canvases: (b, S, S, 3) uint8 RGB, S a multiple of 32, else ValueError. The best score comes first. A box may
-        reach a little beyond the canvas.
+        canvases: (b, S, S, 3) uint8 RGB, S a multiple of 32, else ValueError; an array, or a tensor in the memory of
+        the network's device.
         """
         if canvases.ndim != 4 or canvases.shape[1] != canvases.shape[2] or canvases.shape[1] % STRIDE_PX \
-                or canvases.shape[3] != 3 or canvases.dtype != np.uint8:
+                or canvases.shape[3] != 3 or str(canvases.dtype) not in ("uint8", "torch.uint8"):
             raise ValueError(
                 f"canvases must be (b, S, S, 3) uint8 with S a multiple of {STRIDE_PX}, "
-                f"got {canvases.shape} {canvases.dtype}"
+                f"got {tuple(canvases.shape)} {canvases.dtype}"
             )
-        return [
-            decode_faces(
-                cells.raw, canvases.shape[1], min_score=self._min_score, nms_iou=self._nms_iou,
-                max_detections=self._max_detections, numbers=cells.numbers,
-            )
-            for batch in self._batches.each(canvases)
-            for cells in batch
-        ]
+        return [faces for batch in self._batches.each(canvases) for faces in batch]
 
 
-def _likely_cells(network: Network, min_score: float) -> Callable[[np.ndarray], Sequence[Cells]]:
-    """From canvases to the cells of each that may score min_score: all of them, unless the network can choose."""
+def _finding(network: Network, rules: FaceRules) -> Callable[[Any], Faces]:
+    """From canvases to the faces of each."""
     choosing: object = network
-    if isinstance(choosing, ChoosingNetwork):
-        return partial(choosing.cells_above, least_logit=least_logit(min_score))
-    return lambda batch: [Cells(raw) for raw in network(batch)]
+    if isinstance(choosing, FaceNetwork):
+        return partial(choosing.faces, rules=rules)
+    return lambda canvases: [decode_faces(raw, canvases.shape[1], rules) for raw in network(canvases)]
 
 
 def load_detector(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from models.engines.engine import Network, Runtime, open_network
@@ -21,14 +23,22 @@ class Embedder:
         self._flip_average = flip_average
         self._batches = PaddedBatches(network, batch_size)
 
-    def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """crops: (n, 112, 112, 3) uint8 RGB. Returns (n, 512) float32, not normalised."""
+    def __call__(self, crops: Any) -> np.ndarray:
+        """crops: (n, 112, 112, 3) uint8 RGB, an array, or a tensor of the network's device.
+
+        Returns (n, 512) float32, not normalised.
+        """
         if crops.shape[1:] != (CROP_PX, CROP_PX, 3):
             raise ValueError(f"crops must be (n, {CROP_PX}, {CROP_PX}, 3), got {crops.shape}")
         if len(crops) == 0:
             return np.zeros((0, EMBEDDING_DIM), np.float32)
         vectors = self._batches(crops)
-        return vectors + self._batches(crops[:, :, ::-1]) if self._flip_average else vectors
+        return vectors + self._batches(_mirrored(crops)) if self._flip_average else vectors
+
+
+def _mirrored(crops: Any) -> Any:
+    """torch has no negative steps."""
+    return crops[:, :, ::-1] if isinstance(crops, np.ndarray) else crops.flip(2)
 
 
 def load_embedder(model: StoredModel, runtime: Runtime, *, batch_size: int) -> Embedder:

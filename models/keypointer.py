@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -12,6 +14,19 @@ from models.padded_batches import PaddedBatches
 from models.store import StoredModel
 
 POINTS = 12
+
+
+@runtime_checkable
+class DeviceChips(Protocol):
+    """Chips in the memory of the network's device."""
+
+    def __len__(self) -> int: ...
+
+    def middles(self, fraction: float, side_px: int) -> tuple[Any, np.ndarray, np.ndarray]:
+        """As `middles` gives them."""
+
+
+Chips = Sequence[np.ndarray] | DeviceChips
 
 
 class Keypointer:
@@ -26,25 +41,36 @@ class Keypointer:
         self._input_px, self._chip_fraction = input_px, chip_fraction
         self._batches = PaddedBatches(network, batch_size)
 
-    def __call__(self, chips: Sequence[np.ndarray]) -> np.ndarray:
+    def __call__(self, chips: Chips) -> np.ndarray:
         """chips: n × (s, s, 3) uint8 RGB, any s. Returns (n, 12, 2) float32 points in pixels of their chip."""
         return self.with_spreads(chips)[0]
 
-    def with_spreads(self, chips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def with_spreads(self, chips: Chips) -> tuple[np.ndarray, np.ndarray]:
         """The points, and how far the left and the right eye may be off, (n, 2) float32 pixels of the chip.
 
         The spreads are NaN if the network does not say them.
         """
-        if len(chips) == 0:
+        if not len(chips):
             return np.zeros((0, POINTS, 2), np.float32), np.zeros((0, 2), np.float32)
-        views = [middle(chip, self._chip_fraction) for chip in chips]
-        fractions = self._batches(np.stack([resize(view, self._input_px) for view, _ in views]))
-        sides = np.array([len(view) for view, _ in views], np.float32)
-        margins = np.array([margin for _, margin in views], np.float32)
+        find = chips.middles if isinstance(chips, DeviceChips) else partial(middles, chips)
+        views, sides, margins = find(self._chip_fraction, self._input_px)
+        fractions = self._batches(views)
         points = fractions[:, :POINTS] * sides[:, None, None] + margins[:, None, None]
         if fractions.shape[1] == POINTS:
             return points, np.full((len(points), 2), np.nan, np.float32)
         return points, fractions[:, POINTS] * sides[:, None]
+
+
+def middles(
+    chips: Sequence[np.ndarray], fraction: float, side_px: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The middle squares of n ≥ 1 chips at another size, (n, side_px, side_px, 3) uint8, their sides and margins.
+
+    Sides and margins are (n,) float32, in pixels of the chip.
+    """
+    views, margins = zip(*(middle(chip, fraction) for chip in chips), strict=True)
+    sides = np.array([len(view) for view in views], np.float32)
+    return np.stack([resize(view, side_px) for view in views]), sides, np.array(margins, np.float32)
 
 
 def middle(chip: np.ndarray, fraction: float) -> tuple[np.ndarray, int]:

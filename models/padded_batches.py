@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -24,15 +24,18 @@ class PaddedBatches(Generic[Outputs]):
     call it at once.
     """
 
-    def __init__(self, network: Callable[[np.ndarray], Outputs], batch_size: int) -> None:
+    def __init__(self, network: Callable[[Any], Outputs], batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._network = network
         self._lock = threading.Lock()
         self.batch_size = batch_size
 
-    def __call__(self: PaddedBatches[np.ndarray], inputs: np.ndarray) -> np.ndarray:
-        """Inputs (n, …) to outputs (n, …) float32. Without inputs it runs one batch to learn the shape."""
+    def __call__(self: PaddedBatches[np.ndarray], inputs: Any) -> np.ndarray:
+        """Inputs (n, …), an array or a tensor, to outputs (n, …) float32.
+
+        Without inputs it runs one batch of zeros to learn the shape.
+        """
         if not len(inputs):
             return np.zeros_like(self._network(np.zeros((self.batch_size, *inputs.shape[1:]), inputs.dtype))[:0])
         outputs: list[np.ndarray] = []
@@ -40,7 +43,7 @@ class PaddedBatches(Generic[Outputs]):
             outputs.append(output.copy())
         return np.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
-    def each(self, inputs: np.ndarray) -> Iterator[Outputs]:
+    def each(self, inputs: Any) -> Iterator[Outputs]:
         """The outputs, k of them, of one batch after the other. Asking for the next one may overwrite it."""
         done = 0
         while done < len(inputs):
@@ -64,9 +67,11 @@ class PaddedBatches(Generic[Outputs]):
                 logger.warning("out of device memory: the batch size is %d from now on", self.batch_size)
 
 
-def _padded(part: np.ndarray, size: int) -> np.ndarray:
+def _padded(part: Any, size: int) -> Any:
+    """The inputs, and zeros up to size; a tensor stays in the memory where it is."""
     if len(part) == size:
-        return np.ascontiguousarray(part)
-    padded = np.zeros((size, *part.shape[1:]), part.dtype)
+        return np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part
+    shape = (size, *part.shape[1:])
+    padded = np.zeros(shape, part.dtype) if isinstance(part, np.ndarray) else part.new_zeros(shape)
     padded[: len(part)] = part
     return padded

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -86,6 +86,39 @@ class ImageRecord:
     tiles: int | None = None          # looks of the detector at the image: the whole, and windows of it
 
 
+Pixels = Any
+"""uint8 RGB: an array, or a torch tensor in a GPU's memory."""
+
+
+@runtime_checkable
+class ChipStack(Protocol):
+    """n chips (s, s, 3) uint8, s ≤ 256, in a GPU's memory, with the operations on them."""
+
+    def __len__(self) -> int:
+        """The number of chips."""
+
+    def __getitem__(self, part: slice) -> ChipStack:
+        """Some of the chips."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The chips as arrays."""
+
+    def joined(self, others: Sequence[ChipStack]) -> ChipStack:
+        """These chips and those of the others."""
+
+    def middles(self, fraction: float, side_px: int) -> tuple[Pixels, np.ndarray, np.ndarray]:
+        """The middle squares of the chips, about fraction × s, at another size: (n, side_px, side_px, 3).
+
+        Also their sides and their margins in pixels of the chip, both (n,) float32.
+        """
+
+    def aligned(self, chip_to_crop: np.ndarray) -> tuple[Pixels, np.ndarray]:
+        """Crops (n, 112, 112, 3) by matrices (n, 2, 3) from chip to crop pixels, and their sharpness (n,) float32."""
+
+
+Chips = tuple[np.ndarray, ...] | ChipStack
+
+
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 NO_PIXELS.flags.writeable = False
 
@@ -95,7 +128,7 @@ class ImageBatch:
     """Decoded images: upright RGB pixels (h, w, 3) uint8 at `decode_scale`; `NO_PIXELS` if the status is not ok."""
 
     records: tuple[ImageRecord, ...]
-    pixels: tuple[np.ndarray, ...]
+    pixels: tuple[Pixels, ...]
 
     def __post_init__(self) -> None:
         if len(self.records) != len(self.pixels):
@@ -114,6 +147,20 @@ def _empty(shape: tuple[int, ...], dtype: type) -> Any:
     return field(default_factory=lambda: np.zeros(shape, dtype))
 
 
+def on_host(pixels: Pixels) -> np.ndarray:
+    """The same pixels as an array."""
+    return pixels if isinstance(pixels, np.ndarray) else pixels.cpu().numpy()
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Tuples, arrays, or pixels of several batches as one; not empty."""
+    if isinstance(parts[0], tuple):
+        return tuple(item for part in parts for item in part)
+    if isinstance(parts[0], ChipStack):
+        return parts[0].joined(parts[1:])
+    return np.concatenate([on_host(part) for part in parts])
+
+
 @dataclass(frozen=True, slots=True)
 class FaceBatch:
     """The faces of several images, in the order of the images; `face_counts` gives the number of faces per image.
@@ -126,10 +173,10 @@ class FaceBatch:
     face_counts: np.ndarray           # (images,) int64
     boxes_xyxy: np.ndarray            # (n, 4) float32
     scores: np.ndarray                # (n,) float32
-    chips: tuple[np.ndarray, ...] = ()                            # n × (s, s, 3) uint8, s ≤ 256
+    chips: Chips = ()                                           # n × (s, s, 3) uint8, s ≤ 256
     chip_to_image: np.ndarray = _empty((0, 2, 3), np.float64)   # (n, 2, 3) float64
     eye_points: np.ndarray = _empty((0, 12, 2), np.float32)   # (n, 12, 2) float32
-    crops: np.ndarray = _empty((0, CROP_PX, CROP_PX, 3), np.uint8)   # (n, 112, 112, 3) uint8
+    crops: Pixels = _empty((0, CROP_PX, CROP_PX, 3), np.uint8)   # (n, 112, 112, 3) uint8
     align_ok: np.ndarray = _empty((0,), bool)   # (n,)
     roll_deg: np.ndarray = _empty((0,), np.float32)   # (n,)
     sharpness: np.ndarray = _empty((0,), np.float32)   # (n,)
@@ -163,12 +210,9 @@ class FaceBatch:
         """All images in one batch. `batches`: at least one, all after the same stage."""
         joined: dict[str, Any] = {}
         for f in fields(cls):
+            # Without faces the shape may differ: (0, 0) embeddings, because their length is unknown.
             parts = [getattr(batch, f.name) for batch in batches]
-            if isinstance(parts[0], tuple):
-                joined[f.name] = tuple(item for part in parts for item in part)
-            else:
-                # Without faces the shape may differ: (0, 0) embeddings, because their length is unknown.
-                joined[f.name] = np.concatenate([part for part in parts if len(part)] or parts[:1])
+            joined[f.name] = _joined([part for part in parts if len(part)] or parts[:1])
         return cls(**joined)
 
     def singles(self) -> list[FaceBatch]:

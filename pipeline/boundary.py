@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch
+from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, on_host
 from pipeline.geometry import CROP_PX
 from pipeline.schemas import records_to_table, table_to_records
 
@@ -72,9 +72,9 @@ def faces_to_table(batch: FaceBatch, after: str) -> pa.Table:
             values: np.ndarray = np.ascontiguousarray(getattr(batch, f.name), f.dtype)
             table = table.append_column(f.name, _lists(offsets, _fixed(values.reshape(len(values), *f.shape))))
     if after in ("detect", "keypoint"):
-        table = table.append_column("chips", _lists(offsets, _binaries(batch.chips)))
+        table = table.append_column("chips", _lists(offsets, _binaries(tuple(batch.chips))))
     if after == "align":
-        table = table.append_column("crops", _lists(offsets, _binaries(batch.crops)))
+        table = table.append_column("crops", _lists(offsets, _binaries(on_host(batch.crops))))
     if after == "embed":
         # Without faces the length of an embedding is unknown; a plain list has the same type in all blocks.
         dim = batch.embeddings.shape[1]

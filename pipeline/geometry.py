@@ -7,7 +7,6 @@ converts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +33,16 @@ class AlignmentTemplate:
 
 def chip_square(box_xyxy: np.ndarray) -> tuple[int, int, int]:
     """The square of a face's chip in whole pixels: left, top, side. Side: 1.6 × the longer box side; same centre."""
-    x1, y1, x2, y2 = (float(v) for v in box_xyxy)
-    side = max(1, round(CHIP_BOX_RATIO * max(x2 - x1, y2 - y1)))
-    return math.floor((x1 + x2 - side) / 2 + 0.5), math.floor((y1 + y2 - side) / 2 + 0.5), side
+    left, top, side = chip_squares(box_xyxy)
+    return int(left), int(top), int(side)
+
+
+def chip_squares(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """The squares of the chips of boxes (..., 4): left, top, side, in whole pixels; (..., 3) int64."""
+    boxes = np.asarray(boxes_xyxy, np.float64)
+    first, last = boxes[..., :2], boxes[..., 2:]
+    side = np.maximum(1, np.rint(CHIP_BOX_RATIO * (last - first).max(axis=-1)))[..., None]
+    return np.concatenate([np.floor((first + last - side) / 2 + 0.5), side], axis=-1).astype(np.int64)
 
 
 def scale_shift(scale_xy: tuple[float, float], shift_xy: tuple[float, float]) -> np.ndarray:
@@ -47,16 +53,26 @@ def scale_shift(scale_xy: tuple[float, float], shift_xy: tuple[float, float]) ->
 IDENTITY = scale_shift((1.0, 1.0), (0.0, 0.0))
 
 
+def scale_shifts(scales_xy: np.ndarray, shifts_xy: np.ndarray) -> np.ndarray:
+    """The 2×3 matrices of `scale_shift`, from scales and shifts (..., 2); (..., 2, 3)."""
+    scales, shifts = np.broadcast_arrays(np.asarray(scales_xy, np.float64), np.asarray(shifts_xy, np.float64))
+    matrices = np.zeros((*scales.shape[:-1], 2, 3), np.float64)
+    matrices[..., 0, 0], matrices[..., 1, 1] = scales[..., 0], scales[..., 1]
+    matrices[..., 2] = shifts
+    return matrices
+
+
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """The 2×3 matrix that applies `inner` first, then `outer`."""
-    composed: np.ndarray = outer @ np.vstack([inner, [0.0, 0.0, 1.0]])
+    """The 2×3 matrix that applies `inner` first, then `outer`; or one for every leading index."""
+    composed: np.ndarray = outer[..., :2] @ inner
+    composed[..., 2] += outer[..., 2]
     return composed
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:
-    """The inverse of a 2×3 matrix."""
-    linear = np.linalg.inv(matrix[:, :2])
-    return np.column_stack([linear, -linear @ matrix[:, 2]])
+    """The inverse of a 2×3 matrix, or of each of several."""
+    linear = np.linalg.inv(matrix[..., :2])
+    return np.concatenate([linear, -linear @ matrix[..., 2:]], axis=-1)
 
 
 def transform(matrices: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
@@ -103,51 +119,62 @@ def roll_deg(left_eye_xy: np.ndarray, right_eye_xy: np.ndarray) -> np.ndarray:
     return np.where(degrees <= -180.0, 180.0, degrees)
 
 
-def turn_deg(image_to_crop: np.ndarray) -> float:
-    """The roll that a 2×3 similarity removes, in (−180, 180], positive clockwise on screen."""
-    degrees = math.degrees(math.atan2(image_to_crop[0, 1], image_to_crop[0, 0]))
-    return 180.0 if degrees <= -180.0 else degrees
+def turn_deg(image_to_crop: np.ndarray) -> np.ndarray:
+    """The roll that 2×3 similarities (..., 2, 3) remove, in (−180, 180], positive clockwise on screen; shape (...)."""
+    degrees = np.degrees(np.arctan2(image_to_crop[..., 0, 1], image_to_crop[..., 0, 0]))
+    return np.where(degrees <= -180.0, 180.0, degrees)
 
 
-def eyes_plausible(box_xyxy: np.ndarray, left_eye_xy: np.ndarray, right_eye_xy: np.ndarray) -> bool:
-    """Whether two eye centres can belong to the face in the box.
+def eyes_plausible(boxes_xyxy: np.ndarray, left_eye_xy: np.ndarray, right_eye_xy: np.ndarray) -> np.ndarray:
+    """Whether two eye centres (..., 2) can belong to the face in the box (..., 4); (...) bool. NaN is not plausible.
 
     Their distance must be 5% to 80% of the longer box side, and their middle inside the box. The lower bound is small
     because in a profile one eye is behind the other.
     """
-    x1, y1, x2, y2 = (float(v) for v in box_xyxy)
-    distance = math.dist(left_eye_xy, right_eye_xy)
-    mid_x, mid_y = (np.asarray(left_eye_xy, np.float64) + np.asarray(right_eye_xy, np.float64)) / 2
-    longer = max(x2 - x1, y2 - y1)
-    return bool(0.05 * longer <= distance <= 0.8 * longer and x1 <= mid_x <= x2 and y1 <= mid_y <= y2)
+    first, last = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    distance, middle = _distance_and_middle(left_eye_xy, right_eye_xy)
+    longer = _longer_side(boxes_xyxy)
+    inside = ((first <= middle) & (middle <= last)).all(axis=-1)
+    plausible: np.ndarray = (0.05 * longer <= distance) & (distance <= 0.8 * longer) & inside
+    return plausible
 
 
 def align_matrix(
-    box_xyxy: np.ndarray, left_eye_xy: np.ndarray, right_eye_xy: np.ndarray, template: AlignmentTemplate
+    boxes_xyxy: np.ndarray, left_eye_xy: np.ndarray, right_eye_xy: np.ndarray, template: AlignmentTemplate
 ) -> np.ndarray:
-    """From image pixels to the upright 112×112 crop, a 2×3 similarity.
+    """From image pixels to the upright 112×112 crop, a 2×3 similarity for every box (..., 4) and pair of eyes (..., 2).
 
     The eyes become level and their middle moves to `EYES_MID_XY`. The scale is √(s_box · min(s_eyes, s_box)): the eye
     distance alone makes profiles too large, the box alone is noisy.
     """
-    x1, y1, x2, y2 = (float(v) for v in box_xyxy)
-    s_box = template.box_side_px / max(x2 - x1, y2 - y1)
-    s_eyes = EYE_DISTANCE_PX / max(math.dist(left_eye_xy, right_eye_xy), 1e-6)
-    middle = (np.asarray(left_eye_xy, np.float64) + np.asarray(right_eye_xy, np.float64)) / 2
-    roll = math.radians(float(roll_deg(left_eye_xy, right_eye_xy)))
-    return _similarity(math.sqrt(s_box * min(s_eyes, s_box)), roll, middle)
+    distance, middle = _distance_and_middle(left_eye_xy, right_eye_xy)
+    s_box = template.box_side_px / _longer_side(boxes_xyxy)
+    s_eyes = EYE_DISTANCE_PX / np.maximum(distance, 1e-6)
+    roll = np.radians(roll_deg(left_eye_xy, right_eye_xy))
+    return _similarity(np.sqrt(s_box * np.minimum(s_eyes, s_box)), roll, middle)
 
 
-def align_matrix_by_box(box_xyxy: np.ndarray, template: AlignmentTemplate) -> np.ndarray:
-    """From image pixels to the crop by the box alone, without a turn, for implausible eyes. A 2×3 similarity."""
-    x1, y1, x2, y2 = (float(v) for v in box_xyxy)
-    fraction_x, fraction_y = template.eyes_in_box_xy
-    middle = np.array([x1 + fraction_x * (x2 - x1), y1 + fraction_y * (y2 - y1)])
-    return _similarity(template.box_side_px / max(x2 - x1, y2 - y1), 0.0, middle)
+def align_matrix_by_box(boxes_xyxy: np.ndarray, template: AlignmentTemplate) -> np.ndarray:
+    """2×3 similarities from image pixels to the crop by the boxes (..., 4) alone, unturned, for implausible eyes."""
+    boxes = np.asarray(boxes_xyxy, np.float64)
+    middle = boxes[..., :2] + np.array(template.eyes_in_box_xy) * (boxes[..., 2:] - boxes[..., :2])
+    s_box = template.box_side_px / _longer_side(boxes)
+    return _similarity(s_box, np.zeros_like(s_box), middle)
 
 
-def _similarity(scale: float, roll_rad: float, middle_xy: np.ndarray) -> np.ndarray:
+def _longer_side(boxes_xyxy: np.ndarray) -> np.ndarray:
+    sides: np.ndarray = np.asarray(boxes_xyxy[..., 2:], np.float64) - boxes_xyxy[..., :2]
+    return np.asarray(sides.max(axis=-1))
+
+
+def _distance_and_middle(left_xy: np.ndarray, right_xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    left, right = np.asarray(left_xy, np.float64), np.asarray(right_xy, np.float64)
+    return np.hypot(right[..., 0] - left[..., 0], right[..., 1] - left[..., 1]), (left + right) / 2
+
+
+def _similarity(scale: np.ndarray, roll_rad: np.ndarray, middle_xy: np.ndarray) -> np.ndarray:
     """Scale, turn by −roll_rad, and move middle_xy to `EYES_MID_XY`."""
-    cos, sin = scale * math.cos(roll_rad), scale * math.sin(roll_rad)
-    linear = np.array([[cos, sin], [-sin, cos]])
-    return np.column_stack([linear, np.array(EYES_MID_XY) - linear @ middle_xy])
+    cos, sin = scale * np.cos(roll_rad), scale * np.sin(roll_rad)
+    linear = np.stack([np.stack([cos, sin], axis=-1), np.stack([-sin, cos], axis=-1)], axis=-2)
+    shift = np.array(EYES_MID_XY)[:, None] - linear @ middle_xy[..., None]
+    return np.concatenate([linear, shift], axis=-1)

@@ -39,8 +39,8 @@ from pipeline.output import lease
 from pipeline.schemas import LISTING
 from pipeline.stages import align, headers
 from pipeline.stages.codec import DecodeError
-from pipeline.stages.detect import cut_chip
 from pipeline.stages.image import decode_image
+from pipeline.stages.operations import cut_chip
 from pipeline.stages.pillow import prepare_pillow
 from pipeline.storage import open_storage
 from pipeline.storage.uris import StoreOptions, local_path, local_uri

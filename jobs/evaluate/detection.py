@@ -109,7 +109,7 @@ def detect_photos(model: StoredModel, args: argparse.Namespace) -> list[Detected
     """
     from models.detector import load_detector
     from pipeline.geometry import transform_boxes
-    from pipeline.stages.detect import letterbox
+    from pipeline.stages.operations import letterbox
 
     rows = read_annotations(args.photos, args.truth)
     detect = load_detector(

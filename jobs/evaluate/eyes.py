@@ -119,7 +119,7 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
     """Run our detector and then the keypointer over the crops."""
     from models.keypointer import load_keypointer
     from pipeline.geometry import transform
-    from pipeline.stages.detect import cut_chip
+    from pipeline.stages.operations import cut_chip
 
     boxes = find_boxes(faces, args)
     found = [i for i, box in enumerate(boxes) if box is not None]
@@ -140,7 +140,7 @@ def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarr
     """For every face the box of our detector that overlaps its points most; None if there is none."""
     from models.detector import load_detector
     from pipeline.geometry import transform_boxes
-    from pipeline.stages.detect import letterbox
+    from pipeline.stages.operations import letterbox
 
     detect = load_detector(
         read_model(args.weights, "detector", args.detector), runtime_of(args), input_sides_px=[args.input_px],

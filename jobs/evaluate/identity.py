@@ -159,7 +159,7 @@ def align_crops(table: pa.Table, args: argparse.Namespace) -> dict[str, np.ndarr
     from models.training import box_of_crop
     from pipeline.geometry import AlignmentTemplate, transform
     from pipeline.stages.align import align_chip
-    from pipeline.stages.detect import cut_chip
+    from pipeline.stages.operations import cut_chip
 
     images = decode_column(table, args.crops)
     boxes = [box_of_crop(len(image)) for image in images]

@@ -19,7 +19,7 @@ from jobs.evaluate.runtime import runtime_of
 from models.store import read_model
 from pipeline.geometry import AlignmentTemplate, eye_centres, transform, transform_boxes
 from pipeline.stages.align import align_chip
-from pipeline.stages.detect import cut_chip, letterbox
+from pipeline.stages.operations import cut_chip, letterbox
 
 JITTERS = (0.005, 0.01, 0.02)         # standard deviations, shares of the longer side
 SPREAD_SHARE_LEFT_OUT = 0.05          # of the faces, those with the largest spread

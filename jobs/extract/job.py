@@ -26,6 +26,7 @@ from jobs.extract.options import (
     row_settings,
 )
 from jobs.extract.stages import (
+    COMPILE_FROM_IMAGES,
     Models,
     StageConfig,
     alignment_template,
@@ -313,7 +314,7 @@ def run_on_ray(
         block_rows = graph.block_rows(todo.images, planned.pools[0].actors)
         blocks = write_todo(job.storage, job.run_id, join.rows(block_rows))
         engines = EngineNotes(job.run_id)
-        config = stage_config(job, device, engines)
+        config = stage_config(job, device, planned, todo.images, engines)
         receipts = graph.run(
             planned, blocks, ReadTodo(job.storage), build_stages(config), sink, rows_per_file,
             partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"), progress.passed,
@@ -384,12 +385,13 @@ def cost_of_windows(settings: RowSettings) -> str:
     return f"--find-px {settings.find_px}: the detector looks at a picture {counts}; its time grows as much"
 
 
-def stage_config(job: Job, device: str, engines: EngineNotes) -> StageConfig:
-    """What the actors build their stages from."""
+def stage_config(job: Job, device: str, planned: Plan, images: int, engines: EngineNotes) -> StageConfig:
+    """What the actors build their stages from, for a run of so many images."""
+    given = job.arguments
+    compile = images >= COMPILE_FROM_IMAGES if given.compile is None else given.compile
     return StageConfig(
-        job.settings, job.models, device, batches(job.arguments, device), job.input_options,
-        job.arguments.image_column, job.arguments.weights, job.arguments.engine, job.arguments.precision,
-        job.arguments.fetch_threads, engines.note, not job.arguments.no_compile,
+        job.settings, job.models, device, batches(given, device), job.input_options, given.image_column, given.weights,
+        given.engine, given.precision, given.fetch_threads, engines.note, compile, bool(planned.pools[0].gpus),
     )
 
 

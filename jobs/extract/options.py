@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs.extract.stages import DEFAULT_BATCHES, Batches
+from jobs.extract.stages import COMPILE_FROM_IMAGES, DEFAULT_BATCHES, Batches
 from jobs.options import (
     DEFAULT_MODELS,
     DEVICES,
@@ -246,9 +246,9 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
         "what the networks compute in: auto is float16 on GPUs, bfloat16 with OpenVINO on CPUs that have it in "
         "hardware, else float32. Rows of two precisions differ a little, see docs/results.md. int8 moves boxes, so it "
         "needs an OUTPUT of its own; default: %(default)s"))
-    group.add_argument("--no-compile", action="store_true", help=(
-        "on a GPU: do not compile the networks. The start takes half a minute less on a new machine, the run takes "
-        "longer"))
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, help=(
+        "on a GPU: compile the networks. The start takes half a minute longer on a new machine, the run less; "
+        f"default: from {COMPILE_FROM_IMAGES:,} images on"))
     group.add_argument("--pools", default="+".join(STAGES), metavar="LAYOUT", help=(
         "stages joined by + share a process, / starts another kind of process, :N sets how many: "
         "decode:8/detect+keypoint+align+embed; default: all in one process"))

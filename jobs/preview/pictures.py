@@ -23,8 +23,8 @@ from pipeline.input.parquet_images import ParquetColumns
 from pipeline.schemas import LISTING
 from pipeline.stages.align import align_chip
 from pipeline.stages.codec import DecodeError
-from pipeline.stages.detect import cut_chip
 from pipeline.stages.image import decode_image
+from pipeline.stages.operations import cut_chip
 from pipeline.storage.uris import StoreOptions
 
 MAX_FACES_OF_A_PHOTO = 40         # with pictures of their own; every face has its box

@@ -54,7 +54,7 @@ from models.training import (
     wing_loss,
 )
 from pipeline import geometry
-from pipeline.stages.detect import cut_chip
+from pipeline.stages.operations import cut_chip
 
 CHIP_FRACTION = 0.75                  # the network sees 1.2 × the box: the eyes lie inside and get more pixels
 LEAST_BOX_PX = 40                     # labels of smaller faces in detection/ are unreliable

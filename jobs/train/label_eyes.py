@@ -181,7 +181,7 @@ def annotated_faces(part: Part) -> Iterator[Face]:
 def photo_faces(part: Part, held_out: set[str], detect: FaceDetector) -> Iterator[Face]:
     """The faces of detection/ of at least `LEAST_BOX_PX`, boxes by our detector where it finds them."""
     from models.metrics import box_iou
-    from pipeline.stages.detect import letterbox
+    from pipeline.stages.operations import letterbox
 
     table = read_table(part.path, ["name", "image", "boxes"]).slice(part.first, part.rows)
     for name, content, annotated in zip(*(table[c].to_pylist() for c in ("name", "image", "boxes")), strict=True):

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.boxes import Cells
+from models.boxes import FaceRules
 from models.device import set_threads, to_device, torch_device
 from models.engines.compiler import compiled
+from models.engines.device_faces import chosen_faces
 from models.engines.engine import OutOfDeviceMemory, Runtime, Shape
 from models.engines.self_check import check_answer, check_input, sample
 from models.store import StoredModel, WeightsError
@@ -72,35 +73,40 @@ class TorchNetwork:
         """What was left out after the check, and why; None if nothing was."""
         return "; ".join(self._departures) or None
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32. Raises OutOfDeviceMemory."""
+    def __call__(self, batch: np.ndarray | Tensor) -> np.ndarray:
+        """A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32. Raises OutOfDeviceMemory.
+
+        batch: an array, or a tensor in the device's memory.
+        """
         return self._on_device(batch, lambda output: (output,))[0]
 
-    def cells_above(self, batch: np.ndarray, least_logit: float) -> list[Cells]:
-        """For a detector: of every canvas the cells whose score's logit is above least_logit.
+    def faces(self, batch: np.ndarray | Tensor, rules: FaceRules) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For a detector: the faces of every canvas, as `boxes.decode_faces` gives them, chosen on the device.
 
-        They are chosen on the device, because the whole output would be megabytes an image. Raises OutOfDeviceMemory.
+        The whole output would be megabytes an image. Raises OutOfDeviceMemory.
         """
-        canvas, cell, raw = self._on_device(batch, lambda output: _chosen(output, least_logit))
+        side_px = batch.shape[1]
+        canvas, boxes, scores = self._on_device(batch, lambda output: chosen_faces(output, side_px, rules))
         starts = np.searchsorted(canvas, np.arange(len(batch) + 1))
-        return [
-            Cells(raw[start:end].T, cell[start:end]) for start, end in pairwise(starts)
-        ]
+        return [(boxes[start:end], scores[start:end]) for start, end in pairwise(starts)]
 
     @torch.inference_mode()
-    def _on_device(self, batch: np.ndarray, take: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[np.ndarray, ...]:
+    def _on_device(
+        self, batch: np.ndarray | Tensor, take: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[np.ndarray, ...]:
         """What `take` takes of the output, as NumPy arrays.
 
         On CUDA the lock is held only until the work is queued, so that the next batch is queued meanwhile.
         """
-        pixels = torch.from_numpy(np.require(batch, requirements="W"))
+        pixels = batch if isinstance(batch, Tensor) else torch.from_numpy(np.require(batch, requirements="W"))
         try:
             if self._device.type == "cpu":
                 with self._one_call:
                     return tuple(part.numpy() for part in take(self._run(pixels)))
-            pinned = pixels.pin_memory()
+            if not pixels.is_cuda:
+                pixels = pixels.pin_memory()
             with self._one_call:
-                output = self._run(pinned.to(self._device, non_blocking=True))
+                output = self._run(pixels.to(self._device, non_blocking=True))
             return _copied_back(take(output))
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -124,8 +130,8 @@ class TorchNetwork:
             if is_device_fault(error):
                 raise
             if self.precision == "float32":
-                raise WeightsError(f"the GPU's answer is not the CPU's: {_reason(error)}; use --device cpu") from None
-            self._departures.append(f"float32 instead of {self.precision}: {_reason(error)}")
+                raise WeightsError(f"the GPU's answer is not the CPU's: {reason_of(error)}; use --device cpu") from None
+            self._departures.append(f"float32 instead of {self.precision}: {reason_of(error)}")
             self.precision = "float32"
             self._network = self._placed()
             self._check_precision(wanted, side)
@@ -141,7 +147,7 @@ class TorchNetwork:
             if is_device_fault(error):
                 raise
             self._compiled = None
-            self._departures.append(f"not compiled: {_reason(error)}")
+            self._departures.append(f"not compiled: {reason_of(error)}")
 
     def _compare(self, wanted: list[float], shape: Shape) -> None:
         """Raises EngineError where an answer to the check differs from that of the CPU."""
@@ -192,12 +198,6 @@ def _answer(network: Normalised, side: int) -> list[float]:
         return sample(network(torch.from_numpy(check_input(side)[None]))[0].numpy())
 
 
-def _chosen(output: Tensor, least_logit: float) -> tuple[Tensor, ...]:
-    """Of a detector's output (b, 65, cells) the cells above: their canvases (k,), their numbers (k,), (k, 65)."""
-    canvas, cell = (output[:, -1] > least_logit).nonzero(as_tuple=True)
-    return canvas, cell, output[canvas, :, cell]
-
-
 def _copied_back(parts: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
     """Tensors of a GPU as arrays in pinned memory, after one wait for all."""
     pinned = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
@@ -207,7 +207,7 @@ def _copied_back(parts: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
     return tuple(host.numpy() for host in pinned)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An error in a line. Its name comes first: the compiler's own first lines say little."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 

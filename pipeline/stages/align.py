@@ -8,8 +8,15 @@ import cv2
 import numpy as np
 
 from pipeline import geometry
-from pipeline.batch import FaceBatch
+from pipeline.batch import ChipStack, FaceBatch
 from pipeline.geometry import CROP_PX, AlignmentTemplate
+
+
+class Alignment(NamedTuple):
+    """How faces are turned upright: `image_to_crop` (n, 2, 3); whether the eyes were used, (n,) bool."""
+
+    image_to_crop: np.ndarray
+    align_ok: np.ndarray
 
 
 class AlignedFace(NamedTuple):
@@ -18,6 +25,24 @@ class AlignedFace(NamedTuple):
     crop: np.ndarray
     align_ok: bool
     roll_deg: float
+
+
+def alignment(
+    chip_to_image: np.ndarray, boxes_xyxy: np.ndarray, eye_points: np.ndarray, template: AlignmentTemplate
+) -> Alignment:
+    """How to turn faces upright by their eyes; by their boxes alone where the eyes are implausible.
+
+    chip_to_image: (n, 2, 3); boxes_xyxy: (n, 4) and eye_points: (n, 12, 2), image pixels.
+    """
+    left, right = geometry.eye_centres(eye_points)
+    align_ok = np.isfinite(eye_points).all(axis=(1, 2)) & geometry.eyes_plausible(boxes_xyxy, left, right)
+    image_to_crop = geometry.align_matrix(boxes_xyxy, left, right, template)
+    for i in np.flatnonzero(~align_ok):
+        # With --rotate-retry the chip is upright but the photo is not, so the box is taken without a turn in the chip.
+        image_to_chip = geometry.invert(chip_to_image[i])
+        box_chip = geometry.transform_boxes(image_to_chip, boxes_xyxy[i : i + 1])[0]
+        image_to_crop[i] = geometry.compose(geometry.align_matrix_by_box(box_chip, template), image_to_chip)
+    return Alignment(image_to_crop, align_ok)
 
 
 def align_chip(
@@ -30,22 +55,19 @@ def align_chip(
     """Cut the upright face out of one chip, by its eyes; by its box alone if the eyes are implausible.
 
     chip: (s, s, 3) uint8; chip_to_image: (2, 3); box_xyxy: (4,) and eye_points: (12, 2), image pixels.
-    Outside the chip its edge pixels are repeated.
     """
-    left_eye, right_eye = geometry.eye_centres(eye_points)
-    align_ok = bool(np.isfinite(eye_points).all()) and geometry.eyes_plausible(box_xyxy, left_eye, right_eye)
-    if align_ok:
-        image_to_crop = geometry.align_matrix(box_xyxy, left_eye, right_eye, template)
-    else:
-        # With --rotate-retry the chip is upright but the photo is not, so the box is taken without a turn in the chip.
-        image_to_chip = geometry.invert(chip_to_image)
-        box_chip = geometry.transform_boxes(image_to_chip, np.asarray(box_xyxy)[None])[0]
-        image_to_crop = geometry.compose(geometry.align_matrix_by_box(box_chip, template), image_to_chip)
-    chip_to_crop = geometry.for_opencv(geometry.compose(image_to_crop, chip_to_image))
-    crop = cv2.warpAffine(
-        chip, chip_to_crop, (CROP_PX, CROP_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    how = alignment(chip_to_image[None], np.asarray(box_xyxy)[None], np.asarray(eye_points)[None], template)
+    (image_to_crop,), (align_ok,) = how
+    crop = warp(chip, geometry.compose(image_to_crop, chip_to_image))
+    return AlignedFace(crop, bool(align_ok), float(geometry.turn_deg(image_to_crop)))
+
+
+def warp(chip: np.ndarray, chip_to_crop: np.ndarray) -> np.ndarray:
+    """The crop (112, 112, 3) uint8 by a 2×3 matrix. Outside the chip its edge pixels are repeated."""
+    return cv2.warpAffine(
+        chip, geometry.for_opencv(chip_to_crop), (CROP_PX, CROP_PX), flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
     )
-    return AlignedFace(crop, align_ok, geometry.turn_deg(image_to_crop))
 
 
 def sharpness(crop: np.ndarray) -> float:
@@ -60,14 +82,13 @@ class Align:
         self._template = template
 
     def __call__(self, batch: FaceBatch) -> FaceBatch:
-        aligned = [
-            align_chip(chip, batch.chip_to_image[i], batch.boxes_xyxy[i], batch.eye_points[i], self._template)
-            for i, chip in enumerate(batch.chips)
-        ]
-        crops = np.array([face.crop for face in aligned], np.uint8).reshape(len(batch), CROP_PX, CROP_PX, 3)
-        return batch.with_crops(
-            crops,
-            np.array([face.align_ok for face in aligned], bool),
-            np.array([face.roll_deg for face in aligned], np.float32),
-            np.array([sharpness(crop) for crop in crops], np.float32),
-        )
+        how = alignment(batch.chip_to_image, batch.boxes_xyxy, batch.eye_points, self._template)
+        chip_to_crop = geometry.compose(how.image_to_crop, batch.chip_to_image)
+        if isinstance(batch.chips, ChipStack):
+            crops, sharp = batch.chips.aligned(chip_to_crop)
+        else:
+            crops = np.empty((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
+            for crop, chip, matrix in zip(crops, batch.chips, chip_to_crop, strict=True):
+                crop[:] = warp(chip, matrix)
+            sharp = np.array([sharpness(crop) for crop in crops], np.float32)
+        return batch.with_crops(crops, how.align_ok, geometry.turn_deg(how.image_to_crop).astype(np.float32), sharp)

@@ -45,6 +45,7 @@ class StoredImage:
     size_wh: as stored, so before the EXIF orientation is applied; only for TIFF the upright size.
     work_bytes: memory needed while decoding, without the returned pixels.
     tile_pixels: size of one TIFF tile. A tile is decoded as a whole and can be larger than the image.
+    common_jpeg: see `headers.JpegHeader`.
     """
 
     size_wh: tuple[int, int]
@@ -52,6 +53,7 @@ class StoredImage:
     work_bytes: int
     decode_scale: float = 1.0
     tile_pixels: int = 0
+    common_jpeg: bool = False
 
 
 def exif_orientation(exif: bytes | None) -> int | None:

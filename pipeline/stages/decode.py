@@ -10,17 +10,22 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
-from pipeline.batch import NO_PIXELS, Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.batch import NO_PIXELS, Fetched, FetchFailure, ImageBatch, ImageRecord, Pixels, Status, TodoRow
 from pipeline.errors import EnvironmentFault
 from pipeline.stages.codec import DecodeError
-from pipeline.stages.image import Header, decode_pixels, read_header
+from pipeline.stages.headers import strip_metadata
+from pipeline.stages.image import Header, decode_pixels, is_sound_jpeg, read_header
 from pipeline.stages.jpeg import MinSide
 from pipeline.stages.pillow import prepare_pillow
 
 FetchRows = Callable[[Sequence[TodoRow]], Generator[Fetched | FetchFailure, None, None]]
 """Gives one answer per to-do row, in order. Closing the generator stops its requests."""
+
+DecodeOnDevice = Callable[[Sequence[bytes], Sequence[int | None]], Sequence[Pixels] | None]
+"""From sound JPEGs of `Header.for_device` and their EXIF orientations to upright pixels in a GPU's memory.
+
+None if it cannot, now or for good.
+"""
 
 _MAX_SIDE_PX = 2**31 - 1          # the columns width and height are int32; a TIFF can claim more
 
@@ -55,12 +60,20 @@ class _ImageFile(NamedTuple):
     header: Header | None
 
 
+class _ForDevice(NamedTuple):
+    """A sound JPEG that the GPU may decode, without the EXIF orientation, which it would apply."""
+
+    content: bytes
+    header: Header
+
+
 class Decode:
     """Decode the images of to-do rows with threads, one sub-batch ahead of the caller (prefetch).
 
     A sub-batch has at most batch_images images, and at most batch_bytes of files and pixels together; a larger image
     is a sub-batch of its own. Memory holds the sub-batch of the caller, the next one, and the working memory of the
     decoders: at most batch_bytes, or that of one image if it needs more.
+    With decode_on_device common JPEGs are only checked here, and decoded by the GPU, a sub-batch at a time.
     The watchdog reads `files_read`, the number of files that have arrived, and `reading`, the uri of the file that the
     stage waits for.
     """
@@ -74,6 +87,7 @@ class Decode:
         threads: int,
         batch_images: int,
         batch_bytes: int,
+        decode_on_device: DecodeOnDevice | None = None,
     ) -> None:
         self._fetch = fetch
         self._max_pixels = max_pixels
@@ -81,6 +95,7 @@ class Decode:
         self._threads = threads
         self._batch_images = batch_images
         self._batch_bytes = batch_bytes
+        self._decode_on_device = decode_on_device
         self.files_read = 0
         self.reading: str | None = None
         prepare_pillow()
@@ -96,7 +111,8 @@ class Decode:
             futures = [threads.submit(self._decode_one, file, gate) for file in files]
             files.clear()                 # so that each file's bytes are freed when it is decoded
             decoded = [future.result() for future in futures]
-            return [ImageBatch(tuple(record for record, _ in decoded), tuple(pixels for _, pixels in decoded))]
+            pixels = self._decoded_on_device([each for _, each in decoded], threads)
+            return [ImageBatch(tuple(record for record, _ in decoded), tuple(pixels))]
 
         with (
             closing(self._groups(rows)) as groups,
@@ -154,18 +170,29 @@ class Decode:
         )
         return _ImageFile(record, content, header)
 
-    @staticmethod
-    def _decode_one(file: _ImageFile, gate: _MemoryGate) -> tuple[ImageRecord, np.ndarray]:
+    def _decode_one(self, file: _ImageFile, gate: _MemoryGate) -> tuple[ImageRecord, Pixels | _ForDevice]:
         if file.content is None:
             return file.record, NO_PIXELS
         record = replace(file.record, sha256=hashlib.sha256(file.content).hexdigest())
         if file.header is None:
             return record, NO_PIXELS
         try:
+            if self._decode_on_device and file.header.for_device and is_sound_jpeg(file.content):
+                return record, _ForDevice(strip_metadata(file.content, "jpeg"), file.header)
             with gate.hold(file.header.work_bytes):
                 return record, decode_pixels(file.content, file.header)
         except Exception as error:
             return _failed(record, error), NO_PIXELS
+
+    def _decoded_on_device(self, images: Sequence[Pixels | _ForDevice], threads: ThreadPoolExecutor) -> list[Pixels]:
+        """The pixels of all images; those for the GPU are decoded there, or here if it cannot."""
+        waiting = [each for each in images if isinstance(each, _ForDevice)]
+        if not waiting or not self._decode_on_device:
+            return list(images)
+        contents, headers = zip(*waiting, strict=True)
+        decoded = self._decode_on_device(contents, [header.exif_orientation for header in headers])
+        upright = iter(threads.map(decode_pixels, contents, headers) if decoded is None else decoded)
+        return [next(upright) if isinstance(each, _ForDevice) else each for each in images]
 
 
 def _failed(record: ImageRecord, error: Exception) -> ImageRecord:

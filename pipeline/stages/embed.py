@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.batch import FaceBatch
+from pipeline.batch import FaceBatch, Pixels
 
-EmbedModel = Callable[[np.ndarray], np.ndarray]
+EmbedModel = Callable[[Pixels], np.ndarray]
 """From crops (n, 112, 112, 3) uint8 RGB to vectors (n, dim) float32 of any length."""
 
 

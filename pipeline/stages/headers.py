@@ -116,6 +116,7 @@ class JpegHeader:
     process: the second byte of the frame header's marker: 0xC0 baseline, 0xC2 progressive, …
     scans: counted up to MAX_SCANS + 1.
     exif: the bytes in the file, not checked.
+    common: baseline, 8 bits, one scan of Y, Cb and Cr with the usual subsampling: what every JPEG decoder reads alike.
     """
 
     stripped: bytes
@@ -125,6 +126,7 @@ class JpegHeader:
     components: int
     scans: int
     exif: bytes | None
+    common: bool
 
 
 def read_jpeg(content: bytes) -> JpegHeader | None:
@@ -156,8 +158,19 @@ def read_jpeg(content: bytes) -> JpegHeader | None:
             frame = frame.ljust(10, b"\0")
             in_passes = frame[1] in _PROGRESSIVE or segment[4:5] < frame[9:10]
             scans = _count_scans(content, position) if in_passes else 1
-            return JpegHeader(b"".join(parts), position, frame[1], frame[4], frame[9], scans, exif)
+            adobe = any(part[4:9] == b"Adobe" for part in parts)
+            common = not in_passes and not adobe and _is_common(frame)
+            return JpegHeader(b"".join(parts), position, frame[1], frame[4], frame[9], scans, exif, common)
     raise BombError(f"more than {MAX_PARTS} segments")
+
+
+def _is_common(frame: bytes) -> bool:
+    """Whether a frame header says baseline, 8 bits, and Y, Cb, Cr with the colours halved in no, one or both ways."""
+    identifiers, sampling = frame[10:19:3], frame[11:19:3]
+    return (
+        frame[1] == 0xC0 and frame[4] == 8 and len(frame) == 19 and identifiers == b"\1\2\3"
+        and sampling in (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
+    )
 
 
 def _count_scans(content: bytes, position: int) -> int:

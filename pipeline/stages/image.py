@@ -12,6 +12,8 @@ from pipeline.stages import headers, jpeg, pillow
 from pipeline.stages.codec import DecodeError
 from pipeline.stages.jpeg import MinSide
 
+DEVICE_MIN_PX, DEVICE_MAX_PX = 64, 8192     # sides of the images that the decoder of a GPU gets
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -24,6 +26,13 @@ class Header:
     decode_scale: float               # 1, 0.5, 0.25 or 0.125
     work_bytes: int                   # memory needed while decoding, without the returned pixels
     must_turn: bool                   # the decoder leaves it to us to apply exif_orientation
+    common_jpeg: bool                 # what every JPEG decoder reads alike, see `headers.JpegHeader`
+
+    @property
+    def for_device(self) -> bool:
+        """Whether the decoder of a GPU may have it."""
+        fits = min(self.width, self.height) >= DEVICE_MIN_PX and max(self.width, self.height) <= DEVICE_MAX_PX
+        return self.common_jpeg and self.decode_scale == 1 and fits
 
     @property
     def decoded_wh(self) -> tuple[int, int]:
@@ -81,7 +90,8 @@ def read_header(content: bytes, *, max_pixels: int, min_side_px: MinSide | None)
             reason = f"{what}over the limit of {max_pixels} pixels"
             raise DecodeError(Status.TOO_LARGE, reason, format=format, size_wh=(width, height))
     return Header(
-        format, width, height, stored.exif_orientation, stored.decode_scale, stored.work_bytes, must_turn
+        format, width, height, stored.exif_orientation, stored.decode_scale, stored.work_bytes, must_turn,
+        stored.common_jpeg,
     )
 
 
@@ -92,6 +102,12 @@ def is_too_large(beginning: bytes, *, max_pixels: int) -> bool:
     except DecodeError as error:
         return error.status is Status.TOO_LARGE
     return False
+
+
+def is_sound_jpeg(content: bytes) -> bool:
+    """Whether a JPEG has all its blocks and no fault, by the decoder for CPUs."""
+    size_wh = jpeg.read_size(content)
+    return size_wh is not None and jpeg.is_sound(content, size_wh)
 
 
 def decode_pixels(content: bytes, header: Header) -> np.ndarray:

@@ -29,7 +29,8 @@ def read_stored(content: bytes, min_side_px: MinSide | None) -> StoredImage | No
         return None
     # With several scans libjpeg keeps all coefficients in memory, 2 bytes each, at any scale.
     work_bytes = 2 * header.components * size_wh[0] * size_wh[1] if header.scans > 1 else 0
-    return StoredImage(size_wh, exif_orientation(header.exif), work_bytes, jpeg_scale(*size_wh, min_side_px))
+    scale = jpeg_scale(*size_wh, min_side_px)
+    return StoredImage(size_wh, exif_orientation(header.exif), work_bytes, scale, common_jpeg=header.common)
 
 
 def read_size(content: bytes) -> tuple[int, int] | None:
@@ -67,11 +68,22 @@ def decode(content: bytes, size_wh: tuple[int, int], scale: float) -> np.ndarray
         return _libjpeg(rewritten, size_wh, scale, strict=False)
 
 
-def _libjpeg(content: bytes, size_wh: tuple[int, int], scale: float, *, strict: bool) -> np.ndarray:
+def is_sound(content: bytes, size_wh: tuple[int, int]) -> bool:
+    """Whether libjpeg-turbo reads the whole file without a warning; in half the time of decoding it."""
+    try:
+        _libjpeg(content, size_wh, 1 / 8, strict=True, colours="GRAY")
+    except ValueError:
+        return False
+    return True
+
+
+def _libjpeg(
+    content: bytes, size_wh: tuple[int, int], scale: float, *, strict: bool, colours: str = "RGB"
+) -> np.ndarray:
     divisor = round(1 / scale)
     width, height = (-(-side // divisor) for side in size_wh)
     # simplejpeg ignores min_factor unless min_height and min_width are given too.
     pixels: np.ndarray = simplejpeg.decode_jpeg(
-        content, "RGB", min_height=height, min_width=width, min_factor=divisor, strict=strict
+        content, colours, min_height=height, min_width=width, min_factor=divisor, strict=strict
     )
     return pixels

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.batch import FaceBatch
+from pipeline.batch import Chips, FaceBatch
 
-EyeModel = Callable[[Sequence[np.ndarray]], np.ndarray]
+EyeModel = Callable[[Chips], np.ndarray]
 """From n chips, each (s, s, 3) uint8 RGB, to points (n, 12, 2) float32 in pixels of the chip."""
 
 

@@ -15,7 +15,7 @@ from models.engines.engine import Runtime
 from models.metrics import box_iou
 from models.networks.yolo import build_network, load_network, network_tensors
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model, save_model
-from pipeline.stages.detect import letterbox
+from pipeline.stages.operations import letterbox
 
 REFERENCE = Runtime(engine="torch", precision="float32")
 SETTINGS = {"min_score": 0.5, "nms_iou": 0.5, "max_detections": 10}

@@ -121,7 +121,7 @@ def test_alignment_by_box_puts_the_assumed_eyes_in_place():
 )
 def test_plausible_eyes(left, right, expected):
     box = np.array([0, 0, 100, 100], np.float32)
-    assert geometry.eyes_plausible(box, np.array(left), np.array(right)) is expected
+    assert geometry.eyes_plausible(box, np.array(left), np.array(right)) == expected
 
 
 def test_opencv_convention():

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, Status
-from pipeline.stages.detect import Detect, cut_chip, letterbox
+from pipeline.stages.detect import Detect
 from pipeline.stages.looks import Looks
+from pipeline.stages.operations import cut_chip, letterbox
 
 
 def white_squares(canvases):

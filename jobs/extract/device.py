@@ -1,0 +1,117 @@
+"""What the stages use of a GPU beside the networks: its decoder of JPEGs, and the operations on pixels there.
+
+Each is tried on a made picture when an actor starts. What fails there or differs from the CPU's is left out, part by
+part; `StageConfig.opened` is told, so that the user reads it and run.json counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from models.engines.engine import Opened
+from models.store import WeightsError
+from pipeline.errors import is_device_fault
+from pipeline.geometry import compose, scale_shift
+from pipeline.stages.align import warp
+from pipeline.stages.decode import DecodeOnDevice
+from pipeline.stages.operations import OpenCv, Operations
+
+PICTURE_WH = (320, 240)
+CHECK_PX = 160                # side of the canvas of the check
+BOX = np.array([[30.5, 40.0, 130.0, 170.0], [-20.0, 150.0, 60.0, 250.0]], np.float32)
+MAX_DIFFERENCE = 4.0          # mean, of 255; measured: up to 0.1 for the operations, 0.6 for the decoder
+
+Told = Callable[[Opened], object] | None
+
+
+def device_operations(told: Told) -> Operations:
+    """The operations on the GPU of this process, or those of OpenCV where they fail."""
+    try:
+        from models.device import torch_device
+        from models.device_pixels import DevicePixels
+
+        operations = DevicePixels(torch_device("cuda"))
+        check_operations(operations)
+    except Exception as error:
+        _raise_device_fault(error)
+        _tell(told, "the operations on pixels", "OpenCV", error)
+        return OpenCv()
+    _tell(told, "the operations on pixels", "torch")
+    return operations
+
+
+def device_jpegs(told: Told) -> DecodeOnDevice | None:
+    """The JPEG decoder of the GPU of this process; None where there is none, or it fails."""
+    def given_up(reason: str) -> None:
+        _tell(told, "the decoder of JPEGs", "libjpeg-turbo", RuntimeError(reason))
+
+    try:
+        from models.device import torch_device
+        from models.device_jpegs import DeviceJpegs, torchcodec_decoder
+
+        decoder = DeviceJpegs(torch_device("cuda"), torchcodec_decoder(), given_up)
+        check_jpegs(decoder)
+    except Exception as error:
+        _raise_device_fault(error)
+        _tell(told, "the decoder of JPEGs", "libjpeg-turbo", error)
+        return None
+    _tell(told, "the decoder of JPEGs", "nvJPEG")
+    return decoder
+
+
+def check_operations(operations: Any) -> None:
+    """Raises WeightsError where operations give other pixels than OpenCV's. operations: of `models.device_pixels`."""
+    picture, opencv = made_picture(), OpenCv()
+    images = operations.load([picture])
+    canvases, _ = operations.letterbox(images, CHECK_PX)
+    _compare("letterbox", canvases.cpu().numpy(), opencv.letterbox([picture], CHECK_PX)[0])
+    chips, _ = operations.cut_chips(images, [BOX])
+    expected, _ = opencv.cut_chips([picture], [BOX])
+    for chip, other in zip(chips, expected, strict=True):
+        _compare("chips", chip, other)
+    chip_to_crop = compose(scale_shift((0.6, 0.6), (3.5, 4.0)), np.array([[0.9, 0.2, 5.0], [-0.2, 0.9, 7.0]]))
+    crops, _ = chips.aligned(np.stack([chip_to_crop] * len(BOX)))
+    _compare("crops", crops.cpu().numpy(), np.stack([warp(chip, chip_to_crop) for chip in expected]))
+
+
+def check_jpegs(decoder: DecodeOnDevice) -> None:
+    """Raises WeightsError where a GPU's decoder gives other pixels than libjpeg-turbo."""
+    content = cv2.imencode(".jpg", made_picture()[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    decoded = decoder([content, content], [1, 6])
+    if decoded is None:
+        raise WeightsError("it decoded nothing")
+    expected = simplejpeg.decode_jpeg(content, "RGB")
+    for image, other in zip(decoded, (expected, np.rot90(expected, -1)), strict=True):
+        _compare("pixels", image.cpu().numpy(), other)
+
+
+def made_picture() -> np.ndarray:
+    """A soft picture in colours, (240, 320, 3) uint8, the same on every machine."""
+    width, height = PICTURE_WH
+    y, x = np.mgrid[:height, :width] / 40.0
+    waves = [np.sin(x + 0.5 * y), np.cos(0.7 * x - y), np.sin(x * y / 6)]
+    return (127 + 110 * np.stack(waves, axis=2)).astype(np.uint8)
+
+
+def _compare(what: str, found: np.ndarray, expected: np.ndarray) -> None:
+    if found.shape != expected.shape:
+        raise WeightsError(f"{what}: shape {found.shape}, the CPU gives {expected.shape}")
+    difference = float(np.abs(found.astype(np.int16) - expected).mean())
+    if not difference <= MAX_DIFFERENCE:
+        raise WeightsError(f"{what} differ from the CPU's by {difference:.1f} of 255, {MAX_DIFFERENCE} at most")
+
+
+def _raise_device_fault(error: Exception) -> None:
+    if is_device_fault(error):
+        raise error
+
+
+def _tell(told: Told, what: str, by: str, left_out: Exception | None = None) -> None:
+    if told:
+        reason = f"{type(left_out).__name__}: {' '.join(str(left_out).split())}"[:200] if left_out else None
+        told(Opened(what, by, "uint8", departure=reason))

@@ -1,0 +1,79 @@
+"""JPEGs decoded by a GPU: nvJPEG, by torchcodec, a batch at a time. Newer GPUs have engines for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.engines.torch_engine import reason_of
+from pipeline.errors import is_device_fault
+
+DecodeJpegs = Callable[[list[bytes], torch.device], list[Tensor]]
+"""From JPEGs to pixels (3, h, w) uint8 RGB as stored, in the memory of the device."""
+
+
+class DeviceJpegs:
+    """Decode JPEGs to upright pixels in a GPU's memory, on a stream of its own.
+
+    It decides nothing: `decode` gets whole files without EXIF, which it must not apply. When the GPU has no memory for
+    a batch, that batch is for the CPU; after any other error all are, and `given_up` is told why, once.
+    """
+
+    def __init__(
+        self, device: torch.device, decode: DecodeJpegs, given_up: Callable[[str], object] = lambda reason: None
+    ) -> None:
+        self._device, self._decode, self._given_up = device, decode, given_up
+        library: Any = torch.cuda
+        self._stream = library.Stream(device) if device.type == "cuda" else None
+        self._works, self._lock = True, threading.Lock()
+
+    def __call__(self, contents: Sequence[bytes], orientations: Sequence[int | None]) -> list[Tensor] | None:
+        """Pixels (h, w, 3) uint8 RGB, turned by the EXIF orientations; None if the CPU should decode."""
+        if not self._works:
+            return None
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                images = self._decode(list(contents), self._device)
+                upright = [_upright(image, by) for image, by in zip(images, orientations, strict=True)]
+                if self._stream:
+                    self._stream.synchronize()
+                return upright
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            self._give_up(reason_of(error))
+        return None
+
+    def _give_up(self, reason: str) -> None:
+        with self._lock:
+            if self._works:
+                self._works = False
+                self._given_up(reason)
+
+
+def torchcodec_decoder() -> DecodeJpegs:
+    """The decoder of torchcodec. Raises ImportError or RuntimeError where it cannot be loaded."""
+    from torchcodec import decoders
+
+    library: Any = decoders
+
+    def decode(contents: list[bytes], device: torch.device) -> list[Tensor]:
+        images: list[Tensor] = library.decode_jpeg(contents, mode="RGB", device=device)
+        return images
+
+    return decode
+
+
+def _upright(image: Tensor, exif_orientation: int | None) -> Tensor:
+    """Pixels (3, h, w) as stored, turned and mirrored by the EXIF orientation; (h, w, 3)."""
+    pixels = image.permute(1, 2, 0)
+    if exif_orientation in (5, 6, 7, 8):      # stored on its side
+        pixels = pixels.transpose(0, 1)
+    flipped = {2: [1], 3: [0, 1], 4: [0], 6: [1], 7: [0, 1], 8: [0]}.get(exif_orientation or 1)
+    return pixels.flip(flipped) if flipped else pixels

@@ -1,0 +1,282 @@
+"""What the stages do with pixels, by torch, in the memory of a GPU: the same as OpenCV does on arrays.
+
+`pipeline.stages.operations` has the interface. Images are (h, w, 3) uint8 RGB. All of it runs on a CPU too, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import geometry
+from pipeline.geometry import CHIP_MAX_PX, CROP_PX
+
+LETTERBOX_GREY = 114       # the two constants of pipeline.stages.operations, which this room must not import
+AREA_BELOW = 0.6
+SHRINK_TAPS = 3            # samples a side for each pixel of an eye input that shrinks, at most 2 times
+
+
+class DevicePixels:
+    """The operations on images in the memory of `device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def load(self, images: Sequence[Any]) -> list[Tensor]:
+        """Copy arrays, or tensors of the device, one after the other into one buffer there; returns its parts."""
+        ends = np.cumsum([0] + [image.shape[0] * image.shape[1] * 3 for image in images])
+        buffer = torch.empty(int(ends[-1]), dtype=torch.uint8, device=self._device)
+        loaded = [
+            buffer[start:end].view(image.shape)
+            for image, start, end in zip(images, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        ]
+        for image, place in zip(images, loaded, strict=True):
+            if isinstance(image, Tensor):
+                place.copy_(image)
+                if image.is_cuda:      # another stream allocated it, and would reuse its memory too early
+                    image.record_stream(torch.cuda.current_stream(self._device))
+            else:
+                place.copy_(self._staged(image), non_blocking=True)
+        return loaded
+
+    def turned(self, image: Tensor, rotation_deg: int) -> Tensor:
+        """The image turned clockwise by a multiple of 90°."""
+        return torch.rot90(image, -(rotation_deg // 90), (0, 1)).contiguous() if rotation_deg else image
+
+    @torch.inference_mode()
+    def letterbox(self, images: Sequence[Tensor], side_px: int) -> tuple[Tensor, np.ndarray]:
+        """Scale images and centre each in a grey square.
+
+        Returns canvases (n, side_px, side_px, 3) and the matrices (n, 2, 3) from canvas pixels to image pixels.
+        """
+        canvases = torch.full(
+            (len(images), side_px, side_px, 3), LETTERBOX_GREY, dtype=torch.uint8, device=self._device
+        )
+        scales, shifts = np.ones((len(images), 2)), np.zeros((len(images), 2))
+        for i, image in enumerate(images):
+            height, width = image.shape[:2]
+            scale = side_px / max(width, height)
+            new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+            left, top = (side_px - new_width) // 2, (side_px - new_height) // 2
+            place = canvases[i, top : top + new_height, left : left + new_width]
+            place.copy_(_resized(image, new_width, new_height, area=scale < AREA_BELOW))
+            scales[i] = width / new_width, height / new_height
+            shifts[i] = -left * scales[i, 0], -top * scales[i, 1]
+        return canvases, geometry.scale_shifts(scales, shifts)
+
+    @torch.inference_mode()
+    def cut_chips(self, images: Sequence[Tensor], boxes: Sequence[np.ndarray]) -> tuple[DeviceChips, np.ndarray]:
+        """The square around every box (k, 4) of each image, shrunk to at most 256 px.
+
+        Outside the image its edge pixels are repeated. Returns the n chips, and the matrices (n, 2, 3) from chip pixels
+        to image pixels.
+        """
+        squares = geometry.chip_squares(np.concatenate(boxes).reshape(-1, 4))
+        image_of = np.repeat(np.arange(len(images)), [len(of) for of in boxes])
+        corners, sides = squares[:, :2], np.minimum(squares[:, 2], CHIP_MAX_PX)
+        chips = DeviceChips.empty(sides, self._device)
+        small = np.flatnonzero(squares[:, 2] <= CHIP_MAX_PX)
+        chips.copy_squares(small, images, image_of[small], corners[small])
+        for i in np.flatnonzero(squares[:, 2] > CHIP_MAX_PX):
+            chips.chip(int(i)).copy_(_shrunk(images[image_of[i]], squares[i]))
+        return chips, geometry.scale_shifts((squares[:, 2] / sides)[:, None] * np.ones(2), corners)
+
+    def _staged(self, image: np.ndarray) -> Tensor:
+        """A copy of an array that the device can fetch by itself; arrays may be read-only, which torch has not."""
+        staged = torch.empty(image.shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        staged.numpy()[:] = image
+        return staged
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChips:
+    """n square chips in one buffer of a device, one after the other. It is a `ChipStack` of the stages.
+
+    pixels: (k, 3) uint8. starts, sides: the first pixel and the side of each chip, (n,) int64.
+    """
+
+    pixels: Tensor
+    starts: np.ndarray
+    sides: np.ndarray
+
+    @classmethod
+    def empty(cls, sides: np.ndarray, device: torch.device) -> DeviceChips:
+        """Chips of these sides whose pixels are still to be written."""
+        ends = np.cumsum(sides.astype(np.int64) ** 2)
+        n_pixels = int(ends[-1]) if len(ends) else 0
+        return cls(torch.empty((n_pixels, 3), dtype=torch.uint8, device=device), ends - sides**2, sides)
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    def __getitem__(self, part: slice) -> DeviceChips:
+        return DeviceChips(self.pixels, self.starts[part], self.sides[part])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        pixels = self.pixels.cpu().numpy()
+        for start, side in zip(self.starts, self.sides, strict=True):
+            yield pixels[start : start + side * side].reshape(side, side, 3)
+
+    def joined(self, others: Sequence[Any]) -> DeviceChips:
+        """These chips and those of the others."""
+        each = [self, *others]
+        shifts = np.cumsum([0] + [len(chips.pixels) for chips in each[:-1]])
+        return DeviceChips(
+            torch.cat([chips.pixels for chips in each]),
+            np.concatenate([chips.starts + shift for chips, shift in zip(each, shifts, strict=True)]),
+            np.concatenate([chips.sides for chips in each]),
+        )
+
+    def chip(self, i: int) -> Tensor:
+        """Chip i, (s, s, 3), in the buffer."""
+        start, side = int(self.starts[i]), int(self.sides[i])
+        return self.pixels[start : start + side * side].view(side, side, 3)
+
+    def copy_squares(
+        self, chips: np.ndarray, images: Sequence[Tensor], image_of: np.ndarray, corners_xy: np.ndarray
+    ) -> None:
+        """Write these chips: the squares of the images from these corners (k, 2) on, edge pixels repeated outside."""
+        if not len(chips):
+            return
+        source, image_starts = _one_buffer(images)
+        sizes = np.array([image.shape[:2] for image in images], np.int64)[image_of]
+        columns = np.column_stack([
+            self.starts[chips], self.sides[chips], image_starts[image_of], corners_xy, sizes[:, ::-1],
+        ])
+        counts = torch.from_numpy(self.sides[chips] ** 2).to(source.device, non_blocking=True)
+        n_pixels = int((self.sides[chips] ** 2).sum())
+        of = torch.repeat_interleave(counts, output_size=n_pixels)
+        start, side, image_start, left, top, width, height = _uploaded(columns, source.device)[of].unbind(1)
+        at = torch.arange(n_pixels, device=source.device) - (counts.cumsum(0) - counts)[of]
+        row, column = at // side, at % side
+        x = torch.minimum((left + column).clamp_(min=0), width - 1)
+        y = torch.minimum((top + row).clamp_(min=0), height - 1)
+        self.pixels[start + at] = source[image_start + y * width + x]
+
+    @torch.inference_mode()
+    def middles(self, fraction: float, side_px: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The middle squares of the chips at another size, (n, side_px, side_px, 3), their sides and their margins.
+
+        Sides and margins are (n,) float32, in pixels of the chip.
+        """
+        margins = np.minimum(np.rint(self.sides * (1 - fraction) / 2).astype(np.int64), (self.sides - 1) // 2)
+        sides = self.sides - 2 * margins
+        matrices = geometry.scale_shifts((sides / side_px)[:, None] * np.ones(2), margins[:, None] * np.ones(2))
+        views = torch.empty((len(self), side_px, side_px, 3), dtype=torch.uint8, device=self.pixels.device)
+        for taps, chosen in ((SHRINK_TAPS, sides > side_px), (1, sides <= side_px)):
+            which = np.flatnonzero(chosen)
+            if len(which):
+                views[torch.from_numpy(which).to(views.device)] = self._sampled(which, matrices[which], side_px, taps)
+        return views, sides.astype(np.float32), margins.astype(np.float32)
+
+    @torch.inference_mode()
+    def aligned(self, chip_to_crop: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Crops (n, 112, 112, 3) by matrices (n, 2, 3) from chip to crop pixels, and their sharpness (n,) float32."""
+        crops = self._sampled(np.arange(len(self)), geometry.invert(chip_to_crop), CROP_PX, taps=1)
+        return crops, sharpness(crops).cpu().numpy()
+
+    def _sampled(self, chips: np.ndarray, matrices: np.ndarray, side_px: int, taps: int) -> Tensor:
+        """Squares (k, side_px, side_px, 3) of these chips, each pixel the mean of taps × taps bilinear samples.
+
+        matrices: (k, 2, 3), from pixels of the square to pixels of the chip, whose edge pixels are repeated outside.
+        """
+        device = self.pixels.device
+        matrix = _uploaded(matrices.reshape(-1, 6).astype(np.float32), device)
+        starts = _uploaded(self.starts[chips], device)[:, None, None]
+        sides = _uploaded(self.sides[chips], device)[:, None, None]
+        place = torch.arange(side_px, device=device, dtype=torch.float32)
+        total = torch.zeros((len(chips), side_px, side_px, 3), device=device)
+        for tap in range(taps * taps):
+            x = (place + (tap % taps + 0.5) / taps)[None, None, :]
+            y = (place + (tap // taps + 0.5) / taps)[None, :, None]
+            a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
+            total += self._bilinear(a * x + b * y + (c - 0.5), d * x + e * y + (f - 0.5), starts, sides)
+        return _to_bytes(total / (taps * taps))
+
+    def _bilinear(self, x: Tensor, y: Tensor, starts: Tensor, sides: Tensor) -> Tensor:
+        """Values (k, s, s, 3) float32 of chips at points; whole numbers are the middles of pixels."""
+        last = sides - 1
+        x, y = torch.minimum(x.clamp(min=0), last), torch.minimum(y.clamp(min=0), last)
+        x0, y0 = x.long(), y.long()
+        x1, y1 = torch.minimum(x0 + 1, last), torch.minimum(y0 + 1, last)
+        right, down = (x - x0)[..., None], (y - y0)[..., None]
+        upper, lower = starts + y0 * sides, starts + y1 * sides
+        top = torch.lerp(self.pixels[upper + x0].float(), self.pixels[upper + x1].float(), right)
+        bottom = torch.lerp(self.pixels[lower + x0].float(), self.pixels[lower + x1].float(), right)
+        return torch.lerp(top, bottom, down)
+
+
+def sharpness(crops: Tensor) -> Tensor:
+    """The variance of the Laplacian of the grey crops (n, s, s, 3) uint8; (n,) float32."""
+    parts = crops.int()
+    grey = (parts[..., 0] * 4899 + parts[..., 1] * 9617 + parts[..., 2] * 1868 + 8192) >> 14      # as OpenCV does
+    padded = F.pad(grey[:, None].float(), (1, 1, 1, 1), mode="reflect")[:, 0]
+    around = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
+    return (around - 4 * padded[:, 1:-1, 1:-1]).flatten(1).var(dim=1, correction=0)
+
+
+def _resized(image: Tensor, width: int, height: int, *, area: bool) -> Tensor:
+    """The image (h, w, 3) at another size: the means of areas, or bilinear."""
+    if area:
+        rows = _area_weights(0.0, image.shape[0] / height, height, image)
+        columns = _area_weights(0.0, image.shape[1] / width, width, image.transpose(0, 1))
+        return _weighted(image, rows, columns)
+    planes = image.permute(2, 0, 1)[None].float()
+    return _to_bytes(F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0))
+
+
+def _shrunk(image: Tensor, square: np.ndarray) -> Tensor:
+    """The square of an image, left, top, side, as (256, 256, 3), edge pixels repeated outside."""
+    left, top, side = (int(value) for value in square)
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
+    inside = image[y1:y2, x1:x2]
+    rows = _area_weights(top - y1, side / CHIP_MAX_PX, CHIP_MAX_PX, inside)
+    columns = _area_weights(left - x1, side / CHIP_MAX_PX, CHIP_MAX_PX, inside.transpose(0, 1))
+    return _weighted(inside, rows, columns)
+
+
+def _area_weights(first: float, step: float, count: int, image: Tensor) -> Tensor:
+    """How much of each row of the image lies in stretches of `step` rows from `first` on; (count, rows) float32.
+
+    The first and the last row reach on for ever.
+    """
+    starts = first + step * torch.arange(count, device=image.device, dtype=torch.float32)[:, None]
+    rows = torch.arange(image.shape[0], device=image.device, dtype=torch.float32)
+    above, below = rows.clone(), rows + 1
+    above[0], below[-1] = -torch.inf, torch.inf
+    return (torch.minimum(starts + step, below) - torch.maximum(starts, above)).clamp_(min=0) / step
+
+
+def _weighted(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Sums of rows (h2, h) and columns (w2, w) of an image (h, w, 3); (h2, w2, 3)."""
+    height, width = image.shape[:2]
+    fewer_rows = (rows @ image.reshape(height, width * 3).float()).view(len(rows), width, 3)
+    return _to_bytes((columns @ fewer_rows.transpose(0, 1).reshape(width, -1)).view(-1, len(rows), 3).transpose(0, 1))
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    return values.add_(0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def _uploaded(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def _one_buffer(images: Sequence[Tensor]) -> tuple[Tensor, np.ndarray]:
+    """All pixels as (k, 3), and the number of each image's first pixel; without a copy for images of one `load`."""
+    storages = {image.untyped_storage().data_ptr() for image in images}
+    starts = [image.storage_offset() for image in images]
+    contiguous = all(image.is_contiguous() and start % 3 == 0 for image, start in zip(images, starts, strict=True))
+    if len(storages) == 1 and contiguous:
+        storage = images[0].untyped_storage()
+        whole = torch.empty(0, dtype=torch.uint8, device=images[0].device).set_(storage)
+        return whole[: len(whole) // 3 * 3].view(-1, 3), np.array(starts, np.int64) // 3
+    ends = np.cumsum([0] + [image.shape[0] * image.shape[1] for image in images])
+    return torch.cat([image.reshape(-1, 3) for image in images]), ends[:-1].astype(np.int64)

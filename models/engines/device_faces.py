@@ -1,0 +1,47 @@
+"""From the detector's raw output to boxes on a device, for all canvases of a batch at once."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from models.boxes import BINS, FaceRules, anchors, least_logit
+
+
+def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, Tensor, Tensor]:
+    """The faces of a batch, as `boxes.decode_faces` gives them for each canvas.
+
+    raw: (b, 65, cells) float32, the network's output. Returns, ordered by canvas and best first: the canvases (n,),
+    boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the canvas, and scores (n,) float32.
+    """
+    canvas, cell = (raw[:, -1] > least_logit(rules.min_score)).nonzero(as_tuple=True)
+    found = raw[canvas, :, cell]
+    scores = found[:, -1].sigmoid()
+    boxes = _boxes(found[:, :-1], cell, side_px)
+    # Boxes of different canvases lie far apart, so one call serves all. In float64 the shift rounds nothing.
+    far = (canvas.double() * (4 * side_px))[:, None]
+    passing = torch.where(scores >= rules.min_score, scores, -1.0)
+    kept = nms(boxes.double() + far, passing.double(), rules.nms_iou)
+    kept = kept[passing[kept] >= 0]
+    kept = kept[canvas[kept].argsort(stable=True)]
+    of = canvas[kept]
+    place = torch.arange(len(kept), device=raw.device) - torch.searchsorted(of, of)
+    kept = kept[place < rules.max_detections]
+    return canvas[kept], boxes[kept], scores[kept]
+
+
+def _boxes(logits: Tensor, cell: Tensor, side_px: int) -> Tensor:
+    """The boxes (n, 4) of cells, from 4 × 16 logits of distances (n, 64)."""
+    centres, strides = (part[cell] for part in _anchors(side_px, logits.device))
+    bins = torch.arange(BINS, dtype=torch.float32, device=logits.device)
+    distances = (logits.view(-1, 4, BINS).softmax(2) * bins).sum(2)
+    return torch.cat([centres - distances[:, :2], centres + distances[:, 2:]], 1) * strides[:, None]
+
+
+@cache
+def _anchors(side_px: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    centres, strides = anchors(side_px)
+    return torch.from_numpy(centres).to(device), torch.from_numpy(strides).to(device)
