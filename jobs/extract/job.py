@@ -15,6 +15,7 @@ from functools import partial
 import pyarrow as pa
 
 from jobs.command import DONE, TOO_MANY_ERRORS, Broke, run_command, say
+from jobs.extract.dedupe import Dedupe
 from jobs.extract.engines import EngineNotes, FallbackLines
 from jobs.extract.engines import as_json as engines_as_json
 from jobs.extract.options import (
@@ -48,6 +49,7 @@ from pipeline.input.places import check_places, region_lines
 from pipeline.input.rules import Rules
 from pipeline.output import claim, ledger, overwrite, report
 from pipeline.output.claim import Claim
+from pipeline.output.duplicates import Duplicates
 from pipeline.output.erased import erased_rule, read_erased
 from pipeline.output.lease import Lease, LeaseLost, check_held
 from pipeline.output.report import RunTotals
@@ -63,6 +65,7 @@ from pipeline.run.runner import StageBuilders
 from pipeline.run.watchdog import Watchdog
 from pipeline.settings import BEFORE, RowSettings, fingerprinted, option
 from pipeline.settings import fingerprint as fingerprint_of
+from pipeline.stages.image import is_too_large
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.aws import for_actors
 from pipeline.storage.uris import StoreOptions, UriError, parse_input_uri, uri_scheme
@@ -124,12 +127,10 @@ def extract(arguments: argparse.Namespace, command: str, build_stages: BuildStag
         listing = list_images(job, join)
         claimed, parts = claim_output(job, files)
         todo = plan_todo(job, join, listing, parts)
-        progress = Progress("images", describe_counts, todo.images)
         remove_redone(job, join, todo, parts)
-        ran = run_todo(job, join, todo, claimed, build_stages, progress, lease) if todo.images else None
+        ran, totals = process(job, join, todo, claimed, build_stages, lease)
         outcome = check_outcome(job, join, todo, ran.parts if ran else None)
-        say_moved(job, join, ran, outcome, progress.done)
-        totals = run_totals(progress)
+        say_moved(job, join, ran, outcome, totals)
         if todo.images or not claim.is_finished(job.storage):
             write_run_json(job, claimed.fingerprint, ran, listing, todo, outcome, totals)
         if report.bad_share(outcome.listed) <= arguments.max_error_rate:
@@ -288,6 +289,42 @@ def remove_redone(job: Job, join: TodoJoin, todo: TodoCounts, parts: Sequence[st
         ledger.drop_uris(job.storage, job.run_id, to_drop, job.check_lease, parts)
 
 
+def process(
+    job: Job, join: TodoJoin, todo: TodoCounts, claimed: Claim, build_stages: BuildStages, lease: Lease
+) -> tuple[Ran | None, RunTotals]:
+    """Compute the images to do; with --dedupe copy the rows of those that are equal to others.
+
+    An image whose rows could not be copied, because the other one failed, is computed at the end. Returns None for a
+    run that had nothing to compute.
+    """
+    dedupe = find_equal(job, join, claimed) if job.arguments.dedupe and todo.images else None
+    images = todo.images - (dedupe.found if dedupe else 0)
+    progress = Progress("images", describe_counts, images)
+
+    def compute(images: int, retried: int) -> Ran | None:
+        counts = replace(todo, images=images, retried=retried)
+        return run_todo(job, join, counts, claimed, build_stages, progress, lease) if images else None
+
+    ran = compute(images, todo.retried)
+    if dedupe:
+        left = dedupe.copy_computed(ran.parts if ran else [])
+        progress.extend(left)
+        ran = compute(left, retried=left) or (ran and replace(ran, parts=sorted({*ran.parts, *dedupe.parts})))
+    return ran, run_totals(progress, dedupe.copied if dedupe else 0)
+
+
+def find_equal(job: Job, join: TodoJoin, claimed: Claim) -> Dedupe:
+    """Take images that have the content of others out of the to-do, and copy the rows of those that OUTPUT knows."""
+    dedupe = Dedupe(
+        job.storage, job.run_id, claimed.fingerprint, job.check_lease, partial(rows_per_file, job), Duplicates(join)
+    )
+    dedupe.find(Fetch(
+        job.input_options, image_column=job.arguments.image_column, max_requests=job.arguments.fetch_threads,
+        refuses=partial(is_too_large, max_pixels=job.settings.max_pixels),
+    ))
+    return dedupe
+
+
 def run_todo(
     job: Job, join: TodoJoin, todo: TodoCounts, claimed: Claim, build_stages: BuildStages, progress: Progress,
     lease: Lease,
@@ -307,7 +344,6 @@ def run_on_ray(
     job: Job, join: TodoJoin, todo: TodoCounts, build_stages: BuildStages, sink: Sink, progress: Progress, lease: Lease,
 ) -> Ran:
     """Start or join Ray, run the graph and count its receipts. Raises LeaseLost."""
-    rows_per_file = job.arguments.rows_per_file or default_rows_per_file(todo.images)
     with cluster.connect(job.arguments.num_cpus) as connection:
         cluster.refuse_local_paths(connection, paths(job.arguments), job.arguments.shared_filesystem)
         device, planned = make_plan(job.arguments, connection)
@@ -316,7 +352,7 @@ def run_on_ray(
         engines = EngineNotes(job.run_id)
         config = stage_config(job, device, planned, todo.images, engines)
         receipts = graph.run(
-            planned, blocks, ReadTodo(job.storage), build_stages(config), sink, rows_per_file,
+            planned, blocks, ReadTodo(job.storage), build_stages(config), sink, rows_per_file(job, todo.images),
             partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"), progress.passed,
         )
         error_rate = ErrorRate(job.arguments.max_error_rate, todo.images, todo.retried)
@@ -401,11 +437,12 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     return f"{counts['faces']:,} faces  {failed:,} failed"
 
 
-def run_totals(progress: Progress) -> RunTotals:
+def run_totals(progress: Progress, copied: int) -> RunTotals:
     """What this run did."""
     by_status = {status.value: progress.counts[status] for status in Status}
     return RunTotals(
-        progress.done, progress.counts["faces"], by_status, progress.seconds, progress.rate_after_start()
+        progress.done, progress.counts["faces"], by_status, progress.seconds, progress.rate_after_start(),
+        copied,
     )
 
 
@@ -427,12 +464,13 @@ def check_outcome(job: Job, join: TodoJoin, todo: TodoCounts, parts: Sequence[st
     return outcome
 
 
-def say_moved(job: Job, join: TodoJoin, ran: Ran | None, outcome: Outcome, images: int) -> None:
+def say_moved(job: Job, join: TodoJoin, ran: Ran | None, outcome: Outcome, totals: RunTotals) -> None:
     """Say it if many images of this run were in OUTPUT before, under other names."""
-    if ran is None or sum(outcome.output.values()) <= images or outcome.repeated:
+    images = totals.images + totals.copied
+    if not images or sum(outcome.output.values()) <= images or outcome.repeated:
         return
-    moved = join.moved(ledger.scan_ledger(job.storage, ("sha256", "run_id"), parts=ran.parts), job.run_id)
-    if line := report.moved_line(moved, images):
+    contents = ledger.scan_ledger(job.storage, ("sha256", "run_id"), parts=ran.parts if ran else None)
+    if line := report.moved_line(join.moved(contents, job.run_id), images, copied=job.arguments.dedupe):
         say(line)
 
 
@@ -473,6 +511,6 @@ def report_end(job: Job, outcome: Outcome, totals: RunTotals) -> int:
     return DONE
 
 
-def default_rows_per_file(images: int) -> int:
-    """A hundredth of the images to do, between 16 and 2,000."""
-    return min(2000, max(16, images // 100))
+def rows_per_file(job: Job, images: int) -> int:
+    """Images of a part: as asked for, or a hundredth of the images to do, between 16 and 2,000."""
+    return job.arguments.rows_per_file or min(2000, max(16, images // 100))

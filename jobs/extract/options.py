@@ -186,6 +186,9 @@ def add_reading_options(group: argparse._ArgumentGroup) -> None:
         "--image-column: the column of names, and an image becomes <file>#<name>; default: the row's number"))
     group.add_argument("--redo-changed", action="store_true", help=(
         "process images again whose file has changed since. Without it they are only counted"))
+    group.add_argument("--dedupe", action="store_true", help=(
+        "compute images of equal content once and copy the rows for their other names, also from what OUTPUT has. "
+        "Images whose size another one has are read for that first, by this process"))
     group.add_argument("--overwrite", action="store_true", help="delete the tables in OUTPUT and start again")
 
 

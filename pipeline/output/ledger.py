@@ -54,22 +54,22 @@ def write_pair(storage: Storage, name: str, faces: pa.Table, images: pa.Table, c
     LeaseLost, and deletes what it wrote unless the other run has counted the part.
     """
     check()
-    storage.write(_path(FACES, name), to_parquet(faces))
+    storage.write(path_of(FACES, name), to_parquet(faces))
     image_bytes = to_parquet(images)
     try:
         check()
     except LeaseLost:
-        storage.delete(_path(FACES, name))
+        storage.delete(path_of(FACES, name))
         raise
-    storage.write(_path(IMAGES, name), image_bytes)
+    storage.write(path_of(IMAGES, name), image_bytes)
     try:
         check()
     except LeaseLost:
         # The other run either began before the images were written and deleted the faces, or it counts the part.
         try:
-            storage.open(_path(FACES, name)).close()
+            storage.open(path_of(FACES, name)).close()
         except FileNotFoundError:
-            storage.delete(_path(IMAGES, name))
+            storage.delete(path_of(IMAGES, name))
         raise
 
 
@@ -120,8 +120,8 @@ def committed_parts(storage: Storage) -> list[str]:
 def remove_halves(storage: Storage, files: Files | None = None) -> int:
     """Delete every file whose other half is missing, left by a killed run; returns how many. files: what is there."""
     files = files or list_files(storage)
-    halves = [_path(FACES, name) for name in files.faces - files.images]
-    halves += [_path(IMAGES, name) for name in files.images - files.faces]
+    halves = [path_of(FACES, name) for name in files.faces - files.images]
+    halves += [path_of(IMAGES, name) for name in files.images - files.faces]
     storage.delete(*halves)
     return len(halves)
 
@@ -130,7 +130,7 @@ def remove_parts(storage: Storage) -> None:
     """Delete all parts, single halves, and the files of a rewrite."""
     files = list_files(storage)
     for folder, names in ((IMAGES, files.images), (FACES, files.faces)):
-        storage.delete(*(_path(folder, name) for name in names))
+        storage.delete(*(path_of(folder, name) for name in names))
     storage.delete_tree(REWRITE)
 
 
@@ -153,7 +153,7 @@ def scan_ledger(
     wanted = None if only is None else _Wanted(only)
 
     def read(name: str) -> pa.Table:
-        with storage.open(_path(IMAGES, name)) as file, pq.ParquetFile(file) as parquet:
+        with storage.open(path_of(IMAGES, name)) as file, pq.ParquetFile(file) as parquet:
             if wanted and not wanted.may_be_in(parquet):
                 table = parquet.schema_arrow.empty_table().select(columns)
             else:
@@ -191,7 +191,7 @@ class _Wanted:
 
 def commonest_error(storage: Storage, part: str) -> str | None:
     """The most frequent error of a part's images; None if they have none."""
-    errors = pc.value_counts(_read_columns(storage, _path(IMAGES, part), ("error",))["error"].drop_null()).to_pylist()
+    errors = pc.value_counts(_read_columns(storage, path_of(IMAGES, part), ("error",))["error"].drop_null()).to_pylist()
     return max(errors, key=lambda row: row["counts"])["values"] if errors else None
 
 
@@ -225,13 +225,13 @@ def rewrite_parts(
     """
 
     def rewrite(name: str) -> str | None:
-        images, faces = (_without(pq.read_table(pa.BufferReader(storage.read(_path(folder, name)))), drop[name])
+        images, faces = (_without(pq.read_table(pa.BufferReader(storage.read(path_of(folder, name)))), drop[name])
                          for folder in (IMAGES, FACES))
         if not len(images):
             return None
         kept = part_name(name.split("-", 1)[0], run_id, images["uri"].to_pylist())
-        storage.write(_path(f"{REWRITE}/{FACES}", kept), to_parquet(faces))
-        storage.write(_path(f"{REWRITE}/{IMAGES}", kept), to_parquet(images))
+        storage.write(path_of(f"{REWRITE}/{FACES}", kept), to_parquet(faces))
+        storage.write(path_of(f"{REWRITE}/{IMAGES}", kept), to_parquet(images))
         return kept
 
     if drop:
@@ -253,10 +253,10 @@ def finish_rewrite(storage: Storage) -> bool:
 
     def add(name: str) -> None:
         for folder in (FACES, IMAGES):
-            storage.write(_path(folder, name), storage.read(_path(f"{REWRITE}/{folder}", name)))
+            storage.write(path_of(folder, name), storage.read(path_of(f"{REWRITE}/{folder}", name)))
 
     for folder in (IMAGES, FACES):
-        storage.delete(*(_path(folder, name) for name in intent["remove"]))
+        storage.delete(*(path_of(folder, name) for name in intent["remove"]))
     with ThreadPoolExecutor(_REWRITE_THREADS) as threads:
         list(threads.map(add, intent["add"]))
     storage.delete(_INTENT)
@@ -327,5 +327,6 @@ def _without(table: pa.Table, uris: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["uri"], value_set=uris)))
 
 
-def _path(folder: str, name: str) -> str:
+def path_of(folder: str, name: str) -> str:
+    """The file of a part's half in the output."""
     return f"{folder}/{name}.parquet"

@@ -17,13 +17,17 @@ from pipeline.text import printable
 
 @dataclass(frozen=True, slots=True)
 class RunTotals:
-    """What this run did. `rate_after_start`: images a second without the start of Ray; None if nothing was done."""
+    """What this run did. `rate_after_start`: images a second without the start of Ray; None if nothing was done.
+
+    copied: images whose rows were copied from others of equal content; they are not in the other counts.
+    """
 
     images: int
     faces: int
     by_status: Mapping[str, int]
     seconds: float
     rate_after_start: float | None
+    copied: int = 0
 
 
 def status_counts(rows: pa.Table) -> dict[str, int]:
@@ -71,13 +75,16 @@ def todo_line(todo: TodoCounts, skipped: str) -> str:
 
 def summary_lines(output_root: str, outcome: Outcome, run: RunTotals) -> list[str]:
     """The speed of the run, the listed images by status, their errors by kind, and where the output is."""
+    lines = []
     if run.images:
-        lines = [
+        lines.append(
             f"{run.images:,} images, {run.faces:,} faces in {run.seconds:.0f} s, "
             f"{run.images / run.seconds:.1f} images/s"
-        ]
-    else:
-        lines = ["nothing to do: every listed image is in the output"]
+        )
+    if run.copied:
+        lines.append(f"{run.copied:,} images copied from others of equal content instead of computed")
+    if not lines:
+        lines.append("nothing to do: every listed image is in the output")
     lines.append("  ".join(f"{status} {count:,}" for status, count in outcome.listed.items() if count))
     lines += [f"  {line}" for line in error_lines(outcome)]
     images = sum(outcome.output.values())
@@ -85,13 +92,17 @@ def summary_lines(output_root: str, outcome: Outcome, run: RunTotals) -> list[st
     return lines
 
 
-def moved_line(moved: int, images: int) -> str | None:
-    """What to say if many of the images of this run are known under other names; None if few are."""
+def moved_line(moved: int, images: int, *, copied: bool) -> str | None:
+    """What to say if many of the images of this run are known under other names; None if few are.
+
+    copied: their rows were copied.
+    """
     if not moved or moved * 10 < images:
         return None
     return (
         f"{moved:,} of the {images:,} images of this run have the content of images that were in OUTPUT under other "
-        "names, so their faces are there under both. If the files were moved, `facelake erase` removes the old names"
+        f"names, so their faces are there under both{'' if copied else '; --dedupe would have copied their rows'}. If "
+        "the files were moved, `facelake erase` removes the old names"
     )
 
 
@@ -138,6 +149,7 @@ def run_json(
             "images": run.images,
             "faces": run.faces,
             **run.by_status,
+            "copied": run.copied,
             "retried": todo.retried,
             "changed": todo.changed,
         },

@@ -67,11 +67,7 @@ class Sink:
 
     def _commit(self, kind: str, batch: FaceBatch) -> dict[str, object]:
         name = ledger.part_name(kind, self.run_id, [record.uri for record in batch.records])
-        metadata = {
-            "facelake.fingerprint": self.fingerprint,
-            "facelake.run_id": self.run_id,
-            "facelake.embedding": "unit vectors: their dot product is the cosine similarity",
-        }
+        metadata = part_metadata(self.fingerprint, self.run_id)
         faces = faces_table(batch, self.models, self.embedding_dim, self.embedding_dtype)
         images = images_table(batch, self.run_id)
         images = images.drop_columns([name for name in LATER_COLUMNS if name not in self.columns])
@@ -85,6 +81,15 @@ class Sink:
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
         file_bytes = sum(record.file_bytes or 0 for record in batch.records)
         return {"part": name, "images": len(images), "faces": len(faces), "bytes": file_bytes, **counts}
+
+
+def part_metadata(fingerprint: str, run_id: str) -> dict[str, str]:
+    """What the files of a part say of themselves."""
+    return {
+        "facelake.fingerprint": fingerprint,
+        "facelake.run_id": run_id,
+        "facelake.embedding": "unit vectors: their dot product is the cosine similarity",
+    }
 
 
 def _each_once(table: pa.Table) -> pa.Table:

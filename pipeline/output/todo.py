@@ -23,10 +23,12 @@ from pipeline.storage.scratch import ScratchFolder
 MEMORY_LIMIT = "700MB"
 ERROR_KINDS = 12              # that an outcome names; it only counts the others
 _SPOOL_ROWS = 100_000         # rows per batch of the listing's file
+LISTING_COLUMNS = ", ".join(f'"{name}"' for name in LISTING.names)
+NEIGHBOURS = 'coalesce(container, uri), "offset", uri'      # in this order neighbours share a folder, a prefix or a tar
 
 # If a uri has several rows, the first state in this list wins. Two rows in the ledger (after a crash): the uri is done
 # if one of them is. Two rows in the listing: it has changed only if it has in both.
-_DONE, _CHANGED, _RETRIED, _NEW, _ERASED = range(5)
+_DONE, _CHANGED, _RETRIED, _NEW, _ERASED, _COPIED = range(6)
 
 # Etags decide; if one is missing, size and mtime do. A value that is missing on one side is not a change.
 _HAS_CHANGED = """
@@ -161,6 +163,7 @@ class TodoJoin:
         if erased is not None and len(erased.hashes):
             self._database.register("erased", pa.table({"hash": erased.hashes}))
             self._database.execute(_LEAVE_OUT_ERASED, {"salt": erased.salt})
+        self._database.execute(f"CREATE VIEW to_do AS SELECT * FROM todo WHERE state IN {self._todo_states}")
         vanished = self._close_ledger(whole)
         states = dict(self._database.execute("SELECT state, count(*) FROM todo GROUP BY state").fetchall())
         images = sum(states.get(state, 0) for state in self._todo_states)
@@ -204,18 +207,8 @@ class TodoJoin:
 
         They are sorted by name, and by offset within a container, so that neighbours share a folder, a prefix or a tar.
         """
-        reader = self._database.sql(
-            f"""SELECT {', '.join(f'"{name}"' for name in LISTING.names)} FROM todo
-                WHERE state IN {self._todo_states} ORDER BY coalesce(container, uri), "offset", uri"""
-        ).to_arrow_reader(batch_rows)
-        waiting = LISTING.empty_table()
-        for batch in reader:
-            waiting = pa.concat_tables([waiting, pa.table(batch).cast(LISTING)])
-            while len(waiting) >= batch_rows:
-                yield waiting.slice(0, batch_rows)
-                waiting = waiting.slice(batch_rows)
-        if len(waiting):
-            yield waiting
+        found = self._database.sql(f"SELECT {LISTING_COLUMNS} FROM to_do ORDER BY {NEIGHBOURS}")
+        return in_tables(found, LISTING, batch_rows)
 
     def uris_to_drop(self) -> pa.Array:
         """The uris (string) whose old rows must leave the ledger: images to do again, and repaired containers."""
@@ -272,6 +265,20 @@ class TodoJoin:
         return {status.value: counted.get(status.value, 0) for status in Status}
 
     @property
+    def database(self) -> duckdb.DuckDBPyConnection:
+        """With the view `to_do` after `compute`: key, and the columns of `schemas.LISTING`. See `Duplicates`."""
+        return self._database
+
+    def leave_out(self, keys: str) -> None:
+        """Take the images of a table with their keys out of the to-do: their rows are copied."""
+        self._database.execute(f"UPDATE todo SET state = {_COPIED} WHERE key IN (SELECT key FROM {keys})")
+
+    def put_back(self, keys: str) -> None:
+        """Make the images of this table the to-do, after all others of it are done."""
+        self._database.execute(f"UPDATE todo SET state = {_DONE} WHERE state IN {self._todo_states}")
+        self._database.execute(f"UPDATE todo SET state = {_NEW} WHERE key IN (SELECT key FROM {keys})")
+
+    @property
     def _spool_path(self) -> str:
         return str(self._folder.path / "listing.arrow")
 
@@ -279,3 +286,15 @@ class TodoJoin:
         if not self._spool.closed:
             self._writer.close()
             self._spool.close()
+
+
+def in_tables(found: duckdb.DuckDBPyRelation, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    """What a query finds, in tables of so many rows; the last one has fewer."""
+    waiting = schema.empty_table()
+    for batch in found.to_arrow_reader(rows):
+        waiting = pa.concat_tables([waiting, pa.table(batch).cast(schema)])
+        while len(waiting) >= rows:
+            yield waiting.slice(0, rows)
+            waiting = waiting.slice(rows)
+    if len(waiting):
+        yield waiting

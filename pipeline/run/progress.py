@@ -56,6 +56,11 @@ class Progress:
             self.counts.update(counts)
             self._note()
 
+    def extend(self, more: int) -> None:
+        """So many more are to do than the total said."""
+        with self._lock:
+            self._total = None if self._total is None else self._total + more
+
     def passed(self, done: int, rate: float | None = None) -> None:
         """So many in all are done, whether or not `add` has counted them: the line and its rate show them.
 

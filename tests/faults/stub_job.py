@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jobs.extract import dedupe
 from jobs.extract import job as extract
 from jobs.extract.stages import StageConfig, build_align, build_decode, looks_of
 from pipeline.batch import FaceBatch, ImageBatch, Status
+from pipeline.output.copies import write_copies
 from pipeline.output.lease import Lease
 from pipeline.output.sink import Sink
 from pipeline.run.interrupt import leave
@@ -44,10 +46,10 @@ class Faults:
     kill: at the image of this name the process of the detector kills itself, kill_times times. memory: the n-th call
     of the detector in each process raises MemoryError. device: so many times in all, a call of the detector raises an
     error of CUDA. full_disk: each call of the detector finds the disk full. between_s: seconds between the `faces` and
-    the `images` half of a part. cuda_memory: the most images per batch that fit on the simulated GPU. stale_s: a run
-    without a heartbeat for so many seconds is taken over. marks: a folder for files `<event>-<pid>-<time>`; "detect" is
-    a detector that loads, "between" a writer that has written only the `faces` half, "killed" a death by `kill`,
-    "device" an error by `device`.
+    the `images` half of a part; copy_s: the same where --dedupe copies rows. cuda_memory: the most images per batch
+    that fit on the simulated GPU. stale_s: a run without a heartbeat for so many seconds is taken over. marks: a folder
+    for files `<event>-<pid>-<time>`; "detect" is a detector that loads, "between" a writer that has written only the
+    `faces` half, "copying" the same for copied rows, "killed" a death by `kill`, "device" an error by `device`.
     """
 
     image_s: float = 0.0
@@ -58,6 +60,7 @@ class Faults:
     device: int = 0
     full_disk: bool = False
     between_s: float = 0.0
+    copy_s: float = 0.0
     cuda_memory: int | None = None
     stale_s: float | None = None
     marks: str | None = None
@@ -167,22 +170,27 @@ def detect_on_small_gpu(
 
 
 class SlowStorage(StorageWrapper):
-    """The real storage. Before the `images` half of a part it records "between" and waits `between_s` seconds."""
+    """The real storage. Before the `images` half of a part it records the event and waits."""
 
-    def __init__(self, storage: Storage, faults: Faults) -> None:
+    def __init__(self, storage: Storage, faults: Faults, event: str, seconds: float) -> None:
         super().__init__(storage)
-        self._faults = faults
+        self._faults, self._event, self._seconds = faults, event, seconds
 
     def write(self, path: str, content: bytes) -> None:
         if path.startswith("images/"):
-            self._faults.mark("between")
-            time.sleep(self._faults.between_s)
+            self._faults.mark(self._event)
+            time.sleep(self._seconds)
         self._storage.write(path, content)
 
 
 def slow_sink(faults: Faults, storage: Storage, *settings: Any) -> Sink:
     """The real sink on a SlowStorage."""
-    return Sink(SlowStorage(storage, faults), *settings)
+    return Sink(SlowStorage(storage, faults, "between", faults.between_s), *settings)
+
+
+def slow_copies(faults: Faults, storage: Storage, *settings: Any) -> Iterator[tuple[str, int]]:
+    """The real copies on a SlowStorage."""
+    return write_copies(SlowStorage(storage, faults, "copying", faults.copy_s), *settings)
 
 
 def stub_builders(faults: Faults, config: StageConfig) -> StageBuilders:
@@ -204,6 +212,8 @@ def main(argv: list[str]) -> int:
         acquire.__func__.__kwdefaults__.update(stale_s=faults.stale_s, heartbeat_s=faults.stale_s / 6)
     job_module: Any = extract
     job_module.Sink = partial(slow_sink, faults)
+    dedupe_module: Any = dedupe
+    dedupe_module.write_copies = partial(slow_copies, faults)
     return extract.main(argv, build_stages=partial(stub_builders, faults))
 
 

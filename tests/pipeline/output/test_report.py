@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -67,6 +68,10 @@ def test_summary():
         "/out holds 9 images: faces/*.parquet, images/*.parquet, run.json",
     ]
     assert report.summary_lines("/out", ended, NOTHING_DONE)[0].startswith("nothing to do")
+    copied = "1,234 images copied from others of equal content instead of computed"
+    assert report.summary_lines("/out", ended, replace(TWO_DONE, copied=1234))[1] == copied
+    only_copied = report.summary_lines("/out", ended, replace(NOTHING_DONE, copied=1234))
+    assert only_copied[:2] == [copied, "ok 1  unreadable 1"]
 
 
 @pytest.mark.parametrize("ran", [True, False])
@@ -77,13 +82,15 @@ def test_run_json_is_plain_and_whole(ran):
         run_id="r", started=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="f", settings={"min_score": 0.5},
         models={"detector": {"identity": "d@1"}}, alignment={"box_side_px": 110.0}, cosine_thresholds={"0.01": 0.4},
         pools=pools, engines=engines, todo=todo(vanished=4), skipped={"hidden": 4},
-        parquet={"image": "image", "uri": None}, outcome=outcome(images=1), run=TWO_DONE if ran else NOTHING_DONE,
+        parquet={"image": "image", "uri": None}, outcome=outcome(images=1),
+        run=replace(TWO_DONE if ran else NOTHING_DONE, copied=5),
     )
     assert json.loads(json.dumps(content)) == content
     assert content["output"]["images"] == content["output"]["ok"] == 8
     assert content["listing"] == {"listed": 10, "duplicates": 0, "vanished": 4, "skipped": {"hidden": 4},
                                   "parquet": {"image": "image", "uri": None}}
     assert (content["this_run"]["images"], content["this_run"]["unreadable"]) == ((2, 1) if ran else (0, 0))
+    assert content["this_run"]["copied"] == 5
     assert content["throughput"] == (
         {"seconds": 4.0, "images_per_s": 0.5, "faces_per_s": 0.75, "images_per_s_after_start": 0.7} if ran
         else {"seconds": 0.0, "images_per_s": None, "faces_per_s": None, "images_per_s_after_start": None}
@@ -95,5 +102,6 @@ def test_run_json_is_plain_and_whole(ran):
     ("moved", "images", "said"), [(0, 0, False), (0, 5, False), (1, 11, False), (1, 10, True), (1, 1, True)]
 )
 def test_moved_photos_are_named_when_they_are_many(moved, images, said):
-    line = report.moved_line(moved, images)
+    line = report.moved_line(moved, images, copied=False)
+    assert line == report.moved_line(moved, images, copied=True) or "--dedupe" in line
     assert (line is not None) is said and (not said or line.startswith(f"{moved} of the {images} images"))
