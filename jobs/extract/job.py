@@ -306,10 +306,13 @@ def process(
         return run_todo(job, join, counts, claimed, build_stages, progress, lease) if images else None
 
     ran = compute(images, todo.retried)
-    if dedupe:
-        left = dedupe.copy_computed(ran.parts if ran else [])
+    if dedupe and ran:
+        left = dedupe.copy_computed(ran.parts)
         progress.extend(left)
-        ran = compute(left, retried=left) or (ran and replace(ran, parts=sorted({*ran.parts, *dedupe.parts})))
+        if last := compute(left, retried=left):
+            ran = replace(last, opened={**ran.opened, **last.opened})
+        else:
+            ran = replace(ran, parts=sorted({*ran.parts, *dedupe.parts}))
     return ran, run_totals(progress, dedupe.copied if dedupe else 0)
 
 

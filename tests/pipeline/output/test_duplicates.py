@@ -190,6 +190,14 @@ def test_erased_images_stay_away_and_a_changed_one_is_no_source():
         assert run.asked == ["b", "changed"] and run.to_do() == ["b", "changed"] and run.copies() == {}
 
 
+@pytest.mark.parametrize("redo_changed", [False, True])
+def test_an_image_that_changed_into_a_known_one_is_copied_if_it_is_done_again(redo_changed):
+    known = ledger(("changed", "x", "before"), ("old", "y", None, "ok", "q"))
+    with TodoJoin() as join:
+        run = Run(join, listing(("changed", 1, "new")), known, {"changed": "y"}, redo_changed=redo_changed)
+        assert run.to_do() == [] and run.copies() == ({"changed": "q"} if redo_changed else {})
+
+
 def test_copies_come_in_tables_of_so_many_rows():
     files = {f"{number:05}": "x" for number in range(5000)}
     with TodoJoin() as join:
