@@ -8,6 +8,7 @@ is not UTF-8 is percent-encoded.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -75,6 +76,7 @@ from pipeline.storage.uris import (
 NO_URI = "manifest rows without a uri"
 
 _INDEX_THREADS = 32       # each waits for its store most of the time
+_WORD_IN_BRACKETS = re.compile(r"\[(?![!\]])[^\]\-]{2,}\]")      # "[2018]"; not "[0-9]", "[[]"
 _SPREADSHEETS = ("xlsx", "xls", "ods", "numbers")
 _FIRST_ROWS = 1_000       # one page of a bucket: `first_read` reads an image of it before the rest is listed
 _CHUNK_ROWS = 50_000
@@ -129,6 +131,8 @@ def list_inputs(inputs: Sequence[str], add: Callable[[pa.Table], None], rules: R
         rows.flush()
         if rows.count == before:
             raise InputError(_nothing_in(each, kinds[-1], rows.skipped - skipped, rows))
+        if rows.glob and (line := _wildcard_line(rows.glob, rows.top)):
+            rows.warnings.append(line)
     if rows.renamed:
         rows.warnings.append(renamed_line(rows.renamed))
     return Listing(tuple(kinds), dict(rows.skipped), tuple(rows.warnings), tuple(rows.scopes), tuple(rows.whole))
@@ -170,11 +174,27 @@ def _glob_fix(glob: Glob, top: str) -> str:
     first = f"nothing matches {' and '.join(map(repr, wild))} below {top or '/'}"
     if not any(set(part) & set("[?") for part in wild):
         return f"{first}; check the path"
-    literally = [part.replace("[", "[[]").replace("?", "[?]") for part in glob.wild_parts]
     return (
         f"{first}, where [, ? and * are wildcards. To mean the characters themselves, write [[], [?] and [*]: "
-        f"{'/'.join([top, *literally])!r}"
+        f"{_literally(glob, top)!r}"
     )
+
+
+def _wildcard_line(glob: Glob, top: str) -> str | None:
+    """What to say of a word in brackets that matched other names; None if there is none."""
+    for part in glob.wild_parts:
+        word = _WORD_IN_BRACKETS.search(part)
+        if word and len(set(word[0].casefold())) > 3:      # more than one letter: "[jJ]" means a wildcard
+            return (
+                f"nothing has the very name {part!r}, so {word[0]} is a wildcard there: any one of these characters. "
+                f"To mean the characters themselves, write {_literally(glob, top)!r}"
+            )
+    return None
+
+
+def _literally(glob: Glob, top: str) -> str:
+    """The glob with its brackets and question marks taken literally."""
+    return "/".join([top, *(part.replace("[", "[[]").replace("?", "[?]") for part in glob.wild_parts)])
 
 
 @dataclass(slots=True)

@@ -521,6 +521,25 @@ def test_the_message_says_what_was_read_as_a_wildcard(place, inputs, message):
         listing(f"{place.uri}/{inputs}")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "line"),
+    [
+        ("Trip 2/b.jpg", None),
+        ("Trip */*.[jJ][pP][gG]", None),
+        ("Trip [0-9]/*.jpg", None),
+        ("Trip [[]2019]/*.jpg", None),
+        ("Trip [2019]/*.jpg", None),              # a folder has this very name
+        ("Trip [2018]/*.jpg", "nothing has the very name 'Trip [2018]', so [2018] is a wildcard there: any one of "
+                              "these characters. To mean the characters themselves, write '{}/Trip [[]2018]/*.jpg'"),
+        ("?rip [12]/?.jpg", "nothing has the very name '?rip [12]', so [12] is a wildcard there: any one of these "
+                            "characters. To mean the characters themselves, write '{}/[?]rip [[]12]/[?].jpg'"),
+    ],
+)
+def test_a_word_in_brackets_that_matches_other_names_is_named(place, inputs, line):
+    found = listing(f"{place.uri}/{inputs}")
+    assert list(found.listing.warnings) == ([line.format(place.uri)] if line else [])
+
+
 @pytest.mark.parametrize(("typed", "stored"), [(NFC, NFD), (NFD, NFC), (NFC, NFC)])
 @pytest.mark.parametrize("inputs", ["{}", "{}/", "{}/{}.jpg", "{}/*.jpg", "{}/{}*", "C*/{}.jpg", "**/{}.jpg"])
 def test_a_name_in_another_unicode_form_is_found(place, typed, stored, inputs):
