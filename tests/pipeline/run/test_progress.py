@@ -43,6 +43,14 @@ def test_the_line_with_a_known_and_an_unknown_total(total, line):
     assert progress.line() == line
 
 
+@pytest.mark.parametrize(("total", "shown"), [(10, "5 of 15 images (33%)"), (None, "5 images")])
+def test_more_may_turn_out_to_be_to_do(total, shown):
+    progress, _, _ = start(total)
+    progress.add(5, {"faces": 1})
+    progress.extend(5)
+    assert progress.line().startswith(f"{shown}  ")
+
+
 def test_nothing_to_do_is_a_line_too():
     progress, stream, _ = start(0)
     progress.close()
