@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType({
     "extract": Command("jobs.extract.job", "find the faces of a folder or bucket and write them as Parquet"),
     "manifest": Command("jobs.manifest", "list a large bucket once, as an INPUT for extract"),
     "preview": Command("jobs.preview.__main__", "write a page that shows photos and faces of an output"),
+    "compare": Command("jobs.compare.__main__", "say whether the faces of photos are the same person"),
     "erase": Command("jobs.erase.__main__", "delete images and their faces from an output"),
     "preflight": Command("jobs.preflight", "check that the code is small enough for `ray job submit`"),
     "evaluate": Command("jobs.evaluate.__main__", "measure a model on labelled data"),

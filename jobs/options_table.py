@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from jobs.compare.__main__ import argument_parser as compare
 from jobs.erase.__main__ import argument_parser as erase
 from jobs.extract.options import argument_parser as extract
 from jobs.manifest import argument_parser as manifest
 from jobs.preview.__main__ import argument_parser as preview
 
-PARSERS = {"extract": extract, "manifest": manifest, "preview": preview, "erase": erase}
+PARSERS = {"extract": extract, "manifest": manifest, "preview": preview, "compare": compare, "erase": erase}
 
 
 def options_markdown() -> str:

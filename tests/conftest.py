@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from pipeline.run.cluster import connect
 from pipeline.storage.certificates import CA_VARIABLES
 from pipeline.storage.clients import forget_clients
+from tests.support.browser import Dom, find_browser, open_page
 from tests.support.google_storage import google_storage
 from tests.support.http_server import serving
 
@@ -157,6 +158,21 @@ def web() -> Iterator[Web]:
 
     with serving(Handler) as url:
         yield Web(url, files)
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[str], Dom]:
+    """Opens a page in a real browser. Returns its title, tags and text after its scripts have run."""
+    browser = find_browser()
+    if browser is None:
+        pytest.skip("no chromium or google-chrome is installed")
+
+    def browse(html: str) -> Dom:
+        file = tmp_path / "page.html"
+        file.write_text(html, encoding="utf-8")
+        return open_page(browser, file, tmp_path / "profile")
+
+    return browse
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.command import say
-from jobs.extract.stages import DEFAULT_BATCHES, Models, StageConfig, local_weights, stage_builders
+from jobs.extract.stages import local_weights
 from jobs.options import ArgumentError
-from models.store import WeightCard, read_card
-from pipeline.batch import GOOD, FaceBatch, ImageRecord, TodoRow
-from pipeline.boundary import STAGES
-from pipeline.errors import OutputError
+from jobs.people.photos import PhotoFaces, PhotoReader, as_uri, find_models, read_photo
+from models.store import WeightCard
 from pipeline.input.manifest import read_manifest
 from pipeline.output import ledger
 from pipeline.settings import RowSettings
 from pipeline.storage import Storage
-from pipeline.storage.uris import absolute, is_local, local_path, local_uri, parse_input_uri
+from pipeline.storage.uris import absolute, is_local, local_path, parse_input_uri
 
 Finder = Callable[[Storage], pa.Table]
 
@@ -51,8 +46,9 @@ def finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) -> Finde
 def similar_finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) -> Finder:
     """A function that finds the images with a face similar to that of --like."""
     weights_dir = local_weights(arguments.weights)
-    models = Models(**{role: find_card(weights_dir, role, model) for role, model in made_with["models"].items()})
-    faces = probe_faces(arguments.like, RowSettings.of_output(made_with["settings"]), weights_dir, models)
+    models = find_models(weights_dir, made_with["models"])
+    read_photos = PhotoReader(RowSettings.of_output(made_with["settings"]), models, weights_dir)
+    faces = read_photo(arguments.like, read_photos)
     vector = choose_face(arguments.like, faces, arguments.face)
     min_cosine = arguments.min_cosine
     if min_cosine is None:
@@ -70,32 +66,6 @@ def read_uris(manifest: str) -> pa.ChunkedArray:
     return pa.chunked_array([chunk for table, _ in pieces for chunk in table["uri"].chunks], pa.string())
 
 
-def as_uri(name: str) -> str:
-    """An argument as the column uri has it: a relative path is made absolute. Raises ArgumentError."""
-    if is_local(name):
-        path = local_path(name)
-        return local_uri(path if path.startswith("/") else absolute(path))
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ArgumentError(f"{name!r} is not UTF-8, so no object has this name") from None
-    return parse_input_uri(name)[0]
-
-
-def find_card(weights_dir: Path, role: str, made_with: Mapping[str, Any]) -> WeightCard:
-    """The card of the model that made an output. Its name may have changed. Raises OutputError."""
-    names = sorted(path.stem.removeprefix(f"{role}-") for path in weights_dir.glob(f"{role}-*.json"))
-    for name in names:
-        card = read_card(weights_dir, role, name)
-        if card.fingerprint() == made_with:
-            return card
-    raise OutputError(
-        f"the output was made with another {role}, {made_with['architecture']['network']}@"
-        f"{made_with['tensors_sha256'][:12]}, than those in {weights_dir} ({', '.join(names) or 'none'}). Vectors of "
-        "two embedders cannot be compared. Name the folder of the right one with --weights"
-    )
-
-
 def default_min_cosine(embedder: WeightCard) -> float:
     """The card's cosine at a false positive rate of 0.001. Raises ArgumentError if the card has none."""
     try:
@@ -104,40 +74,19 @@ def default_min_cosine(embedder: WeightCard) -> float:
         raise ArgumentError(f"the embedder {embedder.name} has no threshold in its card; give --min-cosine") from None
 
 
-def probe_faces(photo: str, settings: RowSettings, weights_dir: Path, models: Models) -> FaceBatch:
-    """The faces of a photo, made as those of the output. Raises ArgumentError if the photo cannot be read."""
-    one_image = replace(DEFAULT_BATCHES["cpu"], detect=1, images=1)
-    config = StageConfig(
-        settings, models, batches=one_image, store_options=parse_input_uri(photo)[1], weights=str(weights_dir)
-    )
-    builders, threads = stage_builders(config), os.cpu_count() or 1
-    (batch,) = builders["decode"](threads, 1)([TodoRow(as_uri(photo))])
-    for name in STAGES[1:]:
-        refuse_unread(photo, batch.records[0])
-        batch = builders[name](threads, 1)(batch)
-    refuse_unread(photo, batch.records[0])
-    return cast(FaceBatch, batch)
-
-
-def refuse_unread(photo: str, record: ImageRecord) -> None:
-    """Raises ArgumentError if the photo could not be processed."""
-    if record.status not in GOOD:
-        raise ArgumentError(f"--like {photo}: {record.status}: {record.error}")
-
-
-def choose_face(photo: str, faces: FaceBatch, number: int | None) -> np.ndarray:
+def choose_face(photo: str, faces: PhotoFaces, number: int | None) -> np.ndarray:
     """The unit vector (dim,) float32 of face `number`, or of the only face. Raises ArgumentError."""
-    if not len(faces):
+    if not faces.rows:
         raise ArgumentError(f"--like {photo}: no face was found in it. Use a photo that shows the face larger")
-    if number is None and len(faces) > 1:
+    if number is None and len(faces.rows) > 1:
         boxes = "\n".join(
-            f"  --face {i}: score {score:.2f}, x {box[0]:.0f} to {box[2]:.0f}, y {box[1]:.0f} to {box[3]:.0f}"
-            for i, (box, score) in enumerate(zip(faces.boxes_xyxy, faces.scores, strict=True))
+            "  --face {face_index}: score {det_score:.2f}, x {x1:.0f} to {x2:.0f}, y {y1:.0f} to {y2:.0f}".format(**row)
+            for row in faces.rows
         )
-        raise ArgumentError(f"--like {photo}: {len(faces)} faces were found in it. Choose one:\n{boxes}")
-    if number is not None and not 0 <= number < len(faces):
-        raise ArgumentError(f"--face {number}: the faces of {photo} are 0 to {len(faces) - 1}")
-    vector: np.ndarray = faces.embeddings[number or 0]
+        raise ArgumentError(f"--like {photo}: {len(faces.rows)} faces were found in it. Choose one:\n{boxes}")
+    if number is not None and not 0 <= number < len(faces.rows):
+        raise ArgumentError(f"--face {number}: the faces of {photo} are 0 to {len(faces.rows) - 1}")
+    vector: np.ndarray = faces.vectors[number or 0]
     return vector
 
 

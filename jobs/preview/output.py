@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.batch import GOOD, Status
@@ -16,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.parquet_images import ParquetColumns
 from pipeline.output.ledger import committed_parts
+from pipeline.people.outputs import faces_of
 from pipeline.settings import RowSettings
 from pipeline.storage import Storage
 
@@ -100,17 +100,9 @@ def read_output(storage: Storage, max_images: int) -> tuple[list[Row], list[Row]
         with_faces, without = sorted(with_faces, key=_uri)[:max_images], sorted(without, key=_uri)[:max_images]
         failures = sorted(failures, key=_uri)[:MAX_FAILURES]
         shown = {record["uri"] for record in with_faces}
-        for face in _read_faces(storage, part, shown):
+        for face in faces_of(storage, part, sorted(shown)):
             faces.setdefault(face["uri"], []).append(face)
     return [*with_faces, *without][:max_images], failures, faces
-
-
-def _read_faces(storage: Storage, part: str, uris: set[str]) -> list[Row]:
-    """The rows of faces/ of these images. Without any such image in the part only the column uri is read."""
-    with storage.open(f"faces/{part}.parquet") as file, pq.ParquetFile(file) as parquet:
-        found = pc.is_in(parquet.read(columns=["uri"])["uri"], value_set=pa.array(sorted(uris), pa.string()))
-        rows: list[Row] = parquet.read().filter(found).to_pylist() if pc.any(found).as_py() else []
-        return rows
 
 
 def _read_table(storage: Storage, path: str) -> pa.Table:

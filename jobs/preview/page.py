@@ -40,7 +40,7 @@ class Mark:
 
 def render_page(root: str, run: Run, photos: Sequence[PhotoView], failures: Sequence[Row]) -> str:
     """The page as HTML. Every value from a file, a name or a table is escaped."""
-    return _template().render(
+    return load_template(Path(__file__).parent, "page.html").render(
         root=root,
         run=run,
         photos=photos,
@@ -73,9 +73,10 @@ def most_similar_faces(photos: Sequence[PhotoView]) -> dict[tuple[str, int], tup
     return found
 
 
-def _template() -> jinja2.Template:
+def load_template(folder: Path, name: str) -> jinja2.Template:
+    """The template of a page. What it puts into the page is escaped, and control characters are shown."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_visible, trim_blocks=True,
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, finalize=_visible, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )
     environment.globals |= {"facts": _facts, "marks": _marks, "points": _points}
@@ -83,7 +84,7 @@ def _template() -> jinja2.Template:
         "name": posixpath.basename, "plural": _plural, "thousands": "{:,}".format, "number": _number,
         "coordinate": "{:.{}f}".format, "jpeg": _data_uri,
     }
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def _visible(value: Any) -> Any:

@@ -21,6 +21,7 @@ from pipeline.input.fetch import Fetch
 from pipeline.input.names import InputError
 from pipeline.input.parquet_images import ParquetColumns
 from pipeline.schemas import LISTING
+from pipeline.settings import RowSettings
 from pipeline.stages.align import align_chip
 from pipeline.stages.codec import DecodeError
 from pipeline.stages.image import decode_image
@@ -63,20 +64,20 @@ def view_photos(
         if isinstance(answer, FetchFailure):
             yield PhotoView(record, of_photo, note=f"The photo cannot be read now: {answer.error}")
         else:
-            yield view_photo(record, of_photo, answer.content, run)
+            yield view_photo(record, of_photo, answer.content, run.settings, run.template)
 
 
-def view_photo(record: Row, faces: Sequence[Row], content: bytes, run: Run) -> PhotoView:
-    """Decode a photo and cut out its faces, or say why that cannot be done now."""
+def view_photo(
+    record: Row, faces: Sequence[Row], content: bytes, settings: RowSettings, template: AlignmentTemplate
+) -> PhotoView:
+    """Decode a photo and cut out its faces, or say why that cannot be done now. settings, template: of its output."""
     try:
-        decoded = decode_image(
-            content, max_pixels=run.settings.max_pixels, min_side_px=min_side_of(run.settings)
-        )
+        decoded = decode_image(content, max_pixels=settings.max_pixels, min_side_px=min_side_of(settings))
     except DecodeError as error:
         return PhotoView(record, faces, note=f"The photo cannot be read now: {error.reason}")
     if (decoded.header.width, decoded.header.height) != (record["width"], record["height"]):
         return PhotoView(record, faces, note="The photo has changed since the run.")
-    views = [view_face(face, record, decoded.pixels, run.template) for face in faces[:MAX_FACES_OF_A_PHOTO]]
+    views = [view_face(face, record, decoded.pixels, template) for face in faces[:MAX_FACES_OF_A_PHOTO]]
     return PhotoView(record, faces, _jpeg(_shrunk(decoded.pixels, PHOTO_PX), 82), views)
 
 
@@ -92,7 +93,12 @@ def view_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTem
     chip_to_image = geometry.compose(turned_to_image, chip_to_turned)
     aligned = align_chip(chip, chip_to_image, box_xyxy, eye_points(face), template)
     eyes_in_chip = geometry.transform(geometry.invert(chip_to_image), eye_points(face).astype(np.float64)) / len(chip)
-    return FaceView(face, eyes_in_chip, _jpeg(_shrunk(chip, 2 * geometry.CROP_PX), 85), _jpeg(aligned.crop, 92))
+    return draw_face(face, eyes_in_chip, chip, aligned.crop)
+
+
+def draw_face(face: Row, eyes_in_chip: np.ndarray, chip: np.ndarray, crop: np.ndarray) -> FaceView:
+    """The pictures of a face from the pixels of its chip and its crop."""
+    return FaceView(face, eyes_in_chip, _jpeg(_shrunk(chip, 2 * geometry.CROP_PX), 85), _jpeg(crop, 92))
 
 
 def locate(uris: Sequence[str], parquet: ParquetColumns | None, options: StoreOptions) -> list[TodoRow]:

@@ -1,25 +1,15 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jobs.erase.find import as_uri, choose_face, default_min_cosine, images_like
+from jobs.erase.find import choose_face, default_min_cosine, images_like
 from jobs.options import ArgumentError
+from jobs.people.photos import PhotoFaces
 from models.store import DEFAULT_WEIGHTS_DIR, read_card
+from pipeline.batch import ImageRecord
 from pipeline.storage import open_storage
-from tests.jobs.erase.test_main import ANN, BOB, batch, write_output
-
-
-@pytest.mark.parametrize(
-    ("argument", "uri"),
-    [("/a/../b.jpg", "/a/../b.jpg"), ("/t.tar#../m.jpg", "/t.tar#../m.jpg"), ("s3://b/50% off?.jpg",) * 2,
-     ("s3://b/k.jpg?region=eu-west-1", "s3://b/k.jpg"), ("file:///a%20b.jpg", "/a b.jpg"),
-     ("file://localhost/a%20b.jpg", "/a b.jpg"),
-     ("file:///%FF.jpg", "file:///%FF.jpg"), ("/\udcff.jpg", "file:///%FF.jpg"), ("x/../y.jpg", f"{Path.cwd()}/y.jpg")],
-)
-def test_arguments_become_uris(argument, uri):
-    assert as_uri(argument) == uri
+from tests.jobs.erase.test_main import ANN, BOB, write_output
 
 
 def test_the_images_with_a_similar_face(tmp_path):
@@ -31,6 +21,13 @@ def test_the_images_with_a_similar_face(tmp_path):
     assert set(images_like(storage, ANN, 0.61)["uri"].to_pylist()) == set(found) - {"/p/like ann.jpg"}
 
 
+def photo_with(vectors):
+    """A photo with a face for each vector."""
+    box = {"det_score": 0.9, "x1": 0.0, "y1": 0.0, "x2": 9.0, "y2": 9.0}
+    rows = [{"face_index": i, **box} for i in range(len(vectors))]
+    return PhotoFaces(ImageRecord("x.jpg"), rows, np.array(vectors, np.float32).reshape(-1, 512), [])
+
+
 @pytest.mark.parametrize(
     ("vectors", "number", "refused"),
     [([], None, "no face"), ([], 0, "no face"), ([ANN, BOB], None, "2 faces were found.*\n  --face 0: score 0.90, x 0"),
@@ -38,12 +35,12 @@ def test_the_images_with_a_similar_face(tmp_path):
 )
 def test_a_photo_without_one_clear_face_is_refused(vectors, number, refused):
     with pytest.raises(ArgumentError, match=f"(?s){refused}"):
-        choose_face("x.jpg", batch({"x.jpg": vectors}), number)
+        choose_face("x.jpg", photo_with(vectors), number)
 
 
 @pytest.mark.parametrize(("vectors", "number", "chosen"), [([BOB], None, BOB), ([BOB], 0, BOB), ([ANN, BOB], 1, BOB)])
 def test_the_chosen_face(vectors, number, chosen):
-    assert np.array_equal(choose_face("x.jpg", batch({"x.jpg": vectors}), number), chosen)
+    assert np.array_equal(choose_face("x.jpg", photo_with(vectors), number), chosen)
 
 
 @pytest.mark.parametrize(("thresholds", "least"), [({"0.01": 0.2, "0.001": 0.3}, 0.3), ({"0.01": 0.2}, None)])

@@ -2,8 +2,6 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,6 +26,7 @@ from pipeline.stages.keypoint import Keypoint
 from pipeline.stages.looks import Looks
 from pipeline.storage import open_storage
 from tests.support import corpus
+from tests.support.browser import HOSTILE, PWN
 
 SETTINGS = RowSettings(rotate_retry=True)
 TEMPLATE = AlignmentTemplate(104.0, (0.5, 0.42))
@@ -200,63 +199,6 @@ def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path):
     assert page.tags.count("rect") == 2
     assert page.tags.count("circle") == 48
     assert [picture.shape for picture in page.pictures["in the photo"]] == [(224, 224, 3)] * 2
-
-
-PWN = "document.title='pwned'"
-HOSTILE = (
-    f"<img src=x onerror={PWN}>.jpg",
-    f"</style><script>{PWN}</script>.jpg",
-    f"<svg onload={PWN}>.jpg",
-    f"\"><script>{PWN}</script>.jpg",
-    f"' onerror='{PWN}' x='.jpg",
-    f"--><iframe srcdoc=<script>parent.{PWN}</script>>.jpg",
-    f"javascript:{PWN}.jpg",
-    "&lt;script&gt; &amp; &#60;b&#62;.jpg",
-    "\u202egnp.exe\x1b[2J\x7f.jpg",
-)
-
-
-@pytest.fixture
-def browse(tmp_path):
-    """Opens a page in a real browser. Returns its title, tags and text after its scripts have run."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium or google-chrome is installed")
-
-    def browse(html):
-        file = tmp_path / "page.html"
-        file.write_text(html, encoding="utf-8")
-        ended = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-             "--virtual-time-budget=2000", "--dump-dom", file.as_uri()],
-            capture_output=True, text=True, timeout=120, check=True,
-        )
-        return Dom(ended.stdout)
-
-    return browse
-
-
-class Dom(HTMLParser):
-    """The title, tags, attributes and text of a page."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.text, self.title, self._open = set(), [], "", "", ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-        self._open = tag
-
-    def handle_data(self, text):
-        if self._open == "title":
-            self.title += text
-        elif self._open != "style":
-            self.text += text
-
-    def handle_endtag(self, tag):
-        self._open = ""
 
 
 @pytest.mark.browser

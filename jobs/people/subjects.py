@@ -1,0 +1,187 @@
+"""What the arguments of `jobs.compare` and `jobs.search` name: photos, and rows of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.extract.stages import Models, read_models
+from jobs.options import DEFAULT_MODELS, ArgumentError
+from jobs.people.photos import PhotoFaces, PhotoReader, as_uri, find_card, find_models, refuse_unread
+from jobs.preview.pictures import FaceView, locate, view_photo
+from pipeline.batch import FetchFailure
+from pipeline.errors import OutputError
+from pipeline.geometry import AlignmentTemplate
+from pipeline.input.fetch import Fetch
+from pipeline.input.parquet_images import ParquetColumns
+from pipeline.people.likeness import LikenessError
+from pipeline.people.names import RowName, parse_row_name
+from pipeline.people.outputs import Output, Row, find_face, holds_output, open_output, vector_of
+from pipeline.settings import RowSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A face that an argument named. subject: the argument's number. name: the photo, or the row's image.
+
+    row: as faces/ has it. note: why there is no view, where one was asked for.
+    """
+
+    subject: int
+    name: str
+    row: Row
+    view: FaceView | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """Faces, and their vectors (n, dim) float32 in the same order."""
+
+    faces: Sequence[Face]
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row that an argument names, and its output."""
+
+    name: RowName
+    output: Output
+
+
+class Subjects:
+    """The arguments, read as far as needed to know which models make and made their vectors.
+
+    names: photos and rows. model_names: chosen by the user, by role; None: as the first output was made, else the
+    default. output: an output that the faces must fit, besides those of the rows.
+    Raises a UserError for an output that cannot be read, and if two embedders would have to be compared.
+    """
+
+    def __init__(
+        self, names: Sequence[str], model_names: Mapping[str, str | None], weights: Path, output: Output | None = None
+    ) -> None:
+        self.names = names
+        rows = [parse_row_name(name, holds_output) for name in names]
+        outputs = {row.output: open_output(row.output) for row in rows if row}
+        self.places = [Place(row, outputs[row.output]) if row else None for row in rows]
+        self.outputs = [*([output] if output else []), *outputs.values()]
+        self._weights = weights
+        self._model_names = model_names
+        self._models = self._choose() if None in self.places else None
+        refuse_other_embedders(self.outputs, self._models)
+
+    @property
+    def embedder(self) -> Mapping[str, Any]:
+        """The fingerprint of the embedder of all faces."""
+        if self._models:
+            return self._models.embedder.fingerprint()
+        return self.outputs[0].models["embedder"]
+
+    def thresholds(self) -> tuple[Mapping[str, float], str]:
+        """The embedder's cosine by false positive rate, from its card, else from an output; and its name."""
+        try:
+            card = self._models.embedder if self._models else find_card(self._weights, "embedder", self.embedder)
+        except OutputError:        # an output can be read without the weights that made it
+            found = next((output.thresholds for output in self.outputs if output.thresholds), {})
+            return found, str(self.embedder["architecture"]["network"])
+        return card.thresholds, card.name
+
+    def read(self, *, pictures: bool = False) -> Faces:
+        """All faces, in the order of the arguments. Raises a UserError for the first argument without one."""
+        photos = [i for i, place in enumerate(self.places) if place is None]
+        found = dict(zip(photos, self._read_photos([self.names[i] for i in photos], pictures), strict=True))
+        faces: list[Face] = []
+        vectors: list[np.ndarray] = []
+        for i, place in enumerate(self.places):
+            if place is None:
+                faces += of_photo(i, self.names[i], found[i])
+                vectors += list(found[i].vectors)
+            else:
+                face, vector = of_row(i, place, pictures=pictures)
+                faces.append(face)
+                vectors.append(vector)
+        return Faces(faces, stack(faces, vectors))
+
+    def _choose(self) -> Models:
+        """The models that photos are read with. Raises OutputError, WeightsError."""
+        if not self.outputs or any(self._model_names.values()):
+            chosen = {role: name or DEFAULT_MODELS[role] for role, name in self._model_names.items()}
+            return read_models(str(self._weights), chosen)
+        return find_models(self._weights, self.outputs[0].models)
+
+    def _read_photos(self, photos: Sequence[str], pictures: bool) -> Sequence[PhotoFaces]:
+        if not self._models:
+            return []
+        settings = self.outputs[0].settings if self.outputs else RowSettings()
+        found = PhotoReader(settings, self._models, self._weights, pictures=pictures)(photos)
+        for photo, faces in zip(photos, found, strict=True):
+            refuse_unread(photo, faces.record)
+            if not faces.rows:
+                raise ArgumentError(f"no face was found in {photo}. Use a photo that shows the face larger")
+        return found
+
+
+def of_photo(subject: int, name: str, found: PhotoFaces) -> Iterator[Face]:
+    """The faces of a photo."""
+    for i, row in enumerate(found.rows):
+        yield Face(subject, name, row, found.views[i] if found.views else None)
+
+
+def of_row(subject: int, place: Place, *, pictures: bool) -> tuple[Face, np.ndarray]:
+    """The face of a row, and its vector. Raises OutputError if there is no such row."""
+    uris = list(dict.fromkeys([place.name.uri, as_uri(place.name.uri)]))
+    record, row = find_face(place.output, uris, place.name.face_index)
+    face = Face(subject, record["uri"], {name: value for name, value in row.items() if name != "embedding"})
+    return (add_picture(face, record, place.output) if pictures else face), vector_of(row)
+
+
+def add_picture(face: Face, record: Row, output: Output) -> Face:
+    """The face with its view, cut out of its photo again, or with the reason why that cannot be done."""
+    parquet = ParquetColumns(**output.parquet) if output.parquet else None
+    fetch = Fetch(output.options, image_column=parquet.image if parquet else None, max_requests=1)
+    (answer,) = fetch(locate([record["uri"]], parquet, output.options))
+    if isinstance(answer, FetchFailure):
+        return replace(face, note=f"The photo cannot be read now: {answer.error}")
+    photo = view_photo(record, [face.row], answer.content, output.settings, template_of(output))
+    return replace(face, view=photo.face_views[0]) if photo.face_views else replace(face, note=photo.note)
+
+
+def template_of(output: Output) -> AlignmentTemplate:
+    """How the faces of an output were aligned."""
+    values = output.models["embedder"]["preprocessing"]["alignment"]
+    return AlignmentTemplate(values["box_side_px"], tuple(values["eyes_in_box_xy"]))
+
+
+def stack(faces: Sequence[Face], vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """The vectors as one array. Raises LikenessError if they differ in length."""
+    for face, vector in zip(faces, vectors, strict=True):
+        if len(vector) != len(vectors[0]):
+            raise LikenessError(
+                f"the vector of {faces[0].name} has {len(vectors[0])} values, that of {face.name} {len(vector)}: "
+                "vectors of two dimensions cannot be compared"
+            )
+    return np.array(vectors, np.float32)
+
+
+def refuse_other_embedders(outputs: Sequence[Output], models: Models | None) -> None:
+    """Raises LikenessError unless all vectors are of one embedder."""
+    made = [(output.storage.root, output.models["embedder"]) for output in outputs]
+    if models:
+        made.insert(0, ("the photos", models.embedder.fingerprint()))
+    for place, embedder in made[1:]:
+        first, with_embedder = made[0]
+        if embedder != with_embedder:
+            raise LikenessError(
+                f"{place} was made with the embedder {short_name(embedder)}, {first} with {short_name(with_embedder)}: "
+                "vectors of two embedders cannot be compared. Leave --embedder out, or take outputs of one embedder"
+            )
+
+
+def short_name(embedder: Mapping[str, Any]) -> str:
+    """An embedder by its network and the beginning of its digest."""
+    return f"{embedder['architecture']['network']}@{embedder['tensors_sha256'][:12]}"

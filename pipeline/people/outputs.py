@@ -1,0 +1,124 @@
+"""An output of jobs.extract, as those who read its faces need it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError, UserError
+from pipeline.output import claim, ledger
+from pipeline.settings import RowSettings
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.uris import StoreOptions, parse_input_uri
+
+RECORD_COLUMNS = ("uri", "width", "height", "rotation_deg")    # what the pictures of a row's face are cut by
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output that a run has begun.
+
+    models: the fingerprint of each card, by role. thresholds: from false positive rate to cosine, empty before the
+    first run has ended. parquet: the columns of the images, where INPUT was Parquet files.
+    """
+
+    storage: Storage
+    options: StoreOptions
+    settings: RowSettings
+    models: Mapping[str, Mapping[str, Any]]
+    thresholds: Mapping[str, float]
+    parquet: Mapping[str, Any] | None
+
+
+def holds_output(place: str) -> bool:
+    """Whether a folder or prefix is an output. Any fault of a place that is none means that it is none."""
+    try:
+        uri, options = parse_input_uri(place)
+        open_storage(uri, options).open(claim.OUTPUT_JSON).close()
+    except (OSError, UserError):
+        return False
+    return True
+
+
+def open_output(place: str) -> Output:
+    """The output at a folder or prefix. Raises OutputError if there is none, or none that this version can read."""
+    uri, options = parse_input_uri(place)
+    storage = open_storage(uri, options)
+    begun = claim.begun_with(storage)
+    if begun is None:
+        raise OutputError(
+            f"there is no {claim.OUTPUT_JSON} in {storage.root}: this is not an output of jobs.extract. Check the path"
+        )
+    try:
+        settings, models = RowSettings.of_output(begun["settings"]), dict(begun["models"])
+        models["embedder"]["tensors_sha256"]
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise OutputError(
+            f"{storage.root}/{claim.OUTPUT_JSON} is damaged or of a newer version; restore it, or update facelake"
+        ) from None
+    run = _run_of(storage)
+    listing = run.get("listing") or {}
+    return Output(storage, options, settings, models, run.get("cosine_thresholds") or {}, listing.get("parquet"))
+
+
+def _run_of(storage: Storage) -> dict[str, Any]:
+    """run.json, which only adds to what is known; {} while a run has not ended."""
+    try:
+        run = json.loads(storage.read(claim.RUN_JSON))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
+def find_face(output: Output, uris: Sequence[str], face_index: int) -> tuple[Row, Row]:
+    """The rows of images/ and faces/ of one committed face. uris: spellings of one name; the first that is there.
+
+    Raises OutputError if the output has no such image, or the image no such face.
+    """
+    root = output.storage.root
+    records = ledger.read_ledger(output.storage, RECORD_COLUMNS, only=pa.array(uris, pa.string())).to_pylist()
+    if not records:
+        raise OutputError(f"{root} has no image {uris[0]}; the column uri names them")
+    record = next(record for uri in uris for record in records if record["uri"] == uri)
+    faces = faces_of(output.storage, record["part"], [record["uri"]])
+    for face in faces:
+        if face["face_index"] == face_index:
+            return record, face
+    known = f"its faces are 0 to {len(faces) - 1}" if faces else "no face was found in it"
+    raise OutputError(f"{record['uri']} in {root} has no face {face_index}: {known}")
+
+
+@contextmanager
+def reading_part(storage: Storage, part: str) -> Iterator[None]:
+    """Raises OutputError in place of what pyarrow says of a damaged file."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+        raise OutputError(
+            f"the part {part} of {storage.root} is damaged: {str(error).splitlines()[0]}; restore it from a backup, or "
+            "delete both of its files and run the same jobs.extract command"
+        ) from None
+
+
+def faces_of(storage: Storage, part: str, uris: Sequence[str]) -> list[Row]:
+    """The rows of faces/ of these images of a part, in the order of the part."""
+    path = f"{ledger.FACES}/{part}.parquet"
+    with reading_part(storage, part), storage.open(path) as file, pq.ParquetFile(file) as parquet:
+        found = pc.is_in(parquet.read(columns=["uri"])["uri"], value_set=pa.array(uris, pa.string()))
+        rows: list[Row] = parquet.read().filter(found).to_pylist() if pc.any(found).as_py() else []
+    return rows
+
+
+def vector_of(face: Row) -> np.ndarray:
+    """The embedding of a row of faces/; (dim,) float32."""
+    return np.array(face["embedding"], np.float32)
