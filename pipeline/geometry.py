@@ -77,14 +77,15 @@ def invert(matrix: np.ndarray) -> np.ndarray:
 
 def transform(matrices: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     """Apply one 2×3 matrix to points (..., k, 2), or one matrix per leading index."""
-    moved: np.ndarray = np.einsum("...ij,...kj->...ki", matrices[..., :2], points_xy) + matrices[..., None, :, 2]
+    moved: np.ndarray = points_xy @ np.swapaxes(matrices[..., :2], -1, -2) + matrices[..., None, :, 2]
     return moved
 
 
 def transform_boxes(matrix: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Apply a 2×3 matrix of scales, shifts and quarter turns to boxes (n, 4)."""
+    """Apply a 2×3 matrix of scales, shifts and quarter turns to boxes (n, 4), or one matrix to each."""
     corners = transform(matrix, boxes_xyxy.reshape(-1, 2, 2).astype(np.float64))
-    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
+    first, second = corners[:, 0], corners[:, 1]
+    return np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1).astype(np.float32)
 
 
 def quarter_turn(rotation_deg: int, width: int, height: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import pyarrow as pa
 
@@ -82,7 +82,8 @@ def faces_schema(dim: int, embedding_dtype: str) -> pa.Schema:
 
 def records_to_table(records: tuple[ImageRecord, ...]) -> pa.Table:
     """Image records as a table with the schema `IMAGE_RECORD`."""
-    return pa.Table.from_pylist([asdict(record) for record in records], schema=IMAGE_RECORD)
+    columns = {name: [getattr(record, name) for record in records] for name in IMAGE_RECORD.names}
+    return pa.Table.from_pydict(columns, schema=IMAGE_RECORD)
 
 
 def table_to_records(table: pa.Table) -> tuple[ImageRecord, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -62,6 +63,8 @@ class TorchNetwork:
             self._check_precision(answer, shape[1])
             if runtime.compile:
                 self._compile(shape, answer, compile_with)
+        if self._device.type == "cuda":
+            self._warm_up(shapes)
 
     @property
     def compiled(self) -> bool:
@@ -122,6 +125,12 @@ class TorchNetwork:
         """The network on the device in its precision. On a CPU it is the host's own, elsewhere a copy."""
         network = self._on_host if self._device.type == "cpu" else copy.deepcopy(self._on_host)
         return to_device(network, self._device).in_precision(self.precision)
+
+    def _warm_up(self, shapes: Sequence[Shape]) -> None:
+        """Run every shape once: CUDA loads its kernels when they are first used, which takes seconds."""
+        for shape in shapes:
+            with suppress(OutOfDeviceMemory):      # the batches that come are halved then
+                self(np.zeros(shape, np.uint8))
 
     def _check_precision(self, wanted: list[float], side: int) -> None:
         try:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import obstore
 
@@ -60,11 +61,36 @@ SPAN_GAP_BYTES = 64 << 10        # that are read for nothing, between two of the
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class _Reading(NamedTuple):
-    """A request in progress. n_bytes: what it is expected to hold."""
+class _HeldBytes:
+    """The memory of files that were fetched, and of those that are still being read, as expected."""
 
-    n_bytes: int
-    future: Future[list[Fetched | FetchFailure]]
+    def __init__(self) -> None:
+        self.total = 0
+        self.lock = threading.Lock()
+
+
+class _Reading:
+    """A request in progress. n_bytes: what it is expected to hold; counted in `held` until it leaves."""
+
+    def __init__(self, future: Future[list[Fetched | FetchFailure]], held: _HeldBytes, n_bytes: int) -> None:
+        self.future, self._held, self._n_bytes, self._left = future, held, 0, False
+        self._count(n_bytes)
+        future.add_done_callback(self._measure)
+
+    def leaves(self) -> None:
+        """Its results are the caller's now."""
+        self._count(0, last=True)
+
+    def _measure(self, future: Future[list[Fetched | FetchFailure]]) -> None:
+        if not future.cancelled() and not future.exception():
+            self._count(sum(len(result.content) for result in future.result() if isinstance(result, Fetched)))
+
+    def _count(self, n_bytes: int, *, last: bool = False) -> None:
+        """It holds so many bytes now. The callback of a future can come after the caller has the results."""
+        with self._held.lock:
+            if not self._left:
+                self._held.total += n_bytes - self._n_bytes
+                self._n_bytes, self._left = n_bytes, last
 
 
 class Fetch:
@@ -106,20 +132,21 @@ class Fetch:
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[Fetched | FetchFailure, None, None]:
         """One result for every row, in their order. Closing the generator ends its threads."""
         reading: deque[_Reading] = deque()
+        held = _HeldBytes()
         threads = ThreadPoolExecutor(self._max_requests, "fetch")      # starts threads as they are needed
         one_thread = ThreadPoolExecutor(1, "fetch-members")
         try:
             for together in spans(rows):
                 n_bytes = sum(_expected_bytes(row.size) for row in together)
                 while len(reading) >= self._requests or (
-                    reading and sum(map(_held_bytes, reading)) + n_bytes > self._ahead_bytes
+                    reading and held.total + n_bytes > self._ahead_bytes
                 ):
                     yield from self._next(reading)
                 if _needs_reader(together[0]):
                     future = one_thread.submit(self._fetch_members, together)
                 else:
                     future = threads.submit(self._fetch_span, together)
-                reading.append(_Reading(n_bytes, future))
+                reading.append(_Reading(future, held, n_bytes))
             while reading:
                 yield from self._next(reading)
         finally:
@@ -128,10 +155,12 @@ class Fetch:
 
     def _next(self, reading: deque[_Reading]) -> list[Fetched | FetchFailure]:
         """What was asked for first. If the caller has to wait for it, more requests are made at once from now on."""
-        future = reading.popleft().future
-        if not future.done():
+        first = reading.popleft()
+        if not first.future.done():
             self._requests = min(self._requests + max(1, self._requests // 4), self._max_requests)
-        return future.result()
+        results = first.future.result()
+        first.leaves()
+        return results
 
     def _fetch_span(self, rows: Sequence[TodoRow]) -> list[Fetched | FetchFailure]:
         """The bytes of rows that lie side by side. If they cannot be read together, each has its own result."""
@@ -305,13 +334,6 @@ def _within(seconds: float, pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _expected_bytes(size: int | None) -> int:
     return ASSUMED_BYTES if size is None else size
-
-
-def _held_bytes(reading: _Reading) -> int:
-    """The memory of fetched files, or of those that are still being read."""
-    if not reading.future.done():
-        return reading.n_bytes
-    return sum(len(result.content) for result in reading.future.result() if isinstance(result, Fetched))
 
 
 def spans(rows: Iterable[TodoRow]) -> Iterator[list[TodoRow]]:

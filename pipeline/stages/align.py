@@ -37,11 +37,11 @@ def alignment(
     left, right = geometry.eye_centres(eye_points)
     align_ok = np.isfinite(eye_points).all(axis=(1, 2)) & geometry.eyes_plausible(boxes_xyxy, left, right)
     image_to_crop = geometry.align_matrix(boxes_xyxy, left, right, template)
-    for i in np.flatnonzero(~align_ok):
-        # With --rotate-retry the chip is upright but the photo is not, so the box is taken without a turn in the chip.
-        image_to_chip = geometry.invert(chip_to_image[i])
-        box_chip = geometry.transform_boxes(image_to_chip, boxes_xyxy[i : i + 1])[0]
-        image_to_crop[i] = geometry.compose(geometry.align_matrix_by_box(box_chip, template), image_to_chip)
+    # With --rotate-retry the chip is upright but the photo is not, so the box is taken without a turn in the chip.
+    image_to_chip = geometry.invert(chip_to_image[~align_ok])
+    boxes_chip = geometry.transform_boxes(image_to_chip, boxes_xyxy[~align_ok])
+    by_box = geometry.align_matrix_by_box(boxes_chip, template)
+    image_to_crop[~align_ok] = geometry.compose(by_box, image_to_chip)
     return Alignment(image_to_crop, align_ok)
 
 
