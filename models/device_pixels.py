@@ -215,7 +215,7 @@ class DeviceChips:
 def sharpness(crops: Tensor) -> Tensor:
     """The variance of the Laplacian of the grey crops (n, s, s, 3) uint8; (n,) float32."""
     parts = crops.int()
-    grey = (parts[..., 0] * 4899 + parts[..., 1] * 9617 + parts[..., 2] * 1868 + 8192) >> 14      # as OpenCV does
+    grey = (parts[..., 0] * 9798 + parts[..., 1] * 19235 + parts[..., 2] * 3735 + 16384) >> 15    # as OpenCV does
     padded = F.pad(grey[:, None].float(), (1, 1, 1, 1), mode="reflect")[:, 0]
     around = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
     return (around - 4 * padded[:, 1:-1, 1:-1]).flatten(1).var(dim=1, correction=0)

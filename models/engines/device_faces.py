@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from models.boxes import BINS, FaceRules, anchors, least_logit
+from models.boxes import BINS, STRIDES_PX, FaceRules, anchors, least_logit
 
 
 def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,8 +21,8 @@ def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, T
     found = raw[canvas, :, cell]
     scores = found[:, -1].sigmoid()
     boxes = _boxes(found[:, :-1], cell, side_px)
-    # Boxes of different canvases lie far apart, so one call serves all. In float64 the shift rounds nothing.
-    far = (canvas.double() * (4 * side_px))[:, None]
+    # Boxes of different canvases are moved apart, so one call serves all. In float64 the shift rounds nothing.
+    far = (canvas.double() * (side_px + 2 * BINS * STRIDES_PX[-1]))[:, None]
     passing = torch.where(scores >= rules.min_score, scores, -1.0)
     kept = nms(boxes.double() + far, passing.double(), rules.nms_iou)
     kept = kept[passing[kept] >= 0]

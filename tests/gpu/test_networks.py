@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.boxes import least_logit
+from models.boxes import FaceRules, decode_faces
 from models.engines.engine import Opened, Runtime, open_network
 from models.store import DEFAULT_WEIGHTS_DIR, read_model
 
@@ -64,14 +64,14 @@ def test_two_threads_get_their_own_answers_without_another_compilation() -> None
             np.testing.assert_array_equal(answer, expected[number])
 
 
-def test_the_detector_copies_the_likely_cells_that_its_whole_output_has() -> None:
+def test_the_detector_chooses_the_faces_that_its_whole_output_has() -> None:
     role, name, side = SHIPPED[0]
     network = open_network(read_model(DEFAULT_WEIGHTS_DIR, role, name), Runtime("cuda"), [(BATCH, side, side, 3)])
-    least = least_logit(0.001)
-    whole = network(pictures(side))
-    for cells, raw in zip(network.cells_above(pictures(side), least), whole, strict=True):
-        np.testing.assert_array_equal(cells.numbers, np.flatnonzero(raw[-1] > least))
-        np.testing.assert_array_equal(cells.raw, raw[:, cells.numbers])
+    rules = FaceRules(0.001, 0.5, 100)
+    for (boxes, scores), raw in zip(network.faces(pictures(side), rules), network(pictures(side)), strict=True):
+        wanted_boxes, wanted_scores = decode_faces(raw, side, rules)
+        np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
+        np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-3)
 
 
 def test_without_a_c_compiler_it_runs_uncompiled_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from models.boxes import FaceRules, decode_faces
 from models.engines.compiler import check_c_compiler, compiled
-from models.engines.engine import EngineError, OutOfDeviceMemory, Runtime
+from models.engines.engine import EngineError, OutOfDeviceMemory, Runtime, open_network
 from models.engines.self_check import check_answer, check_input, sample
 from models.engines.torch_engine import Normalised, TorchNetwork, module_of
 from models.padded_batches import PaddedBatches
@@ -283,18 +284,29 @@ def test_copies_of_the_shipped_networks_in_float16_answer_as_in_float32(role, na
     check_answer(found[0].numpy(), wanted, "float16")
 
 
-def test_a_detector_gives_its_likely_cells_alone() -> None:
+def test_a_detector_gives_the_faces_of_every_canvas() -> None:
+    raw = np.random.default_rng(0).normal(0, 3, (3, 65, 84)).astype(np.float32)
+    raw[1, -1] = -20.0
+
     class Raw(nn.Module):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return torch.arange(len(pixels) * 65 * 3).reshape(len(pixels), 65, 3).float() % 1000
+            return torch.from_numpy(raw)
 
     network = TorchNetwork(Raw(), Runtime(), mean=[0] * 3, std=[1] * 3)
-    whole = network(pictures(6))
-    cells = network.cells_above(pictures(6), 700.0)
-    assert [each.numbers.tolist() for each in cells] == [np.flatnonzero(raw[-1] > 700).tolist() for raw in whole]
-    assert {len(each.numbers) for each in cells} == {0, 3}
-    for each, raw in zip(cells, whole, strict=True):
-        np.testing.assert_array_equal(each.raw, raw[:, each.numbers])
+    rules = FaceRules(0.5, 0.5, 10)
+    found = network.faces(np.zeros((3, 64, 64, 3), np.uint8), rules)
+    assert [len(scores) for _, scores in found] == [10, 0, 10]
+    for (boxes, scores), each in zip(found, raw, strict=True):
+        wanted_boxes, wanted_scores = decode_faces(each, 64, rules)
+        np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-4)
+        np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
+
+
+def test_a_tensor_gives_what_an_array_gives() -> None:
+    role, name, side = "keypointer", "resnet18", 112
+    network = open_network(read_model(DEFAULT_WEIGHTS_DIR, role, name), Runtime(engine="torch"), [])
+    batch = np.stack([check_input(side)] * 2)
+    np.testing.assert_array_equal(network(torch.from_numpy(batch)), network(batch))
 
 
 def test_no_c_compiler_is_a_reason_in_plain_words(monkeypatch, tmp_path) -> None:
