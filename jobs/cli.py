@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType({
     "manifest": Command("jobs.manifest", "list a large bucket once, as an INPUT for extract"),
     "preview": Command("jobs.preview.__main__", "write a page that shows photos and faces of an output"),
     "compare": Command("jobs.compare.__main__", "say whether the faces of photos are the same person"),
+    "search": Command("jobs.search.__main__", "find the faces of an output that are most like those of a photo"),
     "erase": Command("jobs.erase.__main__", "delete images and their faces from an output"),
     "preflight": Command("jobs.preflight", "check that the code is small enough for `ray job submit`"),
     "evaluate": Command("jobs.evaluate.__main__", "measure a model on labelled data"),

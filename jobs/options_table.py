@@ -10,8 +10,11 @@ from jobs.erase.__main__ import argument_parser as erase
 from jobs.extract.options import argument_parser as extract
 from jobs.manifest import argument_parser as manifest
 from jobs.preview.__main__ import argument_parser as preview
+from jobs.search.__main__ import argument_parser as search
 
-PARSERS = {"extract": extract, "manifest": manifest, "preview": preview, "compare": compare, "erase": erase}
+PARSERS = {
+    "extract": extract, "manifest": manifest, "preview": preview, "compare": compare, "search": search, "erase": erase,
+}
 
 
 def options_markdown() -> str:

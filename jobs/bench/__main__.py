@@ -7,7 +7,20 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.bench import compare, decode_scale, detect, embedders, engines, manifest, memory, mosaics, plan, scale, stages
+from jobs.bench import (
+    compare,
+    decode_scale,
+    detect,
+    embedders,
+    engines,
+    manifest,
+    memory,
+    mosaics,
+    people,
+    plan,
+    scale,
+    stages,
+)
 from jobs.bench.sweep import SWEEPS
 from jobs.command import run_command, run_process
 from jobs.options import command_parser, count, positive, seconds
@@ -24,6 +37,7 @@ DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants
     python -m jobs.bench memory                      peak memory over one hundred photos of 24 megapixels
     python -m jobs.bench manifest --keys 10000000    jobs.manifest on a simulated S3: time and peak memory
     python -m jobs.bench plan                        10 million images listed, 9 million done: time to the first part
+    python -m jobs.bench people                      jobs.search on a million synthetic faces: time and peak memory
     python -m jobs.bench scale OUTPUT                estimate for a billion images like those of OUTPUT
 """
 
@@ -123,6 +137,15 @@ def add_scale_benchmarks(add: AddCommand) -> None:
     command = add("plan", lambda given: plan.bench_plan(given.listed, given.done))
     command.add_argument("--listed", type=positive, default=10_000_000, help="images in all; default: %(default)s")
     command.add_argument("--done", type=count, default=9_000_000, help="of them in the ledger; default: %(default)s")
+    command = add("people", lambda given: people.bench_people(
+        given.faces, given.people, given.seed, given.folder, given.rounds
+    ))
+    command.add_argument("--faces", type=positive, default=1_000_000, help="default: %(default)s")
+    command.add_argument("--people", type=positive, default=100_000, help="that the faces are of; default: %(default)s")
+    command.add_argument("--seed", type=count, default=7, help="of the vectors; default: %(default)s")
+    command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
+    command.add_argument("--folder", type=Path, help=(
+        "keeps the synthetic output, 2 GB a million faces, and has it from before; default: a temporary one"))
     command = add("scale", lambda given: scale.bench_scale(given.output, given.images))
     command.add_argument("output", metavar="OUTPUT", help="a finished output of jobs.extract")
     command.add_argument("--images", type=positive, default=1_000_000_000, help="to estimate; default: %(default)s")

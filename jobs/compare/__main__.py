@@ -8,13 +8,11 @@ from functools import partial
 
 from jobs.command import run_command, run_process, say
 from jobs.compare.comparison import Comparison
-from jobs.extract.stages import local_weights
 from jobs.options import DEFAULT_MODELS, ArgumentError, command_parser
 from jobs.people.files import write_file
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Subjects
 from pipeline.people.likeness import DEFAULT_FPR, Threshold, cosines, threshold_at
-from pipeline.stages.pillow import prepare_pillow
 
 MAX_FACES = 1000      # half a million pairs, 50 MB of JSON
 
@@ -64,9 +62,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Read the faces, print the answer, and write the files."""
-    prepare_pillow()
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
-    subjects = Subjects(arguments.photos, names, local_weights(arguments.weights))
+    subjects = Subjects(arguments.photos, names, arguments.weights)
     threshold = choose_threshold(subjects, arguments.fpr)
     found = subjects.read(pictures=bool(arguments.page))
     if not 2 <= len(found.faces) <= MAX_FACES:

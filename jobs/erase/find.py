@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from jobs.command import say
 from jobs.extract.stages import local_weights
 from jobs.options import ArgumentError
-from jobs.people.photos import PhotoFaces, PhotoReader, as_uri, find_models, read_photo
+from jobs.people.files import as_uri
+from jobs.people.photos import PhotoFaces, PhotoReader, find_models, read_photo
 from models.store import WeightCard
 from pipeline.input.manifest import read_manifest
 from pipeline.output import ledger

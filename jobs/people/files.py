@@ -1,24 +1,45 @@
-"""Files that a command writes beside its answer, on disk or in a bucket."""
+"""The names of images, and the files that a command writes beside its answer, on disk or in a bucket."""
 
 from __future__ import annotations
 
 import posixpath
+from pathlib import Path
 
 from jobs.options import ArgumentError
 from pipeline.errors import UserError
-from pipeline.storage import open_storage
-from pipeline.storage.uris import absolute, is_local, local_path, parse_input_uri
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.uris import absolute, is_local, local_path, local_uri, parse_input_uri
+
+
+def as_uri(name: str) -> str:
+    """An argument as the column uri has it: a relative path is made absolute. Raises ArgumentError."""
+    if is_local(name):
+        path = local_path(name)
+        return local_uri(path if path.startswith("/") else absolute(path))
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{name!r} is not UTF-8, so no object has this name") from None
+    return parse_input_uri(name)[0]
+
+
+def place_of(place: str) -> tuple[Storage, str]:
+    """The folder and the name of a file at a path or a bucket URI. Raises ArgumentError if none can be there."""
+    uri, options = parse_input_uri(place)
+    folder, _, name = (absolute(local_path(uri)) if is_local(uri) else uri).rpartition("/")
+    if not name or place.endswith("/") or (is_local(uri) and Path(folder, name).is_dir()):
+        raise ArgumentError(f"{place} names a folder; give the name of a file in it")
+    try:
+        return open_storage(folder or "/", options), name
+    except UserError as error:
+        raise ArgumentError(f"cannot write {place}: {error}; choose another file") from None
 
 
 def write_file(place: str, content: bytes) -> str:
     """Write a file at a path or a bucket URI, whole or not at all. Returns where. Raises ArgumentError."""
-    uri, options = parse_input_uri(place)
-    folder, _, name = (absolute(local_path(uri)) if is_local(uri) else uri).rpartition("/")
-    if not name or place.endswith("/"):
-        raise ArgumentError(f"{place} names a folder; give the name of a file in it")
+    storage, name = place_of(place)
     try:
-        storage = open_storage(folder or "/", options)
         storage.write(name, content)
-    except (OSError, UserError) as error:
+    except OSError as error:
         raise ArgumentError(f"cannot write {place}: {error}; choose another file") from None
     return posixpath.join(storage.root, name)

@@ -14,15 +14,17 @@ import numpy as np
 
 from jobs.extract.stages import DEFAULT_BATCHES, Models, StageConfig, stage_builders
 from jobs.options import ArgumentError
+from jobs.people.cards import find_card
+from jobs.people.files import as_uri
 from jobs.preview.pictures import FaceView, draw_face, eye_points, locate
-from models.store import EMBEDDING_DIM, WeightCard, read_card
+from models.store import EMBEDDING_DIM
 from pipeline import geometry
 from pipeline.batch import GOOD, FaceBatch, ImageBatch, ImageRecord
 from pipeline.boundary import STAGES
-from pipeline.errors import OutputError
 from pipeline.output.sink import ModelNames, faces_table
 from pipeline.settings import RowSettings
-from pipeline.storage.uris import StoreOptions, absolute, is_local, local_path, local_uri, parse_input_uri
+from pipeline.stages.pillow import prepare_pillow
+from pipeline.storage.uris import StoreOptions, parse_input_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class PhotoReader:
     """
 
     def __init__(self, settings: RowSettings, models: Models, weights: Path, *, pictures: bool = False) -> None:
+        prepare_pillow()
         self._config = StageConfig(
             settings, models, batches=replace(DEFAULT_BATCHES["cpu"], detect=1, images=1), weights=str(weights)
         )
@@ -113,32 +116,6 @@ def refuse_unread(photo: str, record: ImageRecord) -> None:
         raise ArgumentError(f"the photo {photo} cannot be read: {record.status}: {record.error}{no_row}")
 
 
-def as_uri(name: str) -> str:
-    """An argument as the column uri has it: a relative path is made absolute. Raises ArgumentError."""
-    if is_local(name):
-        path = local_path(name)
-        return local_uri(path if path.startswith("/") else absolute(path))
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ArgumentError(f"{name!r} is not UTF-8, so no object has this name") from None
-    return parse_input_uri(name)[0]
-
-
 def find_models(weights_dir: Path, made_with: Mapping[str, Mapping[str, Any]]) -> Models:
     """The cards of the models that made an output. Raises OutputError."""
     return Models(**{role: find_card(weights_dir, role, model) for role, model in made_with.items()})
-
-
-def find_card(weights_dir: Path, role: str, made_with: Mapping[str, Any]) -> WeightCard:
-    """The card of the model that made an output. Its name may have changed. Raises OutputError."""
-    names = sorted(path.stem.removeprefix(f"{role}-") for path in weights_dir.glob(f"{role}-*.json"))
-    for name in names:
-        card = read_card(weights_dir, role, name)
-        if card.fingerprint() == made_with:
-            return card
-    raise OutputError(
-        f"the output was made with another {role}, {made_with['architecture']['network']}@"
-        f"{made_with['tensors_sha256'][:12]}, than those in {weights_dir} ({', '.join(names) or 'none'}). Vectors of "
-        "two embedders cannot be compared. Name the folder of the right one with --weights"
-    )

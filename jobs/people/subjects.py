@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.extract.stages import Models, read_models
 from jobs.options import DEFAULT_MODELS, ArgumentError
-from jobs.people.photos import PhotoFaces, PhotoReader, as_uri, find_card, find_models, refuse_unread
-from jobs.preview.pictures import FaceView, locate, view_photo
-from pipeline.batch import FetchFailure
+from jobs.people.cards import find_card
+from jobs.people.files import as_uri
+from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.errors import OutputError
-from pipeline.geometry import AlignmentTemplate
-from pipeline.input.fetch import Fetch
-from pipeline.input.parquet_images import ParquetColumns
 from pipeline.people.likeness import LikenessError
 from pipeline.people.names import RowName, parse_row_name
 from pipeline.people.outputs import Output, Row, find_face, holds_output, open_output, vector_of
 from pipeline.settings import RowSettings
+
+if TYPE_CHECKING:      # they bring the stages, which take a third of a second: only where photos are read
+    from jobs.extract.stages import Models
+    from jobs.people.photos import PhotoFaces
+    from jobs.preview.pictures import FaceView
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +59,21 @@ class Subjects:
     """The arguments, read as far as needed to know which models make and made their vectors.
 
     names: photos and rows. model_names: chosen by the user, by role; None: as the first output was made, else the
-    default. output: an output that the faces must fit, besides those of the rows.
+    default. weights: the folder or bucket of the weights; None: of this repository. output: an output that the faces
+    must fit, besides those of the rows.
     Raises a UserError for an output that cannot be read, and if two embedders would have to be compared.
     """
 
     def __init__(
-        self, names: Sequence[str], model_names: Mapping[str, str | None], weights: Path, output: Output | None = None
+        self, names: Sequence[str], model_names: Mapping[str, str | None], weights: str | None = None,
+        output: Output | None = None,
     ) -> None:
         self.names = names
         rows = [parse_row_name(name, holds_output) for name in names]
         outputs = {row.output: open_output(row.output) for row in rows if row}
         self.places = [Place(row, outputs[row.output]) if row else None for row in rows]
         self.outputs = [*([output] if output else []), *outputs.values()]
-        self._weights = weights
+        self._weights_dir = weights_folder(weights)
         self._model_names = model_names
         self._models = self._choose() if None in self.places else None
         refuse_other_embedders(self.outputs, self._models)
@@ -85,7 +88,7 @@ class Subjects:
     def thresholds(self) -> tuple[Mapping[str, float], str]:
         """The embedder's cosine by false positive rate, from its card, else from an output; and its name."""
         try:
-            card = self._models.embedder if self._models else find_card(self._weights, "embedder", self.embedder)
+            card = self._models.embedder if self._models else find_card(self._weights_dir, "embedder", self.embedder)
         except OutputError:        # an output can be read without the weights that made it
             found = next((output.thresholds for output in self.outputs if output.thresholds), {})
             return found, str(self.embedder["architecture"]["network"])
@@ -109,21 +112,35 @@ class Subjects:
 
     def _choose(self) -> Models:
         """The models that photos are read with. Raises OutputError, WeightsError."""
+        from jobs.extract.stages import read_models
+        from jobs.people.photos import find_models
+
         if not self.outputs or any(self._model_names.values()):
             chosen = {role: name or DEFAULT_MODELS[role] for role, name in self._model_names.items()}
-            return read_models(str(self._weights), chosen)
-        return find_models(self._weights, self.outputs[0].models)
+            return read_models(str(self._weights_dir), chosen)
+        return find_models(self._weights_dir, self.outputs[0].models)
 
     def _read_photos(self, photos: Sequence[str], pictures: bool) -> Sequence[PhotoFaces]:
         if not self._models:
             return []
+        from jobs.people.photos import PhotoReader, refuse_unread
+
         settings = self.outputs[0].settings if self.outputs else RowSettings()
-        found = PhotoReader(settings, self._models, self._weights, pictures=pictures)(photos)
+        found = PhotoReader(settings, self._models, self._weights_dir, pictures=pictures)(photos)
         for photo, faces in zip(photos, found, strict=True):
             refuse_unread(photo, faces.record)
             if not faces.rows:
                 raise ArgumentError(f"no face was found in {photo}. Use a photo that shows the face larger")
         return found
+
+
+def weights_folder(weights: str | None) -> Path:
+    """The folder with the weights on this machine. Raises WeightsError."""
+    if weights is None:
+        return DEFAULT_WEIGHTS_DIR
+    from jobs.extract.stages import local_weights
+
+    return local_weights(weights)
 
 
 def of_photo(subject: int, name: str, found: PhotoFaces) -> Iterator[Face]:
@@ -135,26 +152,18 @@ def of_photo(subject: int, name: str, found: PhotoFaces) -> Iterator[Face]:
 def of_row(subject: int, place: Place, *, pictures: bool) -> tuple[Face, np.ndarray]:
     """The face of a row, and its vector. Raises OutputError if there is no such row."""
     uris = list(dict.fromkeys([place.name.uri, as_uri(place.name.uri)]))
-    record, row = find_face(place.output, uris, place.name.face_index)
-    face = Face(subject, record["uri"], {name: value for name, value in row.items() if name != "embedding"})
-    return (add_picture(face, record, place.output) if pictures else face), vector_of(row)
+    row = find_face(place.output, uris, place.name.face_index)
+    face = Face(subject, row["uri"], {name: value for name, value in row.items() if name != "embedding"})
+    return (add_picture(face, place.output) if pictures else face), vector_of(row)
 
 
-def add_picture(face: Face, record: Row, output: Output) -> Face:
+def add_picture(face: Face, output: Output) -> Face:
     """The face with its view, cut out of its photo again, or with the reason why that cannot be done."""
-    parquet = ParquetColumns(**output.parquet) if output.parquet else None
-    fetch = Fetch(output.options, image_column=parquet.image if parquet else None, max_requests=1)
-    (answer,) = fetch(locate([record["uri"]], parquet, output.options))
-    if isinstance(answer, FetchFailure):
-        return replace(face, note=f"The photo cannot be read now: {answer.error}")
-    photo = view_photo(record, [face.row], answer.content, output.settings, template_of(output))
-    return replace(face, view=photo.face_views[0]) if photo.face_views else replace(face, note=photo.note)
+    from jobs.people.pictures import views_of
 
-
-def template_of(output: Output) -> AlignmentTemplate:
-    """How the faces of an output were aligned."""
-    values = output.models["embedder"]["preprocessing"]["alignment"]
-    return AlignmentTemplate(values["box_side_px"], tuple(values["eyes_in_box_xy"]))
+    place = str(face.row["uri"]), int(face.row["face_index"])
+    view = views_of(output, [place])[place]
+    return replace(face, note=view) if isinstance(view, str) else replace(face, view=view)
 
 
 def stack(faces: Sequence[Face], vectors: Sequence[np.ndarray]) -> np.ndarray:

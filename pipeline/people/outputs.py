@@ -80,30 +80,40 @@ def _run_of(storage: Storage) -> dict[str, Any]:
     return run if isinstance(run, dict) else {}
 
 
-def find_face(output: Output, uris: Sequence[str], face_index: int) -> tuple[Row, Row]:
-    """The rows of images/ and faces/ of one committed face. uris: spellings of one name; the first that is there.
+def find_face(output: Output, uris: Sequence[str], face_index: int) -> Row:
+    """The row of faces/ of a committed face. uris: spellings of one name; the first that is there counts.
 
     Raises OutputError if the output has no such image, or the image no such face.
     """
     root = output.storage.root
-    records = ledger.read_ledger(output.storage, RECORD_COLUMNS, only=pa.array(uris, pa.string())).to_pylist()
+    records = ledger.read_ledger(output.storage, ("uri",), only=pa.array(uris, pa.string())).to_pylist()
     if not records:
         raise OutputError(f"{root} has no image {uris[0]}; the column uri names them")
     record = next(record for uri in uris for record in records if record["uri"] == uri)
     faces = faces_of(output.storage, record["part"], [record["uri"]])
     for face in faces:
         if face["face_index"] == face_index:
-            return record, face
+            return face
     known = f"its faces are 0 to {len(faces) - 1}" if faces else "no face was found in it"
     raise OutputError(f"{record['uri']} in {root} has no face {face_index}: {known}")
 
 
+@dataclass(frozen=True, slots=True)
+class PartFile:
+    """One of the two files of a part, read as a whole: most of it is wanted, and a bucket gives it in one answer."""
+
+    content: bytes
+    parquet: pq.ParquetFile
+
+
 @contextmanager
-def reading_part(storage: Storage, part: str) -> Iterator[None]:
-    """Raises OutputError in place of what pyarrow says of a damaged file."""
+def reading_part(storage: Storage, folder: str, part: str) -> Iterator[PartFile]:
+    """A file of a part. Raises OutputError in place of what pyarrow says of a damaged one."""
+    content = storage.read(f"{folder}/{part}.parquet")
     try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+        with pq.ParquetFile(pa.BufferReader(content)) as parquet:
+            yield PartFile(content, parquet)
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise OutputError(
             f"the part {part} of {storage.root} is damaged: {str(error).splitlines()[0]}; restore it from a backup, or "
             "delete both of its files and run the same jobs.extract command"
@@ -112,10 +122,9 @@ def reading_part(storage: Storage, part: str) -> Iterator[None]:
 
 def faces_of(storage: Storage, part: str, uris: Sequence[str]) -> list[Row]:
     """The rows of faces/ of these images of a part, in the order of the part."""
-    path = f"{ledger.FACES}/{part}.parquet"
-    with reading_part(storage, part), storage.open(path) as file, pq.ParquetFile(file) as parquet:
-        found = pc.is_in(parquet.read(columns=["uri"])["uri"], value_set=pa.array(uris, pa.string()))
-        rows: list[Row] = parquet.read().filter(found).to_pylist() if pc.any(found).as_py() else []
+    with reading_part(storage, ledger.FACES, part) as file:
+        found = pc.is_in(file.parquet.read(columns=["uri"])["uri"], value_set=pa.array(uris, pa.string()))
+        rows: list[Row] = file.parquet.read().filter(found).to_pylist() if pc.any(found).as_py() else []
     return rows
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from jobs.extract.stages import DEFAULT_BATCHES, StageConfig, read_models, stage_builders
 from jobs.options import DEFAULT_MODELS, ArgumentError
-from jobs.people.photos import PhotoReader, as_uri, read_photo
+from jobs.people.files import as_uri
+from jobs.people.photos import PhotoReader, read_photo
 from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.batch import Status, TodoRow
 from pipeline.boundary import STAGES

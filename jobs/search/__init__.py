@@ -1,0 +1,1 @@
+"""`python -m jobs.search`: where else in an output is this face?"""

@@ -1,0 +1,250 @@
+"""Exact search: the most alike faces of an output, straight from its parts, by products of blocks of vectors."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError
+from pipeline.output import claim, ledger
+from pipeline.people.likeness import unit
+from pipeline.people.outputs import Output, reading_part
+from pipeline.people.vectors import vector_blocks
+from pipeline.storage import Storage
+from pipeline.storage.uris import is_remote
+
+Result = TypeVar("Result")
+
+MATCHES = pa.schema(
+    [
+        pa.field("probe", pa.string(), nullable=False),
+        pa.field("probe_face", pa.int64(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),          # 1 is the most alike
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("face_index", pa.int32(), nullable=False),
+        pa.field("cosine", pa.float32(), nullable=False),
+    ]
+)
+
+BLOCK_PROBES = 1024      # a product has 16 MB
+FEW_PROBES = 2           # up to so many NumPy's own loop beats BLAS, whose threads get in the way of ours
+PART_THREADS = 4         # a part may have 110 MB, and its vectors as much
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """The faces to look for. names, faces: what they are called in the result. vectors: (n, dim) float32.
+
+    own: for a probe that is a row of the output itself its place, which is no match; None for others.
+    """
+
+    names: Sequence[str]
+    faces: Sequence[int]
+    vectors: np.ndarray
+    own: Sequence[tuple[str, int] | None]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, start: int, end: int) -> Probes:
+        """Some of them."""
+        return Probes(self.names[start:end], self.faces[start:end], self.vectors[start:end], self.own[start:end])
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The most alike faces of every probe so far, best first: cosines (n, k), and part and row of each (n, k).
+
+    A part of −1 marks a place that is not taken yet.
+    """
+
+    cosines: np.ndarray
+    parts: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def none(cls, probes: int, k: int) -> _Best:
+        """Nothing found yet."""
+        return cls(
+            np.full((probes, k), -np.inf, np.float32), np.full((probes, k), -1, np.int32),
+            np.zeros((probes, k), np.int32),
+        )
+
+    def add(self, probes: np.ndarray, cosines: np.ndarray, parts: np.ndarray, rows: np.ndarray) -> None:
+        """Keep the best of these (m, any) and of those before, for the probes with these numbers (m,)."""
+        k = self.cosines.shape[1]
+        joined = [
+            np.concatenate([mine[probes], theirs], axis=1)
+            for mine, theirs in ((self.cosines, cosines), (self.parts, parts), (self.rows, rows))
+        ]
+        order = np.argsort(-joined[0], axis=1, kind="stable")[:, :k]
+        for mine, both in zip((self.cosines, self.parts, self.rows), joined, strict=True):
+            mine[probes] = np.take_along_axis(both, order, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The best faces of one part, and how many it has."""
+
+    best: _Best
+    faces: int
+
+
+@dataclass(slots=True)
+class Search:
+    """Finds the k most alike committed faces of every probe in an output.
+
+    min_cosine: less alike ones are left out. progress: is told the number of parts that are done, and of all.
+    faces: searched so far, once for every call.
+    """
+
+    output: Output
+    k: int
+    min_cosine: float = -1.0
+    progress: Callable[[int, int], None] = field(default=lambda done, all_: None)
+    faces: int = 0
+
+    def __call__(self, probes: Probes) -> pa.Table:
+        """The matches, with the schema MATCHES, in the order of the probes. Raises OutputError for damaged parts.
+
+        Memory holds the probes, their matches, and some blocks of vectors.
+        """
+        storage = self.output.storage
+        parts = ledger.committed_parts(storage)
+        # Its own row is no match; and a run that was killed may have written a face twice, see repair_duplicates.
+        kept = self.k * (1 if claim.is_finished(storage) else 2) + any(probes.own)
+        best = _Best.none(len(probes), kept)
+        vectors = unit(probes.vectors)
+        everyone = np.arange(len(probes))
+
+        def of_part(number: int) -> _Found:
+            return _search_part(storage, parts[number], number, vectors, kept)
+
+        self.faces = 0
+        for done, found in enumerate(_in_order(storage, of_part, len(parts)), 1):
+            best.add(everyone, found.best.cosines, found.best.parts, found.best.rows)
+            self.faces += found.faces
+            self.progress(done, len(parts))
+        best.parts[best.cosines < self.min_cosine] = -1
+        return self._matches(probes, best, _Names(storage, parts, best))
+
+    def _matches(self, probes: Probes, best: _Best, names: _Names) -> pa.Table:
+        columns: dict[str, list[object]] = {name: [] for name in MATCHES.names}
+        for i, (probe, face, own) in enumerate(zip(probes.names, probes.faces, probes.own, strict=True)):
+            found: dict[tuple[str, int], float] = {}
+            for cosine, part, row in zip(best.cosines[i], best.parts[i], best.rows[i], strict=True):
+                if part >= 0:
+                    found.setdefault(names.at(int(part), int(row)), min(float(cosine), 1.0))
+            if own:
+                found.pop(own, None)
+            in_order = sorted(found, key=lambda place: (-found[place], place))
+            for rank, place in enumerate(in_order[: self.k], 1):
+                for name, value in zip(columns, (probe, face, rank, *place, found[place]), strict=True):
+                    columns[name].append(value)
+        return pa.table(columns, schema=MATCHES)
+
+
+class _Names:
+    """The uris and face indexes of the faces that were found. Only parts with such faces are read."""
+
+    def __init__(self, storage: Storage, parts: Sequence[str], best: _Best) -> None:
+        self._places: dict[tuple[int, int], tuple[str, int]] = {}
+        numbers = np.unique(best.parts[best.parts >= 0]).tolist()
+
+        def read(i: int) -> tuple[list[int], pa.Table]:
+            rows = np.unique(best.rows[best.parts == numbers[i]])
+            with reading_part(storage, ledger.FACES, parts[numbers[i]]) as file:
+                return rows.tolist(), file.parquet.read(columns=["uri", "face_index"]).take(pa.array(rows))
+
+        for i, (rows, table) in enumerate(_in_order(storage, read, len(numbers))):
+            found = zip(table["uri"].to_pylist(), table["face_index"].to_pylist(), strict=True)
+            self._places.update({(numbers[i], row): place for row, place in zip(rows, found, strict=True)})
+
+    def at(self, part: int, row: int) -> tuple[str, int]:
+        """The uri and the face index of a row of a part."""
+        return self._places[part, row]
+
+
+def _in_order(storage: Storage, work: Callable[[int], Result], count: int) -> Iterator[Result]:
+    """The results of work(0), work(1), …, made by some threads, few of them ahead: for a bucket more than CPUs."""
+    threads = PART_THREADS if is_remote(storage.root) else min(PART_THREADS, os.cpu_count() or 1)
+    ahead: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for number in range(count):
+                ahead.append(pool.submit(work, number))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _search_part(storage: Storage, part: str, number: int, probes: np.ndarray, k: int) -> _Found:
+    """The k best faces of a part for every probe; probes: unit vectors."""
+    with reading_part(storage, ledger.IMAGES, part) as file:
+        committed = file.parquet.read(columns=["uri"])["uri"].combine_chunks()
+    best, start = _Best.none(len(probes), k), 0
+    with reading_part(storage, ledger.FACES, part) as file:
+        _check_vectors(storage, part, file.parquet, probes.shape[1])
+        uris = file.parquet.read(columns=["uri"], use_threads=False)["uri"]
+        counts = pc.is_in(uris, value_set=committed).to_numpy()
+        for vectors in vector_blocks(file.content, file.parquet, "embedding", probes.shape[1]):
+            if vectors.dtype != np.float32:
+                vectors = unit(vectors)                     # float16 has rounded their lengths
+            left_out = ~counts[start : start + len(vectors)]
+            for first in range(0, len(probes), BLOCK_PROBES):
+                cosines = _products(probes[first : first + BLOCK_PROBES], vectors)
+                cosines[:, left_out] = -np.inf
+                _keep(best, first, cosines, number, start)
+            start += len(vectors)
+    return _Found(best, int(counts.sum()))
+
+
+def _products(probes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """The dot product of every probe (m, dim) with every vector (n, dim), which has the length 1; (m, n)."""
+    if len(probes) > FEW_PROBES:
+        products: np.ndarray = probes @ vectors.T
+        return products
+    return np.array([np.einsum("nd,d->n", vectors, probe) for probe in probes])
+
+
+def _keep(best: _Best, first: int, cosines: np.ndarray, part: int, start: int) -> None:
+    """Add the best of a block of cosines. first: number of its first probe. start: row of its first face."""
+    k = min(best.cosines.shape[1], cosines.shape[1])
+    peaks = cosines.max(axis=1)
+    if not np.isfinite(peaks).all():                  # a vector that is not finite is like none
+        cosines = np.where(np.isfinite(cosines), cosines, -np.inf)
+        peaks = cosines.max(axis=1)
+    better = np.flatnonzero(peaks > best.cosines[first : first + len(cosines), -1])
+    if not len(better):
+        return
+    cosines = cosines[better]
+    if k < cosines.shape[1]:
+        columns = np.sort(np.argpartition(-cosines, k - 1, axis=1)[:, :k], axis=1)
+    else:
+        columns = np.broadcast_to(np.arange(k), cosines.shape)
+    chosen = np.take_along_axis(cosines, columns, axis=1)
+    taken = np.where(np.isfinite(chosen), part, -1).astype(np.int32)
+    best.add(better + first, chosen, taken, (columns + start).astype(np.int32))
+
+
+def _check_vectors(storage: Storage, part: str, parquet: pq.ParquetFile, dim: int) -> None:
+    """Raises OutputError unless the vectors of a part have this many values."""
+    kind = parquet.schema_arrow.field("embedding").type
+    size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+    if size != dim:
+        raise OutputError(
+            f"the part {part} of {storage.root} has vectors of {size} values, the probes have {dim}: vectors of two "
+            "dimensions cannot be compared"
+        )
