@@ -25,8 +25,8 @@ DESCRIPTION = """Compare the faces of photos: is it the same person?
 Every face of every photo is compared with every other by the cosine of their embeddings: 1 for equal vectors, about 0
 for strangers. From the embedder's threshold on, two faces count as the same person. The threshold depends on how many
 pairs of different people you accept to be called the same, the false positive rate --fpr: 0.001 is one pair in a
-thousand. It was measured on frontal photos of adults, and holds less for children, relatives and poor photos. A verdict
-is an estimate, not a proof of identity.
+thousand. It was measured on photos of celebrities, and holds less for children, relatives and poor photos. A verdict is
+an estimate, not a proof of identity.
 
 The first line of the answer has the verdict. With more than two faces the faces follow, numbered, and the cosine of
 each pair. --page writes a page that shows each pair before and after alignment, with the eye points; --json writes all

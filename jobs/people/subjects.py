@@ -12,7 +12,7 @@ import numpy as np
 from jobs.options import DEFAULT_MODELS, ArgumentError
 from jobs.people.cards import find_card
 from jobs.people.files import as_uri
-from models.store import DEFAULT_WEIGHTS_DIR
+from models.store import DEFAULT_WEIGHTS_DIR, WeightCard, read_card
 from pipeline.errors import OutputError
 from pipeline.people.likeness import LikenessError
 from pipeline.people.names import RowName, parse_row_name
@@ -58,9 +58,9 @@ class Place:
 class Subjects:
     """The arguments, read as far as needed to know which models make and made their vectors.
 
-    names: photos and rows. model_names: chosen by the user, by role; None: as the first output was made, else the
-    default. weights: the folder or bucket of the weights; None: of this repository. output: an output that the faces
-    must fit, besides those of the rows.
+    names: photos and rows. model_names: chosen by the user, by role; for the other roles those of the first output, else
+    the default. weights: the folder or bucket of the weights; None: of this repository. output: an output that the faces
+    must fit, besides those of the rows. models: what reads the photos; None without photos.
     Raises a UserError for an output that cannot be read, and if two embedders would have to be compared.
     """
 
@@ -75,20 +75,20 @@ class Subjects:
         self.outputs = [*([output] if output else []), *outputs.values()]
         self._weights_dir = weights_folder(weights)
         self._model_names = model_names
-        self._models = self._choose() if None in self.places else None
-        refuse_other_embedders(self.outputs, self._models)
+        self.models = self._choose() if None in self.places else None
+        refuse_other_embedders(self.outputs, self.models)
 
     @property
     def embedder(self) -> Mapping[str, Any]:
         """The fingerprint of the embedder of all faces."""
-        if self._models:
-            return self._models.embedder.fingerprint()
+        if self.models:
+            return self.models.embedder.fingerprint()
         return self.outputs[0].models["embedder"]
 
     def thresholds(self) -> tuple[Mapping[str, float], str]:
         """The embedder's cosine by false positive rate, from its card, else from an output; and its name."""
         try:
-            card = self._models.embedder if self._models else find_card(self._weights_dir, "embedder", self.embedder)
+            card = self.models.embedder if self.models else find_card(self._weights_dir, "embedder", self.embedder)
         except OutputError:        # an output can be read without the weights that made it
             found = next((output.thresholds for output in self.outputs if output.thresholds), {})
             return found, str(self.embedder["architecture"]["network"])
@@ -112,21 +112,23 @@ class Subjects:
 
     def _choose(self) -> Models:
         """The models that photos are read with. Raises OutputError, WeightsError."""
-        from jobs.extract.stages import read_models
-        from jobs.people.photos import find_models
+        from jobs.extract.stages import Models
 
-        if not self.outputs or any(self._model_names.values()):
-            chosen = {role: name or DEFAULT_MODELS[role] for role, name in self._model_names.items()}
-            return read_models(str(self._weights_dir), chosen)
-        return find_models(self._weights_dir, self.outputs[0].models)
+        return Models(**{role: self._choose_card(role, default) for role, default in DEFAULT_MODELS.items()})
+
+    def _choose_card(self, role: str, default: str) -> WeightCard:
+        name = self._model_names.get(role)
+        if self.outputs and not name:
+            return find_card(self._weights_dir, role, self.outputs[0].models[role])
+        return read_card(self._weights_dir, role, name or default)
 
     def _read_photos(self, photos: Sequence[str], pictures: bool) -> Sequence[PhotoFaces]:
-        if not self._models:
+        if not self.models:
             return []
         from jobs.people.photos import PhotoReader, refuse_unread
 
         settings = self.outputs[0].settings if self.outputs else RowSettings()
-        found = PhotoReader(settings, self._models, self._weights_dir, pictures=pictures)(photos)
+        found = PhotoReader(settings, self.models, self._weights_dir, pictures=pictures)(photos)
         for photo, faces in zip(photos, found, strict=True):
             refuse_unread(photo, faces.record)
             if not faces.rows:

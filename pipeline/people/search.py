@@ -37,6 +37,7 @@ MATCHES = pa.schema(
 
 BLOCK_PROBES = 1024      # a product has 16 MB
 FEW_PROBES = 2           # up to so many NumPy's own loop beats BLAS, whose threads get in the way of ours
+_ROUNDING = 1e-6
 PART_THREADS = 4         # a part may have 110 MB, and its vectors as much
 
 
@@ -127,7 +128,9 @@ class Search:
         everyone = np.arange(len(probes))
 
         def of_part(number: int) -> _Found:
-            return _search_part(storage, parts[number], number, vectors, kept)
+            # Parts are added in their order, so what a probe has by now is of earlier ones: only better faces count.
+            floors = np.maximum(best.cosines[:, -1], self.min_cosine - _ROUNDING)
+            return _search_part(storage, parts[number], number, vectors, floors, kept)
 
         self.faces = 0
         for done, found in enumerate(_in_order(storage, of_part, len(parts)), 1):
@@ -190,12 +193,15 @@ def _in_order(storage: Storage, work: Callable[[int], Result], count: int) -> It
             pool.shutdown(cancel_futures=True)
 
 
-def _search_part(storage: Storage, part: str, number: int, probes: np.ndarray, k: int) -> _Found:
-    """The k best faces of a part for every probe; probes: unit vectors."""
+def _search_part(
+    storage: Storage, part: str, number: int, probes: np.ndarray, floors: np.ndarray, k: int
+) -> _Found:
+    """The k best faces of a part for every probe, above its floor. probes: unit vectors."""
     with reading_part(storage, ledger.IMAGES, part) as file:
         committed = file.parquet.read(columns=["uri"])["uri"].combine_chunks()
-    best, start = _Best.none(len(probes), k), 0
+    start = 0
     with reading_part(storage, ledger.FACES, part) as file:
+        best = _Best.none(len(probes), min(k, file.parquet.metadata.num_rows))
         _check_vectors(storage, part, file.parquet, probes.shape[1])
         uris = file.parquet.read(columns=["uri"], use_threads=False)["uri"]
         counts = pc.is_in(uris, value_set=committed).to_numpy()
@@ -206,7 +212,7 @@ def _search_part(storage: Storage, part: str, number: int, probes: np.ndarray, k
             for first in range(0, len(probes), BLOCK_PROBES):
                 cosines = _products(probes[first : first + BLOCK_PROBES], vectors)
                 cosines[:, left_out] = -np.inf
-                _keep(best, first, cosines, number, start)
+                _keep(best, floors, first, cosines, number, start)
             start += len(vectors)
     return _Found(best, int(counts.sum()))
 
@@ -219,14 +225,15 @@ def _products(probes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.array([np.einsum("nd,d->n", vectors, probe) for probe in probes])
 
 
-def _keep(best: _Best, first: int, cosines: np.ndarray, part: int, start: int) -> None:
+def _keep(best: _Best, floors: np.ndarray, first: int, cosines: np.ndarray, part: int, start: int) -> None:
     """Add the best of a block of cosines. first: number of its first probe. start: row of its first face."""
+    end = first + len(cosines)
     k = min(best.cosines.shape[1], cosines.shape[1])
     peaks = cosines.max(axis=1)
     if not np.isfinite(peaks).all():                  # a vector that is not finite is like none
         cosines = np.where(np.isfinite(cosines), cosines, -np.inf)
         peaks = cosines.max(axis=1)
-    better = np.flatnonzero(peaks > best.cosines[first : first + len(cosines), -1])
+    better = np.flatnonzero(peaks > np.maximum(best.cosines[first:end, -1], floors[first:end]))
     if not len(better):
         return
     cosines = cosines[better]
