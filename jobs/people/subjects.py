@@ -58,9 +58,9 @@ class Place:
 class Subjects:
     """The arguments, read as far as needed to know which models make and made their vectors.
 
-    names: photos and rows. model_names: chosen by the user, by role; for the other roles those of the first output, else
-    the default. weights: the folder or bucket of the weights; None: of this repository. output: an output that the faces
-    must fit, besides those of the rows. models: what reads the photos; None without photos.
+    names: photos and rows. model_names: chosen by the user, by role; for the other roles those of the first output,
+    else the default. weights: the folder or bucket of the weights; None: of this repository. output: an output that the
+    faces must fit, besides those of the rows. models: what reads the photos; None without photos.
     Raises a UserError for an output that cannot be read, and if two embedders would have to be compared.
     """
 
