@@ -30,20 +30,18 @@ class DevicePixels:
 
     def load(self, images: Sequence[Any]) -> list[Tensor]:
         """Copy arrays, or tensors of the device, one after the other into one buffer there; returns its parts."""
-        ends = np.cumsum([0] + [image.shape[0] * image.shape[1] * 3 for image in images])
-        buffer = torch.empty(int(ends[-1]), dtype=torch.uint8, device=self._device)
-        loaded = [
-            buffer[start:end].view(image.shape)
-            for image, start, end in zip(images, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
-        ]
-        for image, place in zip(images, loaded, strict=True):
+        n_bytes = [image.shape[0] * image.shape[1] * 3 for image in images]
+        buffer = torch.empty(sum(n_bytes), dtype=torch.uint8, device=self._device)
+        parts = torch.split(buffer, n_bytes)
+        staged = self._staged(images)
+        for image, part in zip(images, parts, strict=True):
             if isinstance(image, Tensor):
-                place.copy_(image)
+                part.view(image.shape).copy_(image)
                 if image.is_cuda:      # another stream allocated it, and would reuse its memory too early
                     image.record_stream(torch.cuda.current_stream(self._device))
             else:
-                place.copy_(self._staged(image), non_blocking=True)
-        return loaded
+                part.copy_(next(staged), non_blocking=True)
+        return [part.view(image.shape) for image, part in zip(images, parts, strict=True)]
 
     def turned(self, image: Tensor, rotation_deg: int) -> Tensor:
         """The image turned clockwise by a multiple of 90°."""
@@ -87,11 +85,14 @@ class DevicePixels:
             chips.chip(int(i)).copy_(_shrunk(images[image_of[i]], squares[i]))
         return chips, geometry.scale_shifts((squares[:, 2] / sides)[:, None] * np.ones(2), corners)
 
-    def _staged(self, image: np.ndarray) -> Tensor:
-        """A copy of an array that the device can fetch by itself; arrays may be read-only, which torch has not."""
-        staged = torch.empty(image.shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        staged.numpy()[:] = image
-        return staged
+    def _staged(self, images: Sequence[Any]) -> Iterator[Tensor]:
+        """The bytes of the arrays among these images, in memory from which the device fetches by itself."""
+        arrays = [image for image in images if not isinstance(image, Tensor)]
+        sizes = [array.size for array in arrays]
+        staged = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        for array, part in zip(arrays, torch.split(staged, sizes), strict=True):
+            part.numpy()[:] = array.reshape(-1)
+            yield part
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +250,9 @@ def _area_weights(first: float, step: float, count: int, image: Tensor) -> Tenso
     """
     starts = first + step * torch.arange(count, device=image.device, dtype=torch.float32)[:, None]
     rows = torch.arange(image.shape[0], device=image.device, dtype=torch.float32)
-    above, below = rows.clone(), rows + 1
-    above[0], below[-1] = -torch.inf, torch.inf
+    # Not above[0] = -inf: a number that is copied to a GPU waits until all its work is done.
+    above = torch.where(rows == 0, -torch.inf, rows)
+    below = torch.where(rows == len(rows) - 1, torch.inf, rows + 1)
     return (torch.minimum(starts + step, below) - torch.maximum(starts, above)).clamp_(min=0) / step
 
 

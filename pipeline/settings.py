@@ -13,6 +13,8 @@ from typing import Any
 from pipeline import geometry
 from pipeline.schemas import EMBEDDING_TYPES, SCHEMA_VERSION
 
+JPEG_DECODERS = ("libjpeg", "nvjpeg")
+
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
@@ -32,6 +34,7 @@ class RowSettings:
     max_pixels: int = 200_000_000          # larger images get the status too_large
     embedding_dtype: str = "float32"
     long_pictures: str = "windows"         # pictures longer than 2:1: "windows": looked at in parts too; "whole": not
+    jpeg_decoder: str = "libjpeg"          # "nvjpeg": GPUs decode common JPEGs; their colours differ a little
     find_px: int | None = None             # height of the faces to find in every picture, original pixels; see Looks
 
     def __post_init__(self) -> None:
@@ -52,6 +55,9 @@ class RowSettings:
             raise ValueError(f'{option("decode_scale")} must be "auto" or "full", got {self.decode_scale!r}')
         if self.long_pictures not in ("windows", "whole"):
             raise ValueError(f'{option("long_pictures")} must be "windows" or "whole", got {self.long_pictures!r}')
+        if self.jpeg_decoder not in JPEG_DECODERS:
+            known = " or ".join(f'"{name}"' for name in JPEG_DECODERS)
+            raise ValueError(f"{option('jpeg_decoder')} must be {known}, got {self.jpeg_decoder!r}")
         if self.find_px is not None and self.find_px < 4:
             raise ValueError(f"{option('find_px')} must be at least 4; 0 turns it off; got {self.find_px}")
         if self.embedding_dtype not in EMBEDDING_TYPES:
@@ -72,7 +78,9 @@ class RowSettings:
         return replace(self, **changes)
 
 
-BEFORE: Mapping[str, Any] = MappingProxyType({"long_pictures": "whole", "find_px": None})
+BEFORE: Mapping[str, Any] = MappingProxyType(
+    {"long_pictures": "whole", "find_px": None, "jpeg_decoder": "libjpeg"}
+)
 """Settings that version 0.1.0 did not have, with the value that means what it did. The fingerprint leaves them out
 then, so that outputs of that version can be gone on with."""
 

@@ -106,11 +106,10 @@ def add_photo_benchmarks(add: AddCommand) -> None:
     for command in (
         add("stages", lambda given: stages.bench_stages(given.photos, given.device)),
         add("detect-size", lambda given: detect.bench_size(given.photos, given.device)),
+        add("engines", lambda given: engines.bench_engines(given.photos, given.device)),
     ):
         command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")
         add_device(command)
-    command = add("engines", lambda given: engines.bench_engines(given.photos))
-    command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")
 
 
 def add_model_benchmarks(add: AddCommand) -> None:

@@ -11,6 +11,7 @@ from jobs.bench.in_process import build_stages, default_config, no_seconds, phot
 from models.engines.openvino_engine import computes_in_bfloat16
 from models.metrics import box_iou
 from pipeline.batch import FaceBatch, TodoRow
+from pipeline.settings import RowSettings
 
 CHUNK_IMAGES = 16
 COMPARED_PX = 40            # shorter box side of the faces that are compared
@@ -23,12 +24,17 @@ class Variant:
 
     engine: str
     precision: str
+    device: str = "cpu"
+    jpeg_decoder: str = "libjpeg"
     seconds: dict[str, float] = field(default_factory=no_seconds)
     faces: list[FaceBatch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config = replace(default_config("cpu"), engine=self.engine, precision=self.precision)
-        self.stages = build_stages(config)
+        config = default_config(self.device, RowSettings(jpeg_decoder=self.jpeg_decoder))
+        self.stages = build_stages(replace(config, engine=self.engine, precision=self.precision))
+
+    def __str__(self) -> str:
+        return " ".join(getattr(self, name) for name in ("engine", "precision", "device", "jpeg_decoder"))
 
     def run(self, rows: Sequence[TodoRow], *, warm_up: bool = False) -> None:
         """Run all stages over some photos."""
@@ -37,11 +43,21 @@ class Variant:
             self.faces += batches
 
 
-def bench_engines(photos: str) -> None:
+def variants_of(device: str) -> list[Variant]:
+    """The reference, torch in float32 on the CPU, and what the device can do."""
+    reference = Variant("torch", "float32")
+    if device == "cuda":
+        return [
+            reference, Variant("torch", "float32", "cuda"), Variant("torch", "float16", "cuda"),
+            Variant("torch", "float16", "cuda", "nvjpeg"),
+        ]
+    precisions = ["float32", "bfloat16"] if computes_in_bfloat16() else ["float32"]
+    return [reference, *(Variant("openvino", precision) for precision in precisions)]
+
+
+def bench_engines(photos: str, device: str) -> None:
     """Print images per second and the ratio to torch in float32, and the agreement of the faces with it."""
-    rows = photo_rows(photos)
-    names = [("torch", "float32"), ("openvino", "float32")]
-    variants = [Variant(*name) for name in names + [("openvino", "bfloat16")] * computes_in_bfloat16()]
+    rows, variants = photo_rows(photos), variants_of(device)
     for variant in variants:
         variant.run(rows[:CHUNK_IMAGES], warm_up=True)
     for start in range(0, len(rows), CHUNK_IMAGES):
@@ -54,7 +70,7 @@ def bench_engines(photos: str) -> None:
     for variant in variants:
         total = sum(variant.seconds.values())
         stages = ", ".join(f"{1000 * spent / len(rows):.1f}" for spent in variant.seconds.values())
-        print(f"| {variant.engine} {variant.precision} | {len(rows) / total:.2f} | "
+        print(f"| {variant} | {len(rows) / total:.2f} | "
               f"{sum(reference.seconds.values()) / total:.2f} | {stages} | {agreement(variant, reference)} |")
 
 

@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from models.engines.engine import Opened
-from models.store import WeightsError
+from models.engines.engine import EngineError, Opened
 from pipeline.errors import is_device_fault
 from pipeline.geometry import compose, scale_shift
 from pipeline.stages.align import warp
@@ -65,7 +64,7 @@ def device_jpegs(told: Told) -> DecodeOnDevice | None:
 
 
 def check_operations(operations: Any) -> None:
-    """Raises WeightsError where operations give other pixels than OpenCV's. operations: of `models.device_pixels`."""
+    """Raises EngineError where operations give other pixels than OpenCV's. operations: of `models.device_pixels`."""
     picture, opencv = made_picture(), OpenCv()
     images = operations.load([picture])
     canvases, _ = operations.letterbox(images, CHECK_PX)
@@ -80,11 +79,11 @@ def check_operations(operations: Any) -> None:
 
 
 def check_jpegs(decoder: DecodeOnDevice) -> None:
-    """Raises WeightsError where a GPU's decoder gives other pixels than libjpeg-turbo."""
+    """Raises EngineError where a GPU's decoder gives other pixels than libjpeg-turbo."""
     content = cv2.imencode(".jpg", made_picture()[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     decoded = decoder([content, content], [1, 6])
     if decoded is None:
-        raise WeightsError("it decoded nothing")
+        raise EngineError("it decoded nothing")
     expected = simplejpeg.decode_jpeg(content, "RGB")
     for image, other in zip(decoded, (expected, np.rot90(expected, -1)), strict=True):
         _compare("pixels", image.cpu().numpy(), other)
@@ -100,10 +99,10 @@ def made_picture() -> np.ndarray:
 
 def _compare(what: str, found: np.ndarray, expected: np.ndarray) -> None:
     if found.shape != expected.shape:
-        raise WeightsError(f"{what}: shape {found.shape}, the CPU gives {expected.shape}")
+        raise EngineError(f"{what}: shape {found.shape}, the CPU gives {expected.shape}")
     difference = float(np.abs(found.astype(np.int16) - expected).mean())
     if not difference <= MAX_DIFFERENCE:
-        raise WeightsError(f"{what} differ from the CPU's by {difference:.1f} of 255, {MAX_DIFFERENCE} at most")
+        raise EngineError(f"{what} differ from the CPU's by {difference:.1f} of 255, {MAX_DIFFERENCE} at most")
 
 
 def _raise_device_fault(error: Exception) -> None:

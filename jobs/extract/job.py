@@ -59,7 +59,7 @@ from pipeline.output.todo import Outcome, TodoCounts, TodoJoin
 from pipeline.run import cluster, graph, plan
 from pipeline.run.cluster import Connection
 from pipeline.run.error_rate import ErrorRate
-from pipeline.run.plan import Plan
+from pipeline.run.plan import Plan, PlanError
 from pipeline.run.progress import Progress
 from pipeline.run.runner import StageBuilders
 from pipeline.run.watchdog import Watchdog
@@ -74,6 +74,10 @@ from pipeline.text import printable
 BuildStages = Callable[[StageConfig], StageBuilders]
 
 AGAIN = "Committed images are kept. To resume, run:"
+NVJPEG_PLACE = (
+    "--jpeg-decoder nvjpeg needs a GPU where images are decoded: keep decode and detect in one pool, and use "
+    "--device cuda; or use --jpeg-decoder libjpeg"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +415,8 @@ def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[st
     on_gpu = free.gpus >= 1 and arguments.precision != "int8"      # which is run on CPUs
     device = ("cuda" if on_gpu else "cpu") if arguments.device == "auto" else arguments.device
     planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
+    if arguments.jpeg_decoder == "nvjpeg" and not planned.pools[0].gpus:
+        raise PlanError(NVJPEG_PLACE)
     say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
     if arguments.find_px:
         say(cost_of_windows(row_settings(arguments)))
@@ -430,7 +436,7 @@ def stage_config(job: Job, device: str, planned: Plan, images: int, engines: Eng
     compile = images >= COMPILE_FROM_IMAGES if given.compile is None else given.compile
     return StageConfig(
         job.settings, job.models, device, batches(given, device), job.input_options, given.image_column, given.weights,
-        given.engine, given.precision, given.fetch_threads, engines.note, compile, bool(planned.pools[0].gpus),
+        given.engine, given.precision, given.fetch_threads, engines.note, compile,
     )
 
 

@@ -25,7 +25,7 @@ from pipeline.boundary import STAGES
 from pipeline.input.fetch import MAX_REQUESTS
 from pipeline.input.parquet_images import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
-from pipeline.settings import RowSettings
+from pipeline.settings import JPEG_DECODERS, RowSettings
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
 
 DESCRIPTION = """Read every image of the INPUTs, find the faces, and write them to OUTPUT as Parquet.
@@ -231,6 +231,9 @@ def add_row_options(group: argparse._ArgumentGroup) -> None:
         "detect again in images without a face, turned by 90, 270 and 180 degrees"))
     group.add_argument("--decode-scale", choices=("auto", "full"), default=default.decode_scale, help=(
         "auto decodes large JPEGs at 1/2, 1/4 or 1/8 if that leaves twice the detector's input; default: %(default)s"))
+    group.add_argument("--jpeg-decoder", choices=JPEG_DECODERS, default=default.jpeg_decoder, help=(
+        "nvjpeg: the GPU decodes common JPEGs. It halves the CPU's work, but smooths no colours between pixels, so "
+        "boxes and vectors differ more than between engines, see docs/results.md; default: %(default)s"))
     group.add_argument("--max-pixels", type=positive, default=default.max_pixels, metavar="N", help=(
         "larger images get the status too_large; default: %(default)s"))
     group.add_argument("--embedding-dtype", choices=tuple(EMBEDDING_TYPES), default=default.embedding_dtype, help=(
@@ -249,9 +252,10 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
         "what the networks compute in: auto is float16 on GPUs, bfloat16 with OpenVINO on CPUs that have it in "
         "hardware, else float32. Rows of two precisions differ a little, see docs/results.md. int8 moves boxes, so it "
         "needs an OUTPUT of its own; default: %(default)s"))
-    group.add_argument("--compile", action=argparse.BooleanOptionalAction, help=(
+    group.add_argument("--compile", action="store_true", default=None, help=(
         "on a GPU: compile the networks. The start takes half a minute longer on a new machine, the run less; "
         f"default: from {COMPILE_FROM_IMAGES:,} images on"))
+    group.add_argument("--no-compile", dest="compile", action="store_false", help="on a GPU: never compile them")
     group.add_argument("--pools", default="+".join(STAGES), metavar="LAYOUT", help=(
         "stages joined by + share a process, / starts another kind of process, :N sets how many: "
         "decode:8/detect+keypoint+align+embed; default: all in one process"))

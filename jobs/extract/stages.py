@@ -89,7 +89,7 @@ class StageConfig:
     models: as the driver found them. device: "cpu" or "cuda". engine, precision: see `Runtime`. image_column: the
     column of images, where INPUT is Parquet files. weights: a folder or a bucket URI; None is this repository's.
     opened: is told of every network that an actor opens. max_requests: files that an actor asks for at once, at most.
-    compile: torch compiles the networks, on CUDA. decode_on_gpu: the actors that decode have a GPU, which may help.
+    compile: torch compiles the networks, on CUDA.
     """
 
     settings: RowSettings
@@ -104,7 +104,6 @@ class StageConfig:
     max_requests: int = MAX_REQUESTS
     opened: Callable[[Opened], None] | None = None
     compile: bool = False
-    decode_on_gpu: bool = False
 
 
 def stage_builders(config: StageConfig) -> StageBuilders:
@@ -142,7 +141,7 @@ def build_decode(config: StageConfig, threads: int, calls: int) -> Decode:
         batch_images=config.batches.images,
         batch_bytes=config.batches.mb << 20,
         threads=threads,
-        decode_on_device=device_jpegs(config.opened) if config.decode_on_gpu else None,
+        decode_on_device=device_jpegs(config.opened) if config.settings.jpeg_decoder == "nvjpeg" else None,
     )
 
 

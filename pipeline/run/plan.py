@@ -15,6 +15,8 @@ WORK_SHARE = {"decode": 0.2, "detect": 0.55, "keypoint": 0.08, "align": 0.02, "e
 """Share of CPU time per stage; splits the CPU actors between pools. Measured by `jobs.bench stages`; decode as on
 photos of a dozen megapixels."""
 
+CPUS_PER_GPU_ACTOR = 4        # one interpreter is busy with 250 images a second; a GPU takes several times as many
+MOST_ACTORS_OF_GPU = 4        # each takes 2.5 GB of memory; on an H100 8 were a tenth faster than 4
 THREADS_PER_CPU_ACTOR = 4     # a process with torch takes about 700 MB, and more threads speed up small networks little
 GPU_CALLS = 2
 STEPS = 1000                  # of one CPU or GPU: what an actor reserves is rounded down to a thousandth
@@ -144,15 +146,23 @@ def _check_free(cluster: Cluster, needs_gpu: bool) -> None:
 
 
 def _count_actors(pools: Sequence[PoolLayout], on_gpu: Sequence[bool], cluster: Cluster) -> list[int]:
-    """The actors of each pool: the number given, else one for each GPU, else by the pool's share of the work."""
+    """The actors of each pool: the number given, else by the GPUs, else by the pool's share of the work."""
     slots = max(len(pools), int(cluster.cpus) // THREADS_PER_CPU_ACTOR)
     works = [sum(WORK_SHARE[stage] for stage in pool.stages) for pool in pools]
     # The CPU pools of a GPU job feed the GPUs, so they share all slots.
     whole = sum(work for work, gpu in zip(works, on_gpu, strict=True) if not gpu) if any(on_gpu) else 1.0
     return [
-        pool.actors or (int(cluster.gpus) if gpu else max(1, round(slots * work / whole)))
+        pool.actors or (_actors_on_gpus(pool, cluster) if gpu else max(1, round(slots * work / whole)))
         for pool, work, gpu in zip(pools, works, on_gpu, strict=True)
     ]
+
+
+def _actors_on_gpus(pool: PoolLayout, cluster: Cluster) -> int:
+    """One for each GPU; several if they decode too, by the CPUs of each GPU."""
+    gpus = int(cluster.gpus)
+    if "decode" not in pool.stages:
+        return gpus
+    return gpus * max(1, min(MOST_ACTORS_OF_GPU, int(cluster.cpus / gpus) // CPUS_PER_GPU_ACTOR))
 
 
 def _cpus_per_actor(pools: Sequence[PoolLayout], actors: Sequence[int], cluster: Cluster) -> list[float]:

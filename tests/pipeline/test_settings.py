@@ -58,7 +58,7 @@ def test_the_settings_of_an_output_of_any_version():
 def test_every_setting_changes_the_fingerprint(name):
     other = {"detect_px": 960, "second_pass_px": None, "min_score": 0.6, "nms_iou": 0.4, "min_face_px": 9.0,
              "max_faces": 3, "rotate_retry": True, "decode_scale": "full", "max_pixels": 1,
-             "embedding_dtype": "float16", "long_pictures": "whole", "find_px": 20}
+             "embedding_dtype": "float16", "long_pictures": "whole", "find_px": 20, "jpeg_decoder": "nvjpeg"}
     changed = replace(RowSettings(), **{name: other[name]})
     ours, theirs = fingerprinted(RowSettings(), MODELS), fingerprinted(changed, MODELS)
     assert fingerprint(ours) != fingerprint(theirs)

@@ -47,7 +47,7 @@ def test_every_engine_gets_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["engines", str(ASSETS)]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith(("| torch", "| openvino"))]
-    assert [row[0] for row in rows][:2] == ["| torch float32", "| openvino float32"]
+    assert [row[0] for row in rows][:2] == ["| torch float32 cpu libjpeg", "| openvino float32 cpu libjpeg"]
     assert len(rows) == 2 + computes_in_bfloat16()
     assert rows[0][2] == "1.00"
     assert all(row[4] == "1.000, 1.000, 1.000, 1.000 |" for row in rows[:2])

@@ -8,8 +8,7 @@ import torch
 from jobs.extract.device import check_jpegs, check_operations, device_jpegs, device_operations, made_picture
 from models.device_jpegs import DeviceJpegs
 from models.device_pixels import DeviceChips, DevicePixels
-from models.engines.engine import Opened
-from models.store import WeightsError
+from models.engines.engine import EngineError, Opened
 from pipeline.stages.operations import OpenCv
 
 CPU = torch.device("cpu")
@@ -47,7 +46,7 @@ def test_right_operations_pass():
 
 @pytest.mark.parametrize(("operations", "what"), [(Brighter(CPU), "letterbox"), (Black(CPU), "crops")])
 def test_wrong_operations_are_found(operations, what):
-    with pytest.raises(WeightsError, match=rf"^{what} differ from the CPU's by \d+\.\d of 255, 4.0 at most$"):
+    with pytest.raises(EngineError, match=rf"^{what} differ from the CPU's by \d+\.\d of 255, 4.0 at most$"):
         check_operations(operations)
 
 
@@ -64,7 +63,7 @@ def test_a_right_decoder_passes():
     ],
 )
 def test_a_wrong_decoder_is_found(decode, message):
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(EngineError, match=message):
         check_jpegs(DeviceJpegs(CPU, decode))
 
 

@@ -51,8 +51,10 @@ def test_default_plans_always_fit(layout, cpus, gpus):
         (ONE_POOL, Cluster(2, 0), "cpu", [1], [2]),
         (ONE_POOL, Cluster(1, 0), "cpu", [1], [1]),
         (ONE_POOL, Cluster(64, 0), "cpu", [16], [4]),
-        (ONE_POOL, Cluster(16, 1), "cuda", [1], [16]),         # one GPU actor decodes with all CPUs
-        (ONE_POOL, Cluster(64, 8), "cuda", [8], [8]),
+        (ONE_POOL, Cluster(2, 1), "cuda", [1], [2]),           # one GPU actor decodes with all CPUs
+        (ONE_POOL, Cluster(16, 1), "cuda", [4], [4]),          # several share a GPU
+        (ONE_POOL, Cluster(64, 8), "cuda", [16], [4]),
+        (ONE_POOL, Cluster(256, 8), "cuda", [32], [8]),
         (TWO_POOLS, Cluster(64, 8), "cuda", [16, 8], [4, 4]),  # decoders feed the GPUs
     ],
 )
