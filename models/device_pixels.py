@@ -203,7 +203,7 @@ class DeviceChips:
     def _bilinear(self, x: Tensor, y: Tensor, starts: Tensor, sides: Tensor) -> Tensor:
         """Values (k, s, s, 3) float32 of chips at points; whole numbers are the middles of pixels."""
         last = sides - 1
-        x, y = torch.minimum(x.clamp(min=0), last), torch.minimum(y.clamp(min=0), last)
+        x, y = (torch.minimum(at.nan_to_num(0.0).clamp(min=0), last) for at in (x, y))    # NaN would break the GPU
         x0, y0 = x.long(), y.long()
         x1, y1 = torch.minimum(x0 + 1, last), torch.minimum(y0 + 1, last)
         right, down = (x - x0)[..., None], (y - y0)[..., None]

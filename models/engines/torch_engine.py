@@ -117,7 +117,8 @@ class TorchNetwork:
 
     def _run(self, pixels: Tensor) -> Tensor:
         if self._compiled and self._compiled[0] == pixels.shape:
-            return self._compiled[1](pixels)
+            # Padded batches are made outside of inference mode; for that kind of tensor torch would compile again.
+            return self._compiled[1](pixels if pixels.is_inference() else pixels.clone())
         output: Tensor = self._network(pixels)
         return output
 

@@ -302,6 +302,27 @@ def test_a_detector_gives_the_faces_of_every_canvas() -> None:
         np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
 
 
+def test_the_compiled_network_gets_one_kind_of_tensor() -> None:
+    """For a tensor that was made outside of inference mode torch would compile once more."""
+    kinds: list[bool] = []
+
+    def compile_with(module: nn.Module, example: torch.Tensor):
+        def call(pixels: torch.Tensor) -> torch.Tensor:
+            kinds.append(pixels.is_inference())
+            return module(pixels)
+
+        return call
+
+    network = TorchNetwork(Remember(), Runtime(compile=True), mean=[0] * 3, std=[1] * 3, shapes=[(2, 4, 4, 3)],
+                           compile_with=compile_with)
+    network(batch(1, 2))
+    network(torch.from_numpy(batch(1, 2).copy()))
+    with torch.inference_mode():
+        made_in_inference_mode = torch.zeros((2, 4, 4, 3), dtype=torch.uint8)
+    network(made_in_inference_mode)
+    assert len(kinds) >= 3 and all(kinds)
+
+
 def test_a_tensor_gives_what_an_array_gives() -> None:
     role, name, side = "keypointer", "resnet18", 112
     network = open_network(read_model(DEFAULT_WEIGHTS_DIR, role, name), Runtime(engine="torch"), [])
