@@ -433,11 +433,15 @@ def cost_of_windows(settings: RowSettings) -> str:
 def stage_config(job: Job, device: str, planned: Plan, images: int, engines: EngineNotes) -> StageConfig:
     """What the actors build their stages from, for a run of so many images."""
     given = job.arguments
-    compile = images >= COMPILE_FROM_IMAGES if given.compile is None else given.compile
     return StageConfig(
         job.settings, job.models, device, batches(given, device), job.input_options, given.image_column, given.weights,
-        given.engine, given.precision, given.fetch_threads, engines.note, compile,
+        given.engine, given.precision, given.fetch_threads, engines.note, compiles(given, images),
     )
+
+
+def compiles(arguments: argparse.Namespace, images: int) -> bool:
+    """Whether a run of so many images compiles the networks, on a GPU."""
+    return images >= COMPILE_FROM_IMAGES if arguments.compile is None else bool(arguments.compile)
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

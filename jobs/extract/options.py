@@ -65,7 +65,10 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
         refuse(str(error))
     if not isinstance(values, dict):
         refuse("expected lines of the form `min-score: 0.4`")
-    options = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    options = {
+        name.removeprefix("--").replace("-", "_"): action for action in parser._actions if action.dest != "help"
+        for name in action.option_strings if name.startswith("--")
+    }
     read = {}
     for key, value in values.items():
         action = options.get(str(key).replace("-", "_"))
@@ -82,10 +85,10 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def config_value(action: argparse.Action, value: Any) -> Any:
     """The value of an option, as the command line would give it. Raises ValueError, ArgumentTypeError."""
-    if isinstance(action, argparse._StoreTrueAction):
+    if isinstance(action, argparse._StoreTrueAction | argparse._StoreFalseAction):
         if not isinstance(value, bool):
             raise ValueError(f"expected true or false, got {value!r}")
-        return value
+        return value is action.const
     if isinstance(action, argparse._AppendAction):
         return [config_word(action, each) for each in (value if isinstance(value, list) else [value])]
     return config_word(action, value)

@@ -1,0 +1,51 @@
+"""The plan and the configuration of a run, from the command line and what Ray has."""
+
+import pytest
+
+from jobs.extract.job import compiles, make_plan
+from jobs.extract.options import parse_arguments
+from jobs.extract.stages import COMPILE_FROM_IMAGES
+from pipeline.run.cluster import Connection
+from pipeline.run.plan import PlanError
+
+ON_GPU = Connection(cpus=16, gpus=1, nodes=1)
+APART = "decode/detect+keypoint+align+embed"
+
+
+def parsed(*options):
+    return parse_arguments(["photos", "out", *map(str, options)])
+
+
+def test_nvjpeg_runs_where_the_images_are_decoded():
+    device, planned = make_plan(parsed("--jpeg-decoder", "nvjpeg"), ON_GPU)
+    assert device == "cuda" and planned.pools[0].gpus == 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "connection"),
+    [([], Connection(2, 0, 1)), (["--device", "cpu"], ON_GPU), (["--pools", APART], ON_GPU)],
+    ids=["no GPU", "a GPU that is not used", "decode on CPUs"],
+)
+def test_nvjpeg_without_a_gpu_is_refused(options, connection):
+    with pytest.raises(PlanError, match=r"needs a GPU where images are decoded: .* or use --jpeg-decoder libjpeg"):
+        make_plan(parsed("--jpeg-decoder", "nvjpeg", *options), connection)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("compile: true", True), ("compile: false", False), ("no-compile: true", False), ("no_compile: false", True)],
+)
+def test_a_config_file_chooses_too(tmp_path, line, expected):
+    (tmp_path / "run.yaml").write_text(line + "\n")
+    assert compiles(parsed("--config", tmp_path / "run.yaml"), 1) is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "expected"),
+    [
+        ([], 0, False), ([], COMPILE_FROM_IMAGES - 1, False), ([], COMPILE_FROM_IMAGES, True),
+        (["--compile"], 1, True), (["--no-compile"], COMPILE_FROM_IMAGES, False),
+    ],
+)
+def test_large_runs_compile_the_networks(options, images, expected):
+    assert compiles(parsed(*options), images) is expected
