@@ -72,6 +72,16 @@ def _padded(part: Any, size: int) -> Any:
     if len(part) == size:
         return np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part
     shape = (size, *part.shape[1:])
-    padded = np.zeros(shape, part.dtype) if isinstance(part, np.ndarray) else part.new_zeros(shape)
+    padded = np.zeros(shape, part.dtype) if isinstance(part, np.ndarray) else _zeros_beside(part, shape)
     padded[: len(part)] = part
     return padded
+
+
+def _zeros_beside(tensor: Any, shape: Sequence[int]) -> Any:
+    """Zeros in the memory of a tensor. Raises OutOfDeviceMemory."""
+    import torch
+
+    try:
+        return tensor.new_zeros(shape)
+    except torch.OutOfMemoryError as error:
+        raise OutOfDeviceMemory(str(error)) from None

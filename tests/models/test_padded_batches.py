@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from models.engines.engine import OutOfDeviceMemory
 from models.padded_batches import PaddedBatches
@@ -52,6 +53,32 @@ def test_out_of_memory_halves_the_batch_size_for_good() -> None:
     assert run.batch_size == 2
     run(rows(3))
     assert [len(batch) for batch in model.batches] == [2] * 5
+
+
+def test_padding_that_does_not_fit_the_device_halves_the_batch_size_too() -> None:
+    class OnSmallDevice:
+        """A tensor on a device with room for two rows more."""
+
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values, self.shape = values, values.shape
+
+        def __len__(self) -> int:
+            return len(self.values)
+
+        def __getitem__(self, part: slice) -> OnSmallDevice:
+            return OnSmallDevice(self.values[part])
+
+        def new_zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+            if shape[0] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return torch.zeros(shape)
+
+        def __array__(self, dtype=None, copy=None) -> np.ndarray:
+            return self.values.numpy()
+
+    run = PaddedBatches(lambda batch: np.asarray(batch).sum(1, keepdims=True), 8)
+    assert run(OnSmallDevice(torch.from_numpy(rows(3).astype(np.float32)))).flatten().tolist() == [3, 7, 11]
+    assert run.batch_size == 2
 
 
 def test_out_of_memory_with_one_input_is_an_error() -> None:
