@@ -55,29 +55,22 @@ def test_out_of_memory_halves_the_batch_size_for_good() -> None:
     assert [len(batch) for batch in model.batches] == [2] * 5
 
 
+class OnSmallDevice(torch.Tensor):
+    """A tensor on a device that has room for two rows more."""
+
+    def new_zeros(self, shape, **options) -> torch.Tensor:
+        if shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros(shape)
+
+
 def test_padding_that_does_not_fit_the_device_halves_the_batch_size_too() -> None:
-    class OnSmallDevice:
-        """A tensor on a device with room for two rows more."""
+    def sums(batch: torch.Tensor) -> np.ndarray:
+        return batch.sum(1, keepdim=True).numpy()
 
-        def __init__(self, values: torch.Tensor) -> None:
-            self.values, self.shape = values, values.shape
-
-        def __len__(self) -> int:
-            return len(self.values)
-
-        def __getitem__(self, part: slice) -> OnSmallDevice:
-            return OnSmallDevice(self.values[part])
-
-        def new_zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
-            if shape[0] > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return torch.zeros(shape)
-
-        def __array__(self, dtype=None, copy=None) -> np.ndarray:
-            return self.values.numpy()
-
-    run = PaddedBatches(lambda batch: np.asarray(batch).sum(1, keepdims=True), 8)
-    assert run(OnSmallDevice(torch.from_numpy(rows(3).astype(np.float32)))).flatten().tolist() == [3, 7, 11]
+    run = PaddedBatches(sums, 8)
+    inputs = torch.from_numpy(rows(3).astype(np.float32)).as_subclass(OnSmallDevice)
+    assert run(inputs).flatten().tolist() == [3, 7, 11]
     assert run.batch_size == 2
 
 
