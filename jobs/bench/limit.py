@@ -138,14 +138,13 @@ def decode(content: bytes) -> None:
 
 def gpu_decode_part(contents: Sequence[bytes]) -> Part:
     """JPEGs decoded by nvJPEG. Raises ImportError or RuntimeError where it cannot."""
-    import torch
-    from torchvision.io import decode_jpeg
+    from models.device import torch_device
+    from models.device_jpegs import torchcodec_decoder
 
-    files = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    decode, device, files = torchcodec_decoder(), torch_device("cuda"), list(contents)
 
     def run() -> None:
-        decode_jpeg(files, device="cuda")
-        torch.cuda.synchronize()
+        decode(files, device)      # waits until all are decoded
 
     run()
     return Part("decode on the GPU", "images/s", run, len(files), 1.0)
