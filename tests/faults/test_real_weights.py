@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jobs.erase.__main__ import main as erase
-from jobs.erase.find import probe_faces
 from jobs.extract.stages import read_models
 from jobs.options import DEFAULT_MODELS
+from jobs.people.photos import PhotoReader, read_photo
 from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.output import ledger
 from pipeline.settings import RowSettings
@@ -68,7 +68,7 @@ def test_a_photo_finds_the_person_and_not_the_other_one(tmp_path, capsys):
     """The shipped models tell Zidane from the man beside him."""
     models = read_models(None, DEFAULT_MODELS)
     threshold = models.embedder.thresholds["0.001"]
-    first, second = probe_faces(str(ZIDANE), RowSettings(), DEFAULT_WEIGHTS_DIR, models).embeddings
+    first, second = read_photo(str(ZIDANE), PhotoReader(RowSettings(), models, DEFAULT_WEIGHTS_DIR)).vectors
     assert abs(np.linalg.norm(first) - 1) < 1e-5 and first @ second < threshold
     storage = write_output(
         tmp_path / "out", [{"/p/1.jpg": [first], "/p/2.jpg": [second]}, {"/p/12.jpg": [second, first]}]
