@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import geometry
-from pipeline.geometry import CHIP_MAX_PX, CROP_PX
+from pipeline.geometry import CHIP_MAX_PX, CROP_PX, LETTERBOX_GREY, Letterbox
 
-LETTERBOX_GREY = 114       # the two constants of pipeline.stages.operations, which this room must not import
-AREA_BELOW = 0.6
 SHRINK_TAPS = 3            # samples a side for each pixel of an eye input that shrinks, at most 2 times
 
 
@@ -56,16 +54,13 @@ class DevicePixels:
         canvases = torch.full(
             (len(images), side_px, side_px, 3), LETTERBOX_GREY, dtype=torch.uint8, device=self._device
         )
-        scales, shifts = np.ones((len(images), 2)), np.zeros((len(images), 2))
-        for i, image in enumerate(images):
-            height, width = image.shape[:2]
-            scale = side_px / max(width, height)
-            new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-            left, top = (side_px - new_width) // 2, (side_px - new_height) // 2
-            place = canvases[i, top : top + new_height, left : left + new_width]
-            place.copy_(_resized(image, new_width, new_height, area=scale < AREA_BELOW))
-            scales[i] = width / new_width, height / new_height
-            shifts[i] = -left * scales[i, 0], -top * scales[i, 1]
+        places = [Letterbox.of(image.shape[1], image.shape[0], side_px) for image in images]
+        for canvas, image, at in zip(canvases, images, places, strict=True):
+            part = canvas[at.top : at.top + at.height, at.left : at.left + at.width]
+            part.copy_(_resized(image, at.width, at.height, area=at.averaged))
+        scales, shifts = (np.array(each).reshape(-1, 2) for each in (
+            [at.scale_xy for at in places], [at.shift_xy for at in places]
+        ))
         return canvases, geometry.scale_shifts(scales, shifts)
 
     @torch.inference_mode()

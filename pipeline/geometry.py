@@ -16,6 +16,8 @@ EYES_MID_XY = (55.91, 51.60)          # middle between the eyes in the usual 112
 EYE_DISTANCE_PX = 35.24               # distance of that template's eye centres, (38.29, 51.70) and (73.53, 51.50)
 CHIP_BOX_RATIO = 1.6                  # side of a chip, as a multiple of the longer side of its box
 CHIP_MAX_PX = 256
+LETTERBOX_GREY = 114                  # the border around an image in YOLO's training
+AREA_BELOW = 0.6                      # smaller scales need averages; from here on interpolation has the same AP, sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,33 @@ def chip_squares(boxes_xyxy: np.ndarray) -> np.ndarray:
     first, last = boxes[..., :2], boxes[..., 2:]
     side = np.maximum(1, np.rint(CHIP_BOX_RATIO * (last - first).max(axis=-1)))[..., None]
     return np.concatenate([np.floor((first + last - side) / 2 + 0.5), side], axis=-1).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """Where an image lies, scaled, in the middle of a square canvas; in whole pixels of the canvas.
+
+    averaged: whether it shrinks so much that areas are averaged, not interpolated. scale_xy: image pixels of a canvas
+    pixel. shift_xy: where the canvas begins, in image pixels.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    averaged: bool
+    scale_xy: tuple[float, float]
+    shift_xy: tuple[float, float]
+
+    @classmethod
+    def of(cls, width: int, height: int, side_px: int) -> Letterbox:
+        """The place of an image of this size in a canvas of side_px."""
+        scale = side_px / max(width, height)
+        new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = (side_px - new_width) // 2, (side_px - new_height) // 2
+        scale_xy = (width / new_width, height / new_height)
+        shift_xy = (-left * scale_xy[0], -top * scale_xy[1])
+        return cls(left, top, new_width, new_height, scale < AREA_BELOW, scale_xy, shift_xy)
 
 
 def scale_shift(scale_xy: tuple[float, float], shift_xy: tuple[float, float]) -> np.ndarray:

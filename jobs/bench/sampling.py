@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Sampling:
+class Sampling(ABC):
     """Calls `sample` every `every_s` seconds inside the `with` block."""
 
     def __init__(self, every_s: float) -> None:
@@ -25,9 +26,9 @@ class Sampling:
         self._closed.set()
         self._thread.join()
 
+    @abstractmethod
     def sample(self) -> None:
         """Measure now."""
-        raise NotImplementedError
 
     def _keep_sampling(self) -> None:
         while not self._closed.wait(self._every_s):

@@ -13,10 +13,7 @@ import numpy as np
 
 from pipeline import geometry
 from pipeline.batch import Chips, Pixels
-from pipeline.geometry import CHIP_MAX_PX
-
-LETTERBOX_GREY = 114   # the border around an image in YOLO's training
-AREA_BELOW = 0.6       # scales below need averaging; above, interpolation gives the same AP in a fifth of the time
+from pipeline.geometry import CHIP_MAX_PX, LETTERBOX_GREY, Letterbox
 
 
 class Operations(Protocol):
@@ -67,17 +64,14 @@ def letterbox(pixels: np.ndarray, side_px: int, canvas: np.ndarray | None = None
     image gives different boxes in another batch.
     """
     height, width = pixels.shape[:2]
-    scale = side_px / max(width, height)
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (side_px - new_width) // 2, (side_px - new_height) // 2
+    place = Letterbox.of(width, height, side_px)
     if canvas is None:
         canvas = np.empty((side_px, side_px, 3), np.uint8)
     canvas.fill(LETTERBOX_GREY)
-    canvas[top : top + new_height, left : left + new_width] = cv2.resize(
-        pixels, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < AREA_BELOW else cv2.INTER_LINEAR
+    canvas[place.top : place.top + place.height, place.left : place.left + place.width] = cv2.resize(
+        pixels, (place.width, place.height), interpolation=cv2.INTER_AREA if place.averaged else cv2.INTER_LINEAR
     )
-    scale_xy = (width / new_width, height / new_height)
-    return canvas, geometry.scale_shift(scale_xy, (-left * scale_xy[0], -top * scale_xy[1]))
+    return canvas, geometry.scale_shift(place.scale_xy, place.shift_xy)
 
 
 def cut_chip(pixels: np.ndarray, box_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
