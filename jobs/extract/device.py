@@ -38,7 +38,7 @@ def device_operations(told: Told) -> Operations:
         check_operations(operations)
     except Exception as error:
         _raise_device_fault(error)
-        _tell(told, "the operations on pixels", "OpenCV", error)
+        _tell(told, "the operations on pixels", "OpenCV", _reason(error))
         return OpenCv()
     _tell(told, "the operations on pixels", "torch")
     return operations
@@ -47,7 +47,7 @@ def device_operations(told: Told) -> Operations:
 def device_jpegs(told: Told) -> DecodeOnDevice | None:
     """The JPEG decoder of the GPU of this process; None where there is none, or it fails."""
     def given_up(reason: str) -> None:
-        _tell(told, "the decoder of JPEGs", "libjpeg-turbo", RuntimeError(reason))
+        _tell(told, "the decoder of JPEGs", "libjpeg-turbo", reason)
 
     try:
         from models.device import torch_device
@@ -57,7 +57,7 @@ def device_jpegs(told: Told) -> DecodeOnDevice | None:
         check_jpegs(decoder)
     except Exception as error:
         _raise_device_fault(error)
-        _tell(told, "the decoder of JPEGs", "libjpeg-turbo", error)
+        _tell(told, "the decoder of JPEGs", "libjpeg-turbo", _reason(error))
         return None
     _tell(told, "the decoder of JPEGs", "nvJPEG")
     return decoder
@@ -110,7 +110,10 @@ def _raise_device_fault(error: Exception) -> None:
         raise error
 
 
-def _tell(told: Told, what: str, by: str, left_out: Exception | None = None) -> None:
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+def _tell(told: Told, what: str, by: str, departure: str | None = None) -> None:
     if told:
-        reason = f"{type(left_out).__name__}: {' '.join(str(left_out).split())}"[:200] if left_out else None
-        told(Opened(what, by, "uint8", departure=reason))
+        told(Opened(what, by, "uint8", departure=departure))
