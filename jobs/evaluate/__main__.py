@@ -18,7 +18,7 @@ from jobs.evaluate.eyes import eyes
 from jobs.evaluate.identity import identification, verification
 from jobs.evaluate.runtime import add_runtime_options
 from jobs.evaluate.stability import stability
-from jobs.options import command_parser, positive, share
+from jobs.options import DEFAULT_MODELS, command_parser, positive, share
 from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.settings import RowSettings
 
@@ -47,7 +47,8 @@ def add_detection(command: argparse.ArgumentParser) -> None:
                          f"perhaps ignored_boxes, {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name, boxes, perhaps ignored_boxes: "
                          "lists of x1, y1, x2, y2 in pixels (default: PHOTOS/boxes.parquet)")
-    command.add_argument("--detector", default="yolov8n", help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--detector", default=DEFAULT_MODELS["detector"],
+                         help="name in the weights folder (default: %(default)s)")
     command.add_argument("--input-px", type=canvas_px, default=defaults.detect_px,
                          help="side of the detector's input (default: %(default)s)")
     command.add_argument("--min-score", type=share, default=defaults.min_score,
@@ -64,8 +65,10 @@ def add_eyes(command: argparse.ArgumentParser) -> None:
                          f"image, points98 and perhaps kinds and turned; {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="Parquet with name and points: 68 pairs x, y a "
                          "face, in pixels")
-    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
-    command.add_argument("--detector", default="yolov8n", help="its boxes cut the chips (default: %(default)s)")
+    command.add_argument("--keypointer", default=DEFAULT_MODELS["keypointer"],
+                         help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--detector", default=DEFAULT_MODELS["detector"],
+                         help="its boxes cut the chips (default: %(default)s)")
     command.add_argument("--input-px", type=canvas_px, default=320,
                          help="side of the detector's input (default: %(default)s)")
     add_common(command, "keypointer", "figures")
@@ -76,9 +79,12 @@ def add_stability(command: argparse.ArgumentParser) -> None:
     """The options of `stability`."""
     defaults = RowSettings()
     command.add_argument("photos", type=Path, help="folder of photos")
-    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
-    command.add_argument("--embedder", default="edgenext", help="name in the weights folder (default: %(default)s)")
-    command.add_argument("--detector", default="yolov8n", help="its boxes cut the chips (default: %(default)s)")
+    command.add_argument("--keypointer", default=DEFAULT_MODELS["keypointer"],
+                         help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--embedder", default=DEFAULT_MODELS["embedder"],
+                         help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--detector", default=DEFAULT_MODELS["detector"],
+                         help="its boxes cut the chips (default: %(default)s)")
     command.add_argument("--input-px", type=canvas_px, default=640,
                          help="side of the detector's input (default: %(default)s)")
     command.add_argument("--min-score", type=share, default=defaults.min_score,
@@ -94,8 +100,10 @@ def add_identification(command: argparse.ArgumentParser) -> None:
     command.add_argument("crops", type=Path, help="Parquet (file or folder) with identity, image, landmarks and "
                          f"perhaps role, {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="CSV or Parquet with name, identity, perhaps role")
-    command.add_argument("--embedder", default="edgenext", help="name in the weights folder (default: %(default)s)")
-    command.add_argument("--keypointer", default="resnet18", help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--embedder", default=DEFAULT_MODELS["embedder"],
+                         help="name in the weights folder (default: %(default)s)")
+    command.add_argument("--keypointer", default=DEFAULT_MODELS["keypointer"],
+                         help="name in the weights folder (default: %(default)s)")
     command.add_argument("--no-distractors", action="store_true", help="leave out the rows with the role distractor; "
                          "they only make more pairs of different people")
     command.add_argument("--flip", action="store_true", help="add the vector of the mirrored face, whatever the card "

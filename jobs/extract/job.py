@@ -11,10 +11,12 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from jobs.command import DONE, TOO_MANY_ERRORS, Broke, run_command, say
+from jobs.extract.choice import begun_lines, choose_models
 from jobs.extract.dedupe import Dedupe
 from jobs.extract.engines import EngineNotes, FallbackLines
 from jobs.extract.engines import as_json as engines_as_json
@@ -32,7 +34,6 @@ from jobs.extract.stages import (
     StageConfig,
     alignment_template,
     looks_of,
-    read_models,
     stage_builders,
 )
 from jobs.options import resuming_command
@@ -150,7 +151,7 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
     input_options, output_options = seen_by_actors(inputs, input_options), seen_by_actors([output_uri], output_options)
     storage = open_storage(output_uri, output_options, single_writer=arguments.single_writer)
     plan.parse_pools(arguments.pools)
-    models = read_models(arguments.weights, model_names(arguments))
+    models = choose_models(arguments.weights, model_names(arguments), models_begun_with(arguments, storage))
     if arguments.require_commercial:
         require_commercial(models)
     if arguments.precision == "int8":
@@ -168,6 +169,16 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
     )
     check_places(inputs, job.rules)
     return job
+
+
+def models_begun_with(arguments: argparse.Namespace, storage: Storage) -> Mapping[str, Mapping[str, Any]]:
+    """The fingerprints of the models that made OUTPUT, by role; empty if it is new. Raises OutputError."""
+    if arguments.overwrite:
+        return {}
+    with suppress(OSError):       # taking the lease meets the same, and says what to do
+        models: Mapping[str, Mapping[str, Any]] = (claim.begun_with(storage) or {}).get("models", {})
+        return models
+    return {}
 
 
 def seen_by_actors(uris: Sequence[str], options: StoreOptions) -> StoreOptions:
@@ -250,6 +261,8 @@ def go_on_with(job: Job) -> Job:
     for name in BEFORE:
         if getattr(settings, name) != getattr(job.settings, name):
             say(f"OUTPUT was begun without {option(name)}, so this run goes on with: {getattr(settings, name)}")
+    for line in begun_lines(job.models, model_names(job.arguments), begun.get("models", {})):
+        say(line)
     return replace(job, settings=settings)
 
 

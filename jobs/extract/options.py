@@ -126,8 +126,8 @@ def batches(arguments: argparse.Namespace, device: str) -> Batches:
     return replace(DEFAULT_BATCHES[device], **{name: size for name, size in given.items() if size is not None})
 
 
-def model_names(arguments: argparse.Namespace) -> dict[str, str]:
-    """The names of the models by role."""
+def model_names(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """The names of the models by role, as the user gives them; None where he gives none."""
     return {role: getattr(arguments, role) for role in DEFAULT_MODELS}
 
 
@@ -199,12 +199,10 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     """Which models are used."""
     group.add_argument("--weights", metavar="DIR|URI", help=(
         "the folder of the weights, local or in a bucket; default: models/weights of this repository"))
-    group.add_argument("--detector", metavar="NAME", default=DEFAULT_MODELS["detector"], help=(
-        "finds the faces; default: %(default)s"))
-    group.add_argument("--keypointer", metavar="NAME", default=DEFAULT_MODELS["keypointer"], help=(
-        "finds the eye points; default: %(default)s"))
-    group.add_argument("--embedder", metavar="NAME", default=DEFAULT_MODELS["embedder"], help=(
-        "makes the vectors: edgenext, resnet, or your own; default: %(default)s"))
+    for role, does in (("detector", "finds the faces"), ("keypointer", "finds the eye points"),
+                       ("embedder", "makes the vectors: edgenext, resnet, or your own")):
+        group.add_argument(f"--{role}", metavar="NAME", help=(
+            f"{does}; default: that of OUTPUT if it exists, else {DEFAULT_MODELS[role]}, or the only one in --weights"))
     group.add_argument("--require-commercial", action="store_true", help=(
         "refuse models whose licence forbids commercial use"))
 

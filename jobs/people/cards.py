@@ -10,15 +10,23 @@ from models.store import WeightCard, read_card
 from pipeline.errors import OutputError
 
 
+def matching_card(weights_dir: Path, role: str, made_with: Mapping[str, Any]) -> WeightCard | None:
+    """The card of the model that made an output; None if the folder does not hold it. Its name may have changed."""
+    cards = (read_card(weights_dir, role, name) for name in _names(weights_dir, role))
+    return next((card for card in cards if card.fingerprint() == made_with), None)
+
+
 def find_card(weights_dir: Path, role: str, made_with: Mapping[str, Any]) -> WeightCard:
-    """The card of the model that made an output. Its name may have changed. Raises OutputError."""
-    names = sorted(path.stem.removeprefix(f"{role}-") for path in weights_dir.glob(f"{role}-*.json"))
-    for name in names:
-        card = read_card(weights_dir, role, name)
-        if card.fingerprint() == made_with:
-            return card
+    """As `matching_card`. Raises OutputError where that gives None."""
+    if card := matching_card(weights_dir, role, made_with):
+        return card
+    held = ", ".join(_names(weights_dir, role)) or "none"
     raise OutputError(
         f"the output was made with another {role}, {made_with['architecture']['network']}@"
-        f"{made_with['tensors_sha256'][:12]}, than those in {weights_dir} ({', '.join(names) or 'none'}). Vectors of "
+        f"{made_with['tensors_sha256'][:12]}, than those in {weights_dir} ({held}). Vectors of "
         "two embedders cannot be compared. Name the folder of the right one with --weights"
     )
+
+
+def _names(weights_dir: Path, role: str) -> list[str]:
+    return sorted(path.stem.removeprefix(f"{role}-") for path in weights_dir.glob(f"{role}-*.json"))

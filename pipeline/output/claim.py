@@ -73,7 +73,7 @@ def begun_with(storage: Storage) -> Mapping[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(content)
-        found["fingerprint"], found["settings"].keys()
+        found["fingerprint"], found["settings"].keys(), found.get("models", {}).keys()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputError(
             f"{storage.root}/{OUTPUT_JSON} is damaged; restore it, or start again with --overwrite"

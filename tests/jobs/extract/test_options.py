@@ -20,8 +20,10 @@ def test_batches_of_the_command_line():
     assert batches(parse_arguments(["in", "out", *given]), "cuda") == Batches(detect=1, faces=2, images=3, mb=4)
 
 
-def test_default_models():
-    assert model_names(parse_arguments(["in", "out"])) == DEFAULT_MODELS
+@pytest.mark.parametrize("named", [{}, {"keypointer": "resnet18"}])
+def test_the_models_that_the_user_names(named):
+    words = [word for role, name in named.items() for word in (f"--{role}", name)]
+    assert model_names(parse_arguments(["in", "out", *words])) == dict.fromkeys(DEFAULT_MODELS) | named
 
 
 def test_zero_means_off():
