@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jobs.compare.comparison import Comparison, verdict
+from jobs.pages.template import load_template
 from jobs.people import TEMPLATES
-from jobs.preview.page import load_template
 
 SHOWN_PAIRS = 60
 MATRIX_FACES = 24

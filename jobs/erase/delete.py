@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.command import Broke, say
-from jobs.preview.page import is_page
+from jobs.pages.template import is_page
 from pipeline.input.indexes import forget_indexes
 from pipeline.output import claim, erased, lease, ledger
 from pipeline.output.report import status_counts

@@ -14,9 +14,9 @@ import numpy as np
 
 from jobs.extract.stages import DEFAULT_BATCHES, Models, StageConfig, stage_builders
 from jobs.options import ArgumentError
+from jobs.pages.pictures import FaceView, draw_face, eye_points, locate
 from jobs.people.cards import find_card
 from jobs.people.files import as_uri
-from jobs.preview.pictures import FaceView, draw_face, eye_points, locate
 from models.store import EMBEDDING_DIM
 from pipeline import geometry
 from pipeline.batch import GOOD, FaceBatch, ImageBatch, ImageRecord

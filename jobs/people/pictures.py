@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from jobs.preview.pictures import FaceView, locate, view_photo
+from jobs.pages.pictures import FaceView, locate, view_photo
 from pipeline.batch import FetchFailure
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.fetch import Fetch

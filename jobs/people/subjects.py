@@ -21,8 +21,8 @@ from pipeline.settings import RowSettings
 
 if TYPE_CHECKING:      # they bring the stages, which take a third of a second: only where photos are read
     from jobs.extract.stages import Models
+    from jobs.pages.pictures import FaceView
     from jobs.people.photos import PhotoFaces
-    from jobs.preview.pictures import FaceView
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
+from jobs.pages.pictures import FaceView, PhotoView, eye_points
+from jobs.pages.template import load_template, plural
 from jobs.preview.output import Row, Run
-from jobs.preview.pictures import FaceView, PhotoView, eye_points
 from pipeline.batch import GOOD, Status
-from pipeline.text import printable
-
-PAGE_START, PAGE_TITLE = b"<!doctype html><html lang=en><meta charset=utf-8>", b"<title>Faces: "
-_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32)}     # Unicode's pictures of the control characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +41,9 @@ def render_page(root: str, run: Run, photos: Sequence[PhotoView], failures: Sequ
         failed=run.counts["images"] - sum(run.counts[status] for status in GOOD),
         shown_faces=sum(len(photo.faces) for photo in photos),
         most_similar=most_similar_faces(photos),
+        facts=_facts,
+        marks=_marks,
     )
-
-
-def is_page(content: bytes) -> bool:
-    """Whether this is a page that render_page wrote, in this or an earlier version."""
-    return content.startswith(PAGE_START) and PAGE_TITLE in content
 
 
 def most_similar_faces(photos: Sequence[PhotoView]) -> dict[tuple[str, int], tuple[FaceView, float]]:
@@ -73,28 +62,9 @@ def most_similar_faces(photos: Sequence[PhotoView]) -> dict[tuple[str, int], tup
     return found
 
 
-def load_template(folder: Path, name: str) -> jinja2.Template:
-    """The template of a page. What it puts into the page is escaped, and control characters are shown."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, finalize=_visible, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-    )
-    environment.globals |= {"facts": _facts, "marks": _marks, "points": _points}
-    environment.filters |= {
-        "name": posixpath.basename, "plural": _plural, "thousands": "{:,}".format, "number": _number,
-        "coordinate": "{:.{}f}".format, "jpeg": _data_uri,
-    }
-    return environment.get_template(name)
-
-
-def _visible(value: Any) -> Any:
-    """Show control characters: a file's name may have any, even those that reverse the text after them."""
-    return value if isinstance(value, Markup) else printable(str(value).translate(_CONTROL_PICTURES))
-
-
 def _facts(record: Row, faces: int) -> str:
     """The line below a photo's name."""
-    facts = [f"{record['width']:,} × {record['height']:,}", str(record["format"]), _plural(faces, "face")]
+    facts = [f"{record['width']:,} × {record['height']:,}", str(record["format"]), plural(faces, "face")]
     if record["exif_orientation"] not in (None, 1):
         facts.append(f"EXIF orientation {record['exif_orientation']}")
     if record["rotation_deg"]:
@@ -123,20 +93,3 @@ def _marks(photo: PhotoView, letters_px: float) -> Iterator[Mark]:
             label_y=y1 - letters_px / 3 if y1 > 1.5 * letters_px else y2 + letters_px,
             label_ends_at_x=near_right_edge,
         )
-
-
-def _points(points_xy: np.ndarray) -> list[tuple[float, float]]:
-    """The points that exist."""
-    return [(float(x), float(y)) for x, y in points_xy if np.isfinite(x + y)]
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

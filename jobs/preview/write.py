@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jobs.preview.output import PreviewError, read_output, read_run
+from jobs.pages.pictures import PhotoView, locate, view_photo
+from jobs.preview.output import PreviewError, Row, Run, read_output, read_run
 from jobs.preview.page import render_page
-from jobs.preview.pictures import view_photos
+from pipeline.batch import FetchFailure
+from pipeline.input.fetch import Fetch
 from pipeline.stages.pillow import prepare_pillow
 from pipeline.storage import open_storage
-from pipeline.storage.uris import parse_input_uri
+from pipeline.storage.uris import StoreOptions, parse_input_uri
 
 MAX_IMAGES = 60
 
@@ -34,3 +37,17 @@ def write_preview(output: str | Path, html_path: str | Path, *, max_images: int 
     except OSError as error:
         raise PreviewError(f"cannot write {html_path}: {error.strerror}; choose another file") from None
     return html_path
+
+
+def view_photos(
+    records: Sequence[Row], faces: Mapping[str, Sequence[Row]], run: Run, options: StoreOptions
+) -> Iterator[PhotoView]:
+    """Read the photos again and cut out their faces, in the order of the records."""
+    fetch = Fetch(options, image_column=run.parquet.image if run.parquet else None, max_requests=4)
+    answers = fetch(locate([record["uri"] for record in records], run.parquet, options))
+    for record, answer in zip(records, answers, strict=True):
+        of_photo = sorted(faces.get(record["uri"], ()), key=lambda face: int(face["face_index"]))
+        if isinstance(answer, FetchFailure):
+            yield PhotoView(record, of_photo, note=f"The photo cannot be read now: {answer.error}")
+        else:
+            yield view_photo(record, of_photo, answer.content, run.settings, run.template)

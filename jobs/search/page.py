@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from jobs.pages.pictures import FaceView
+from jobs.pages.template import load_template
 from jobs.people import TEMPLATES
 from jobs.people.files import write_file
 from jobs.people.pictures import views_of
 from jobs.people.subjects import Face, Faces
-from jobs.preview.page import load_template
-from jobs.preview.pictures import FaceView
 from pipeline.people.outputs import Output, Row
 
 SHOWN_PROBES = 20

@@ -16,7 +16,7 @@ from jobs.compare import __main__ as compare
 from jobs.compare.__main__ import main
 from jobs.extract.stages import StageConfig, read_models, stage_builders
 from jobs.options import DEFAULT_MODELS
-from jobs.preview.page import is_page
+from jobs.pages.template import is_page
 from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.batch import TodoRow
 from pipeline.boundary import STAGES

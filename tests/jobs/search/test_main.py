@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.preview.page import is_page
+from jobs.pages.template import is_page
 from jobs.search import page
 from jobs.search.__main__ import main
 from pipeline.people.search import MATCHES

@@ -4,7 +4,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.preview.pictures import locate
+from jobs.pages.pictures import locate
 from pipeline.batch import TodoRow
 from pipeline.input.fetch import Fetch
 from pipeline.input.parquet_images import ParquetColumns

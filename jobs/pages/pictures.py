@@ -1,9 +1,9 @@
-"""The pictures of the preview page: photos as JPEG, and each face as its chip and as its aligned crop."""
+"""The pictures of the pages: photos as JPEG, and each face as its chip and as its aligned crop."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,14 +12,13 @@ import numpy as np
 import simplejpeg
 
 from jobs.extract.stages import min_side_of
-from jobs.preview.output import Row, Run
 from pipeline import geometry
-from pipeline.batch import FetchFailure, TodoRow
+from pipeline.batch import TodoRow
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.containers import Kind, is_container, kind_at, list_members
-from pipeline.input.fetch import Fetch
 from pipeline.input.names import InputError
 from pipeline.input.parquet_images import ParquetColumns
+from pipeline.people.outputs import Row
 from pipeline.schemas import LISTING
 from pipeline.settings import RowSettings
 from pipeline.stages.align import align_chip
@@ -51,20 +50,6 @@ class PhotoView:
     photo_jpeg: bytes = b""
     face_views: Sequence[FaceView] = ()
     note: str = ""
-
-
-def view_photos(
-    records: Sequence[Row], faces: Mapping[str, Sequence[Row]], run: Run, options: StoreOptions
-) -> Iterator[PhotoView]:
-    """Read the photos again and cut out their faces, in the order of the records."""
-    fetch = Fetch(options, image_column=run.parquet.image if run.parquet else None, max_requests=4)
-    answers = fetch(locate([record["uri"] for record in records], run.parquet, options))
-    for record, answer in zip(records, answers, strict=True):
-        of_photo = sorted(faces.get(record["uri"], ()), key=lambda face: int(face["face_index"]))
-        if isinstance(answer, FetchFailure):
-            yield PhotoView(record, of_photo, note=f"The photo cannot be read now: {answer.error}")
-        else:
-            yield view_photo(record, of_photo, answer.content, run.settings, run.template)
 
 
 def view_photo(

@@ -1,0 +1,1 @@
+"""What the commands that write HTML pages share: the template, the look, and pictures of photos and faces."""
