@@ -176,6 +176,7 @@ class FaceBatch:
     chips: Chips = ()                                           # n × (s, s, 3) uint8, s ≤ 256
     chip_to_image: np.ndarray = _empty((0, 2, 3), np.float64)   # (n, 2, 3) float64
     eye_points: np.ndarray = _empty((0, 12, 2), np.float32)   # (n, 12, 2) float32
+    eye_spread: np.ndarray = _empty((0,), np.float32)   # (n,), in longer box sides; NaN: the network does not say it
     crops: Pixels = _empty((0, CROP_PX, CROP_PX, 3), np.uint8)   # (n, 112, 112, 3) uint8
     align_ok: np.ndarray = _empty((0,), bool)   # (n,)
     roll_deg: np.ndarray = _empty((0,), np.float32)   # (n,)
@@ -191,7 +192,7 @@ class FaceBatch:
             raise ValueError(
                 f"boxes_xyxy must be ({n}, 4) and scores ({n},), got {self.boxes_xyxy.shape} and {self.scores.shape}"
             )
-        for name in ("chips", "chip_to_image", "eye_points", "crops", "align_ok", "roll_deg", "sharpness",
+        for name in ("chips", "chip_to_image", "eye_points", "eye_spread", "crops", "align_ok", "roll_deg", "sharpness",
                      "embeddings", "embedding_norms"):
             if len(getattr(self, name)) not in (0, n):
                 raise ValueError(f"{name} must have {n} entries, one per face, got {len(getattr(self, name))}")
@@ -244,11 +245,11 @@ class FaceBatch:
         """Convert points (n, k, 2) from pixels of each face's chip to image pixels; float32."""
         return transform(self.chip_to_image, points.astype(np.float64)).astype(np.float32)
 
-    def with_eyes(self, eye_points: np.ndarray) -> FaceBatch:
-        """This batch with eye points (n, 12, 2), image pixels."""
+    def with_eyes(self, eye_points: np.ndarray, eye_spread: np.ndarray) -> FaceBatch:
+        """This batch with eye points (n, 12, 2), image pixels, and their spread (n,)."""
         if eye_points.shape != (len(self), 12, 2):
             raise ValueError(f"eye_points must be ({len(self)}, 12, 2), got {eye_points.shape}")
-        return replace(self, eye_points=eye_points)
+        return replace(self, eye_points=eye_points, eye_spread=eye_spread)
 
     def with_crops(
         self, crops: np.ndarray, align_ok: np.ndarray, roll_deg: np.ndarray, sharpness: np.ndarray

@@ -38,6 +38,7 @@ _FACE_FIELDS = (
     _Field("scores", (), np.float32, _ALL),
     _Field("chip_to_image", (2, 3), np.float64, ("detect", "keypoint")),
     _Field("eye_points", (12, 2), np.float32, ("keypoint", "align", "embed")),
+    _Field("eye_spread", (), np.float32, ("keypoint", "align", "embed")),
     _Field("align_ok", (), np.uint8, _ALIGNED),
     _Field("roll_deg", (), np.float32, _ALIGNED),
     _Field("sharpness", (), np.float32, _ALIGNED),

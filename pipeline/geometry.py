@@ -155,6 +155,18 @@ def turn_deg(image_to_crop: np.ndarray) -> np.ndarray:
     return np.where(degrees <= -180.0, 180.0, degrees)
 
 
+def longer_sides(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """The longer side of each box (..., 4)."""
+    sides: np.ndarray = np.asarray(boxes_xyxy[..., 2:], np.float64) - boxes_xyxy[..., :2]
+    return np.asarray(sides.max(axis=-1))
+
+
+def scales(matrices: np.ndarray) -> np.ndarray:
+    """By how much 2×3 similarities (..., 2, 3) enlarge."""
+    enlarged: np.ndarray = np.hypot(matrices[..., 0, 0], matrices[..., 1, 0])
+    return enlarged
+
+
 def eyes_plausible(boxes_xyxy: np.ndarray, left_eye_xy: np.ndarray, right_eye_xy: np.ndarray) -> np.ndarray:
     """Whether two eye centres (..., 2) can belong to the face in the box (..., 4); (...) bool. NaN is not plausible.
 
@@ -163,7 +175,7 @@ def eyes_plausible(boxes_xyxy: np.ndarray, left_eye_xy: np.ndarray, right_eye_xy
     """
     first, last = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     distance, middle = _distance_and_middle(left_eye_xy, right_eye_xy)
-    longer = _longer_side(boxes_xyxy)
+    longer = longer_sides(boxes_xyxy)
     inside = ((first <= middle) & (middle <= last)).all(axis=-1)
     plausible: np.ndarray = (0.05 * longer <= distance) & (distance <= 0.8 * longer) & inside
     return plausible
@@ -178,7 +190,7 @@ def align_matrix(
     distance alone makes profiles too large, the box alone is noisy.
     """
     distance, middle = _distance_and_middle(left_eye_xy, right_eye_xy)
-    s_box = template.box_side_px / _longer_side(boxes_xyxy)
+    s_box = template.box_side_px / longer_sides(boxes_xyxy)
     s_eyes = EYE_DISTANCE_PX / np.maximum(distance, 1e-6)
     roll = np.radians(roll_deg(left_eye_xy, right_eye_xy))
     return _similarity(np.sqrt(s_box * np.minimum(s_eyes, s_box)), roll, middle)
@@ -188,13 +200,8 @@ def align_matrix_by_box(boxes_xyxy: np.ndarray, template: AlignmentTemplate) -> 
     """2×3 similarities from image pixels to the crop by the boxes (..., 4) alone, unturned, for implausible eyes."""
     boxes = np.asarray(boxes_xyxy, np.float64)
     middle = boxes[..., :2] + np.array(template.eyes_in_box_xy) * (boxes[..., 2:] - boxes[..., :2])
-    s_box = template.box_side_px / _longer_side(boxes)
+    s_box = template.box_side_px / longer_sides(boxes)
     return _similarity(s_box, np.zeros_like(s_box), middle)
-
-
-def _longer_side(boxes_xyxy: np.ndarray) -> np.ndarray:
-    sides: np.ndarray = np.asarray(boxes_xyxy[..., 2:], np.float64) - boxes_xyxy[..., :2]
-    return np.asarray(sides.max(axis=-1))
 
 
 def _distance_and_middle(left_xy: np.ndarray, right_xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ IMAGE_RECORD = pa.schema(
 )
 IMAGES = IMAGE_RECORD.append(pa.field("run_id", pa.string(), nullable=False))
 
-LATER_COLUMNS = ("tiles",)     # that outputs begun by version 0.1.0 do not have; an output keeps its columns
+LATER_COLUMNS = ("tiles", "eye_spread")     # that version 0.1.0 did not have; an output keeps the columns it began with
 
 EMBEDDING_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
@@ -67,6 +67,7 @@ def faces_schema(dim: int, embedding_dtype: str) -> pa.Schema:
             pa.field("right_eye_x", pa.float32()),
             pa.field("right_eye_y", pa.float32()),
             pa.field("eye_points", pa.list_(pa.float32(), 24)),
+            pa.field("eye_spread", pa.float32()),
             pa.field("roll_deg", pa.float32()),
             pa.field("eye_distance_px", pa.float32()),
             pa.field("align_ok", pa.bool_(), nullable=False),

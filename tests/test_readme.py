@@ -39,7 +39,8 @@ def output(tmp_path, monkeypatch):
     ones = np.ones(13, np.float32)
     batch = FaceBatch(
         tuple(records), np.array([*FACES.values(), 0]), np.zeros((13, 4), np.float32),
-        np.linspace(0.9, 0.4, 13, dtype=np.float32), eye_points=eyes, align_ok=np.array(ALIGN_OK), roll_deg=ones,
+        np.linspace(0.9, 0.4, 13, dtype=np.float32), eye_points=eyes,
+        eye_spread=0.01 * ones, align_ok=np.array(ALIGN_OK), roll_deg=ones,
         sharpness=ones, embeddings=vectors, embedding_norms=ones,
     )
     storage = open_storage("out")

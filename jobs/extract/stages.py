@@ -167,7 +167,8 @@ def build_keypoint(config: StageConfig, threads: int, calls: int) -> Keypoint:
     from models.keypointer import load_keypointer
 
     model = model_of(config, config.models.keypointer)
-    return Keypoint(load_keypointer(model, runtime_of(config, threads, calls), batch_size=config.batches.faces))
+    keypointer = load_keypointer(model, runtime_of(config, threads, calls), batch_size=config.batches.faces)
+    return Keypoint(keypointer.with_spreads)
 
 
 def build_align(config: StageConfig, threads: int, calls: int) -> Align:

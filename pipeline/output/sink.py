@@ -69,8 +69,7 @@ class Sink:
         name = ledger.part_name(kind, self.run_id, [record.uri for record in batch.records])
         metadata = part_metadata(self.fingerprint, self.run_id)
         faces = faces_table(batch, self.models, self.embedding_dim, self.embedding_dtype)
-        images = images_table(batch, self.run_id)
-        images = images.drop_columns([name for name in LATER_COLUMNS if name not in self.columns])
+        faces, images = self._as_begun(faces), self._as_begun(images_table(batch, self.run_id))
         try:
             ledger.write_pair(
                 self.storage, name, faces.replace_schema_metadata(metadata), images.replace_schema_metadata(metadata),
@@ -81,6 +80,11 @@ class Sink:
         counts = {status.value: sum(record.status is status for record in batch.records) for status in Status}
         file_bytes = sum(record.file_bytes or 0 for record in batch.records)
         return {"part": name, "images": len(images), "faces": len(faces), "bytes": file_bytes, **counts}
+
+    def _as_begun(self, table: pa.Table) -> pa.Table:
+        """The table with the columns that the output began with."""
+        later = set(LATER_COLUMNS) - set(self.columns)
+        return table.drop_columns([name for name in table.column_names if name in later])
 
 
 def part_metadata(fingerprint: str, run_id: str) -> dict[str, str]:
@@ -126,6 +130,7 @@ def faces_table(batch: FaceBatch, models: ModelNames, dim: int, embedding_dtype:
         "right_eye_x": right_eye[:, 0],
         "right_eye_y": right_eye[:, 1],
         "eye_points": pa.FixedSizeListArray.from_arrays(pa.array(batch.eye_points.reshape(-1)), 24),
+        "eye_spread": pa.array(batch.eye_spread, from_pandas=True),        # NaN becomes null
         "roll_deg": batch.roll_deg,
         "eye_distance_px": np.linalg.norm(right_eye - left_eye, axis=1),
         "align_ok": batch.align_ok,

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pipeline import geometry
 from pipeline.batch import Chips, FaceBatch
 
-EyeModel = Callable[[Chips], np.ndarray]
-"""From n chips, each (s, s, 3) uint8 RGB, to points (n, 12, 2) float32 in pixels of the chip."""
+EyeModel = Callable[[Chips], tuple[np.ndarray, np.ndarray]]
+"""From n chips, each (s, s, 3) uint8 RGB, to points (n, 12, 2) float32, and how far the left and the right eye may be
+off, (n, 2) float32, NaN if it does not say so; both in pixels of the chip."""
 
 
 class Keypoint:
@@ -22,5 +24,7 @@ class Keypoint:
         self._locate_eyes = locate_eyes
 
     def __call__(self, batch: FaceBatch) -> FaceBatch:
-        points_chip = self._locate_eyes(batch.chips)
-        return batch.with_eyes(batch.chip_points_to_image(points_chip))
+        points_chip, spreads_chip = self._locate_eyes(batch.chips)
+        longer_chip = geometry.longer_sides(batch.boxes_xyxy) / geometry.scales(batch.chip_to_image)
+        spread = (spreads_chip.max(axis=1) / longer_chip).astype(np.float32)
+        return batch.with_eyes(batch.chip_points_to_image(points_chip), spread)

@@ -22,7 +22,7 @@ def test_lengths_are_checked():
     with pytest.raises(ValueError, match="roll_deg must have 2 entries"):
         faces((A,), [2], roll_deg=np.zeros(3, np.float32))
     with pytest.raises(ValueError, match=r"eye_points must be \(2, 12, 2\)"):
-        faces((A,), [2]).with_eyes(np.zeros((2, 6, 2), np.float32))
+        faces((A,), [2]).with_eyes(np.zeros((2, 6, 2), np.float32), np.zeros(2, np.float32))
 
 
 @pytest.mark.parametrize(

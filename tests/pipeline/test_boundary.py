@@ -39,7 +39,7 @@ def faces_after(stage, which):
         values |= {"chips": tuple(fill(i + 2, i + 2, 3, dtype=np.uint8) for i in range(n)),
                    "chip_to_image": fill(n, 2, 3, dtype=np.float64)}
     if at >= 1:
-        values["eye_points"] = fill(n, 12, 2)
+        values |= {"eye_points": fill(n, 12, 2), "eye_spread": fill(n)}
     if at >= 2:
         values |= {"align_ok": frozen(np.arange(n) % 2 == 0), "roll_deg": fill(n), "sharpness": fill(n)}
     if at == 2:

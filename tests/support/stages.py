@@ -95,7 +95,7 @@ def detect(batch: ImageBatch) -> FaceBatch:
 def keypoint(batch: FaceBatch) -> FaceBatch:
     """Level eyes."""
     points = np.concatenate([np.full((6, 2), [2, 3]), np.full((6, 2), [6, 3])]).astype(np.float32)
-    return batch.with_eyes(np.tile(points, (len(batch), 1, 1)))
+    return batch.with_eyes(np.tile(points, (len(batch), 1, 1)), np.full(len(batch), 0.01, np.float32))
 
 
 def grey_vectors(crops: np.ndarray) -> np.ndarray:

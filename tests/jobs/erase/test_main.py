@@ -61,7 +61,8 @@ def batch(images):
     n = len(vectors)
     return FaceBatch(
         records, np.array([len(found or ()) for found in images.values()]), np.zeros((n, 4), np.float32),
-        np.full(n, 0.9, np.float32), eye_points=np.zeros((n, 12, 2), np.float32), align_ok=np.ones(n, bool),
+        np.full(n, 0.9, np.float32), eye_points=np.zeros((n, 12, 2), np.float32),
+        eye_spread=np.full(n, np.nan, np.float32), align_ok=np.ones(n, bool),
         roll_deg=np.zeros(n, np.float32), sharpness=np.ones(n, np.float32),
         embeddings=np.array(vectors, np.float32).reshape(n, 512), embedding_norms=np.ones(n, np.float32),
     )

@@ -41,7 +41,8 @@ def batch(names: list[str]) -> FaceBatch:
     values = np.random.default_rng(len(names)).normal(size=(n, DIM)).astype(np.float32)
     return FaceBatch(
         records, counts, values[:, :4], np.linspace(0.9, 0.5, n, dtype=np.float32),
-        eye_points=np.tile(values[:, :1, None], (1, 12, 2)), align_ok=np.ones(n, bool), roll_deg=values[:, 0],
+        eye_points=np.tile(values[:, :1, None], (1, 12, 2)),
+        eye_spread=np.full(n, np.nan, np.float32), align_ok=np.ones(n, bool), roll_deg=values[:, 0],
         sharpness=values[:, 1], embeddings=values, embedding_norms=values[:, 2],
     )
 

@@ -14,7 +14,7 @@ from pipeline.boundary import faces_to_table
 from pipeline.output import ledger
 from pipeline.output.lease import Lease, LeaseLost
 from pipeline.output.sink import ModelNames, Sink, WriteError
-from pipeline.schemas import IMAGES, faces_schema
+from pipeline.schemas import IMAGES, LATER_COLUMNS, faces_schema
 from pipeline.storage import open_storage
 
 DIM = 512
@@ -42,7 +42,8 @@ def batch_of(**images):
     eyes = np.concatenate([np.full((n, 6, 2), [10, 20]), np.full((n, 6, 2), [40, 60])], axis=1).astype(np.float32)
     return FaceBatch(
         tuple(records), np.array(counts, np.int64), random.uniform(0, 99, (n, 4)).astype(np.float32),
-        np.linspace(0.9, 0.5, n, dtype=np.float32), eye_points=eyes, align_ok=np.ones(n, bool),
+        np.linspace(0.9, 0.5, n, dtype=np.float32), eye_points=eyes,
+        eye_spread=np.where(np.arange(n), 0.02, np.nan).astype(np.float32), align_ok=np.ones(n, bool),
         roll_deg=np.zeros(n, np.float32), sharpness=np.ones(n, np.float32),
         embeddings=vectors / np.linalg.norm(vectors, axis=1, keepdims=True), embedding_norms=np.full(n, 7, np.float32),
     )
@@ -88,6 +89,16 @@ def test_the_columns_of_both_tables(written):
     assert (face["left_eye_x"], face["left_eye_y"], face["right_eye_x"], face["right_eye_y"]) == (10, 20, 40, 60)
     assert face["eye_distance_px"] == 50 and face["eye_points"][:2] == [10, 20] and len(face["eye_points"]) == 24
     assert face["detector"] == MODELS.detector and face["embedder"] == MODELS.embedder
+    assert [f["eye_spread"] for f in faces] == [None, pytest.approx(0.02)]
+
+
+@pytest.mark.parametrize("columns", [(), ("tiles",), LATER_COLUMNS])
+def test_an_output_keeps_the_columns_that_it_began_with(tmp_path, columns):
+    storage = open_storage(str(tmp_path))
+    with Lease.acquire(storage, RUN):
+        Sink(storage, RUN, "f" * 64, MODELS, DIM, "float32", columns)(faces_to_table(batch_of(a=1), "embed"))
+    names = {name for table in ("faces", "images") for name in pq.read_table(tmp_path / table).column_names}
+    assert names & set(LATER_COLUMNS) == set(columns)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -32,7 +32,7 @@ def one_face_each(batch):
 
 
 def with_eyes(batch):
-    return batch.with_eyes(np.zeros((len(batch), 12, 2), np.float32))
+    return batch.with_eyes(np.zeros((len(batch), 12, 2), np.float32), np.zeros(len(batch), np.float32))
 
 
 def with_crops(batch):
