@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from functools import partial
 
 from jobs.command import run_command, run_process, say
 from jobs.compare.comparison import Comparison
-from jobs.options import DEFAULT_MODELS, ArgumentError, command_parser
-from jobs.people.files import write_file
+from jobs.options import DEFAULT_MODELS, ArgumentError, add_single_writer, command_parser, program
+from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Subjects
+from pipeline.output.derived import Derived, Maker
 from pipeline.people.likeness import DEFAULT_FPR, Threshold, cosines, threshold_at
 
 MAX_FACES = 1000      # half a million pairs, 50 MB of JSON
@@ -57,6 +59,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--page", metavar="FILE", help="write a page that shows the pairs, one HTML file")
     parser.add_argument("--json", metavar="FILE", help="write faces, cosines and verdicts as JSON")
     add_model_options(parser)
+    add_single_writer(parser)
     return parser
 
 
@@ -65,21 +68,37 @@ def compare(arguments: argparse.Namespace) -> None:
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
     subjects = Subjects(arguments.photos, names, arguments.weights)
     threshold = choose_threshold(subjects, arguments.fpr)
+    sources = [source.storage for source in subjects.outputs] if arguments.page or arguments.json else []
+    with making("compare", sources, single_writer=arguments.single_writer) as maker:
+        comparison = read_and_compare(arguments, subjects, threshold)
+        for line in comparison.lines():
+            print(line)
+        write_files(arguments, comparison, maker)
+
+
+def read_and_compare(arguments: argparse.Namespace, subjects: Subjects, threshold: Threshold | None) -> Comparison:
+    """The comparison of all faces. Raises a UserError if one cannot be read, and ArgumentError for one face alone."""
     found = subjects.read(pictures=bool(arguments.page))
     if not 2 <= len(found.faces) <= MAX_FACES:
         raise ArgumentError(few_or_many(len(found.faces)))
-    comparison = Comparison(
+    return Comparison(
         found.faces, cosines(found.vectors, found.vectors), threshold, subjects.embedder, len(arguments.photos)
     )
-    for line in comparison.lines():
-        print(line)
+
+
+def write_files(arguments: argparse.Namespace, comparison: Comparison, maker: Maker) -> None:
+    """Write the page and the JSON that were asked for. Their commands on record leave out the names of photos."""
     if arguments.json:
         content = json.dumps(comparison.content(), indent=1, allow_nan=False)
-        say(f"JSON: {write_file(arguments.json, content.encode())}")
+        command = f"{program('compare')} … --json {shlex.quote(arguments.json)}"
+        made = Derived("comparison", arguments.json, command, rows_only=False)
+        say(f"JSON: {write_made(maker, made, content.encode())}")
     if arguments.page:
         from jobs.compare.page import render_page  # jinja2 takes a moment to import
 
-        say(f"Page: {write_file(arguments.page, render_page(comparison).encode())}")
+        command = f"{program('compare')} … --page {shlex.quote(arguments.page)}"
+        made = Derived("page", arguments.page, command, rows_only=False)
+        say(f"Page: {write_made(maker, made, render_page(comparison).encode())}")
 
 
 def choose_threshold(subjects: Subjects, fpr: float | None) -> Threshold | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,6 +13,7 @@ from jobs.erase.find import DEFAULT_FALSE_POSITIVE_RATE, finder
 from jobs.options import add_single_writer, command_parser, count, program, share
 from pipeline.errors import OutputError
 from pipeline.output import claim
+from pipeline.output.lease import new_run_id
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import parse_input_uri
 
@@ -28,9 +27,11 @@ Whole images are deleted: the row of the image and the rows of all its faces, al
 were deleted, the next --redo-changed would bring it back. Later runs leave the images out: OUTPUT/_erased.parquet keeps
 salted hashes of their names, not the names. --forget removes names from that list.
 
-The command does not delete the photos, pages of jobs.preview outside OUTPUT, copies, backups, or the old versions that
-a bucket with versioning keeps. --like searches the faces that are in OUTPUT now. It does not apply to photos that are
-read later.
+It also deletes the indexes, groups and pages that were made of OUTPUT, and says with which command each is made again.
+Those outside OUTPUT are deleted if they are still as they were written. The others are named: delete them yourself.
+
+The command does not delete the photos, copies, backups, or the old versions that a bucket with versioning keeps. --like
+searches the faces that are in OUTPUT now. It does not apply to photos that are read later.
 
 If an erasure is killed, run the same command again to finish it. Exit codes: 0 done, also if nothing was found; 1 it
 broke and can be repeated; 2 wrong arguments, another run writes to OUTPUT, or the output was made with another
@@ -86,7 +87,7 @@ def erase(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         write_list(storage, find(storage))
         return
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    run_id = new_run_id()
     # Other users see the lease's command, so it must not name the images.
     with claim.take_lease(storage, run_id, program("erase"), say):
         claim.recover(storage)

@@ -15,6 +15,8 @@ from jobs.command import Broke, say
 from jobs.pages.template import is_page
 from pipeline.input.indexes import forget_indexes
 from pipeline.output import claim, erased, lease, ledger
+from pipeline.output.derived import DELETE
+from pipeline.output.derived_erasure import Erasure, erase_derived
 from pipeline.output.report import status_counts
 from pipeline.storage import Storage
 from pipeline.text import printable
@@ -30,8 +32,9 @@ def erase_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
     remembered = erased.read_erased(storage).adding(uris)
     erased.write_erased(storage, remembered)
     forget_indexes(storage)      # they hold names, and from here on no index with an erased name is kept
-    pages = remove_pages(storage)
     found = ledger.read_ledger(storage, ("uri", "n_faces"), only=uris)
+    made = erase_derived(storage, uris, have_rows=bool(len(found)))
+    pages = remove_pages(storage)
     request = {
         "run_id": run_id,
         "request": remembered.hash("\n".join(sorted(uris.to_pylist()))),
@@ -39,6 +42,8 @@ def erase_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
         "images": len(found),
         "faces": pc.sum(found["n_faces"]).as_py() or 0,
         "pages": pages,
+        "derived": len(made.changed),
+        "derived_left": len(made.left),
     }
     if len(found):
         claim.append_audit(storage, {"time": _now(), "event": "begun", **request})
@@ -59,6 +64,16 @@ def erase_uris(storage: Storage, run_id: str, uris: pa.Array) -> None:
         f"{storage.root}; {len(uris) - len(found):,} of the {len(uris):,} given images were not in it. All tables were "
         "read again: 0 rows of these images are left. Later runs leave these images out"
     )
+    say_derived(made)
+
+
+def say_derived(made: Erasure) -> None:
+    """Say what became of the indexes, groups and pages that were made of the output."""
+    for thing in made.changed:
+        done = "deleted" if thing.on_erase == DELETE else "freed of these images"
+        say(f"{done}: the {thing.kind} {thing.place}. `{thing.command}` makes it again")
+    for why in made.left:
+        say(f"not reached: {why}. It may still show these images: delete it yourself")
 
 
 def forget_uris(storage: Storage, uris: pa.Array) -> None:
@@ -94,7 +109,7 @@ def write_list(storage: Storage, wanted: pa.Table) -> None:
 
 
 def remove_pages(storage: Storage) -> int:
-    """Delete the pages of jobs.preview in the output: they show photos and names. Returns how many."""
+    """Delete our pages in the output that are not on record: they show photos and names. Returns how many."""
     paths = [file.path for file in storage.list("") if file.path.endswith((".html", ".htm"))]
     pages = [path for path in paths if is_page(storage.read(path))]
     for path in pages:

@@ -529,7 +529,9 @@ def report_end(job: Job, outcome: Outcome, totals: RunTotals) -> int:
     if job.arguments.preview:
         from jobs.preview.write import write_preview
 
-        say(f"preview: {write_preview(job.arguments.output, job.arguments.preview)}")
+        single_writer = job.arguments.single_writer
+        page = write_preview(job.arguments.output, job.arguments.preview, single_writer=single_writer)
+        say(f"preview: {page}")
     bad_share, allowed = report.bad_share(outcome.listed), job.arguments.max_error_rate
     if bad_share > allowed:
         say(f"{bad_share:.1%} of the listed images failed; --max-error-rate allows {allowed:.1%}")

@@ -1,8 +1,7 @@
-"""The names of images, and the files that a command writes beside its answer, on disk or in a bucket."""
+"""The names of images, and the places of files that a command writes beside its answer, on disk or in a bucket."""
 
 from __future__ import annotations
 
-import posixpath
 from pathlib import Path
 
 from jobs.options import ArgumentError
@@ -33,13 +32,3 @@ def place_of(place: str) -> tuple[Storage, str]:
         return open_storage(folder or "/", options), name
     except UserError as error:
         raise ArgumentError(f"cannot write {place}: {error}; choose another file") from None
-
-
-def write_file(place: str, content: bytes) -> str:
-    """Write a file at a path or a bucket URI, whole or not at all. Returns where. Raises ArgumentError."""
-    storage, name = place_of(place)
-    try:
-        storage.write(name, content)
-    except OSError as error:
-        raise ArgumentError(f"cannot write {place}: {error}; choose another file") from None
-    return posixpath.join(storage.root, name)

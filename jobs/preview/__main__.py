@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jobs.command import run_command, run_process
-from jobs.options import command_parser, count
+from jobs.options import add_single_writer, command_parser, count
 from jobs.preview.write import MAX_IMAGES, write_preview
 
 DESCRIPTION = """Write one HTML page that shows photos of an output, with each face before and after alignment.
@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = argument_parser().parse_args(argv)
 
     def run() -> None:
-        print(write_preview(arguments.output, arguments.html, max_images=arguments.images))
+        print(write_preview(
+            arguments.output, arguments.html, max_images=arguments.images, single_writer=arguments.single_writer
+        ))
 
     return run_command("preview", run, again="Run the same command again.")
 
@@ -35,6 +37,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=count, default=MAX_IMAGES, metavar="N",
                         help="the most photos on the page; default: %(default)s")
     parser.add_argument("--html", metavar="FILE", default="preview.html", help="the page; default: %(default)s")
+    add_single_writer(parser)
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -14,11 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.command import run_command, run_process, say
-from jobs.options import DEFAULT_MODELS, ArgumentError, command_parser, number, positive
-from jobs.people.files import place_of, write_file
+from jobs.options import (
+    DEFAULT_MODELS,
+    ArgumentError,
+    add_single_writer,
+    command_parser,
+    number,
+    positive,
+    program,
+)
+from jobs.people.files import place_of
+from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Faces, Subjects
 from jobs.search.probes import is_vectors, probes_in_file, probes_of
+from pipeline.output.derived import Derived, Maker
 from pipeline.people.likeness import threshold_at
 from pipeline.people.outputs import Output, open_output
 from pipeline.people.search import MATCHES, Probes, Search
@@ -77,6 +88,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--page", metavar="FILE", help=(
         "write a page that shows the most alike faces of each probe, one HTML file"))
     add_model_options(parser)
+    add_single_writer(parser)
     return parser
 
 
@@ -104,11 +116,19 @@ def search(arguments: argparse.Namespace) -> None:
     named = [name for name in arguments.probes if not is_vectors(name)]
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
     subjects = Subjects(named, names, arguments.weights, output)
-    find = Search(output, arguments.k, least_cosine(arguments, subjects), say_progress)
+    least = least_cosine(arguments, subjects)
+    sources = [source.storage for source in subjects.outputs] if arguments.out or arguments.page else []
+    with making("search", sources, single_writer=arguments.single_writer) as maker:
+        look(arguments, output, subjects, least, maker)
+
+
+def look(arguments: argparse.Namespace, output: Output, subjects: Subjects, least: float, maker: Maker) -> None:
+    """Search for the faces, and print or write the matches."""
+    find = Search(output, arguments.k, least, say_progress)
     faces = subjects.read(pictures=bool(arguments.page))
     started, probes, found = time.monotonic(), 0, 0
     shown = MATCHES.empty_table()
-    with Matches(arguments.out) as write:
+    with Matches(maker, matches_file(arguments) if arguments.out else None) as write:
         for group in groups_of_probes(arguments, subjects, faces, output):
             table = find(group)
             write(table)
@@ -119,9 +139,22 @@ def search(arguments: argparse.Namespace) -> None:
         raise ArgumentError("there is nothing to look for: the files of vectors are empty")
     say(f"{found:,} matches of {probes:,} probes among {find.faces:,} faces, {time.monotonic() - started:.1f} s")
     if arguments.page:
-        from jobs.search.page import write_page
+        from jobs.search.page import make_page
 
-        say(f"Page: {write_page(arguments.page, output, faces, shown)}")
+        content = make_page(output, faces, shown)
+        say(f"Page: {write_made(maker, page_file(arguments), content)}")
+
+
+def matches_file(arguments: argparse.Namespace) -> Derived:
+    """The file of --out, for the record of OUTPUT. Its command leaves the probes out: their names tell who it is."""
+    command = f"{program('search')} {shlex.quote(arguments.output)} … --out {shlex.quote(arguments.out)}"
+    return Derived("matches", arguments.out, command, rows_only=False)
+
+
+def page_file(arguments: argparse.Namespace) -> Derived:
+    """The page, as matches_file."""
+    command = f"{program('search')} {shlex.quote(arguments.output)} … --page {shlex.quote(arguments.page)}"
+    return Derived("page", arguments.page, command, rows_only=False)
 
 
 def least_cosine(arguments: argparse.Namespace, subjects: Subjects) -> float:
@@ -147,12 +180,12 @@ def groups_of_probes(
 class Matches:
     """Where matches go: to a Parquet file, or to stdout. The file is written at the end, whole or not at all."""
 
-    def __init__(self, place: str | None) -> None:
-        self._place = place
+    def __init__(self, maker: Maker, file: Derived | None) -> None:
+        self._maker, self._out = maker, file
         self._buffer = io.BytesIO()
 
     def __enter__(self) -> Matches:
-        if self._place:
+        if self._out:
             self._file = pq.ParquetWriter(self._buffer, MATCHES, compression="zstd")
         else:
             self._lines = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
@@ -161,7 +194,7 @@ class Matches:
 
     def __call__(self, table: pa.Table) -> None:
         """Take some matches."""
-        if self._place:
+        if self._out:
             self._file.write_table(table)
             return
         shown = printable if sys.stdout.isatty() else str
@@ -172,10 +205,10 @@ class Matches:
             ])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._place:
+        if self._out:
             self._file.close()
             if kind is None:
-                say(f"Matches: {write_file(self._place, self._buffer.getvalue())}")
+                say(f"Matches: {write_made(self._maker, self._out, self._buffer.getvalue())}")
 
 
 def say_progress(done: int, parts: int) -> None:

@@ -10,7 +10,6 @@ import pyarrow as pa
 from jobs.pages.pictures import FaceView
 from jobs.pages.template import load_template
 from jobs.people import TEMPLATES
-from jobs.people.files import write_file
 from jobs.people.pictures import views_of
 from jobs.people.subjects import Face, Faces
 from pipeline.people.outputs import Output, Row
@@ -29,13 +28,12 @@ class Result:
     matches: list[Row] = field(default_factory=list)
 
 
-def write_page(place: str, output: Output, faces: Faces, matches: pa.Table) -> str:
-    """Write the page of these matches. Returns where it is. Raises ArgumentError."""
+def make_page(output: Output, faces: Faces, matches: pa.Table) -> bytes:
+    """The page of these matches."""
     results, hidden = choose(faces.faces, matches)
     wanted = [(str(row["uri"]), int(row["face_index"])) for result in results for row in result.matches]
     views = views_of(output, wanted)
-    page = render_page(output.storage.root, results, views, hidden)
-    return write_file(place, page.encode())
+    return render_page(output.storage.root, results, views, hidden).encode()
 
 
 def choose(faces: Sequence[Face], matches: pa.Table) -> tuple[list[Result], int]:

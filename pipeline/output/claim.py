@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import OutputError
-from pipeline.output import ledger, spool
+from pipeline.output import derived, ledger, spool
 from pipeline.output.lease import Lease
 from pipeline.schemas import LATER_COLUMNS
 from pipeline.settings import differences, fingerprint
@@ -126,10 +126,12 @@ def _compare(storage: Storage, begun: Mapping[str, Any], covered: Mapping[str, A
 
 
 def clear(storage: Storage) -> None:
-    """Delete what runs have written, and nothing else: first run.json, then output.json, then the parts.
+    """Delete what runs have written and what was made of it in the output, and nothing else.
 
-    The lease stays, and so do the list of erased images and the audit.
+    The order: what was made of it, run.json, output.json, the parts. The lease stays, and so do the list of erased
+    images, the audit, and the records of what was made of it and lies elsewhere.
     """
+    derived.clear(storage)
     mark_unfinished(storage)
     storage.delete(OUTPUT_JSON)
     ledger.remove_parts(storage)

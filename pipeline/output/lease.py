@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -76,6 +77,11 @@ class Holder:
     def is_process_of(self, other: Holder) -> bool:
         """Whether both are the same run in the same process."""
         return replace(self, heartbeat=other.heartbeat, released=other.released) == other
+
+
+def new_run_id() -> str:
+    """A name for a run that no other has; sorted by name, runs are in the order of their start."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 def this_process(run_id: str, command: str) -> Holder:

@@ -19,7 +19,9 @@ from pipeline.storage.uris import (
     uri_scheme,
 )
 
-__all__ = ["FileVersion", "LocalStorage", "ObjectStorage", "Storage", "StoredFile", "open_storage"]
+__all__ = [
+    "FileVersion", "LocalStorage", "ObjectStorage", "SingleWriterStorage", "Storage", "StoredFile", "open_storage",
+]
 
 
 def open_storage(uri: str, options: StoreOptions = FROM_ENVIRONMENT, *, single_writer: bool = False) -> Storage:

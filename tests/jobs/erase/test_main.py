@@ -25,6 +25,7 @@ from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.geometry import AlignmentTemplate
 from pipeline.output import claim as output
 from pipeline.output import erased, ledger, sink
+from pipeline.output.derived import Derived, Maker, Source
 from pipeline.output.lease import Lease, LeaseLost
 from pipeline.output.todo import TodoJoin
 from pipeline.schemas import LISTING
@@ -83,6 +84,8 @@ def write_output(root, parts=PARTS):
     storage.write("run.json", json.dumps({"run_id": "r1", "output": {"images": 7, "ok": 5}}).encode())
     storage.write("preview.html", render_page(storage.root, PAGE_RUN, [], []).encode())
     storage.write("report.html", b"<!doctype html>mine")
+    index = Derived("index", f"{storage.root}/index/", "facelake index")
+    Maker([Source(storage, lambda: None, "", {})]).write(index, {"index": b"vectors of ann.jpg, both.jpg, broken.jpg"})
     return storage
 
 
@@ -104,7 +107,8 @@ def assert_holds(storage, kept):
     assert uris(storage, "faces") == sorted(faces)
     assert json.loads(storage.read("run.json"))["output"]["images"] == len(kept)
     assert storage.list("_rewrite/images") == storage.list("_rewrite/faces") == storage.list("_rewrite") == []
-    for file in storage.list(""):
+    assert storage.list("index") == []
+    for file in [file for folder in ("", "_derived") for file in storage.list(folder)]:
         content = storage.read(file.path)
         for uri in ALL - set(kept):
             assert uri.rsplit("/")[-1].encode() not in content, file.path
@@ -128,10 +132,11 @@ def test_images_are_erased_with_all_their_faces(root, capsys):
     assert len(untouched.items() & files(storage).items()) == 1          # the part without any of them
     begun, done = audit(storage)
     assert (begun["event"], done["event"], done["rows_left"]) == ("begun", "erased", 0)
-    assert (done["uris"], done["images"], done["faces"], done["pages"]) == (4, 3, 2, 1)
+    assert (done["uris"], done["images"], done["faces"], done["pages"], done["derived"]) == (4, 3, 2, 1, 1)
     assert begun["request"] == done["request"] and len(done["request"]) == 64
     said = capsys.readouterr()
     assert said.out == "" and "erased 3 images with 2 faces" in said.err and "1 of the 4 given images" in said.err
+    assert "deleted: the index index/. `facelake index` makes it again" in said.err
 
 
 def test_the_names_in_the_indexes_of_archives_are_deleted(root):
@@ -141,11 +146,11 @@ def test_the_names_in_the_indexes_of_archives_are_deleted(root):
     assert storage.list("_index") == []
 
 
-def test_nothing_found_changes_no_table(root):
+def test_nothing_found_changes_no_table_and_no_index(root):
     storage = write_output(root)
     before = {name: content for name, content in files(storage).items() if name.endswith(".parquet")}
     assert main([str(root), "--uri", "/p/unknown.jpg"]) == 0
-    assert before.items() <= files(storage).items()
+    assert before.items() <= files(storage).items() and storage.list("index")
     assert json.loads(storage.read("run.json"))["output"]["images"] == 7
     assert [line["images"] for line in audit(storage)] == [0]
 
@@ -193,6 +198,17 @@ def test_the_main_job_leaves_them_out(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "2 images listed; 1 done before; 0 to do; 1 left out because jobs.erase" in said and "ann.jpg" not in said
     assert uris(storage, "images") == uris(storage, "faces") == [str(photos[1])]
+
+
+def test_what_cannot_be_reached_is_named(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    page = Derived("page", str(tmp_path / "p.html"), "facelake search")
+    Maker([Source(storage, lambda: None, "", {})]).write(page, {"p.html": b"page"})
+    (tmp_path / "p.html").write_bytes(b"changed")
+    assert main([storage.root, "--uri", "/p/ann.jpg"]) == 0
+    said = capsys.readouterr().err
+    assert f"not reached: page {tmp_path}/p.html, because p.html is no longer what was written" in said
+    assert (audit(storage)[-1]["derived"], audit(storage)[-1]["derived_left"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -281,9 +297,9 @@ def test_a_crash_at_any_step_is_finished_by_the_same_command(tmp_path):
         assert audit(storage)[-1]["rows_left"] == 0
         assert to_do(storage) == set() and not storage.list("preview.html")
     assert_holds(storage, ALL - set(gone))
-    # list, indexes, page, audit; run.json 2; kept rows to one side 2, intent, removed 2, added 2, cleared 2;
+    # list, indexes, index 2, page, audit; run.json 2; kept rows to one side 2, intent, removed 2, added 2, cleared 2;
     # run.json 2, audit
-    assert crashes == 18
+    assert crashes == 20
 
 
 CHILD = """
@@ -301,7 +317,7 @@ sys.exit(erase.main(sys.argv[2:]))
 def test_kill_9_between_the_steps_of_the_rewrite(root):
     gone = ["/p/ann.jpg", "/p/broken.jpg"]
     storage = write_output(root)
-    for survives in (12, 3):      # the first dies while it removes parts, the second while it resumes that
+    for survives in (14, 3):      # the first dies while it removes parts, the second while it resumes that
         arguments = [sys.executable, "-c", CHILD, str(survives), str(root), "--uri", *gone]
         child = subprocess.run(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
         assert child.returncode == -9, child.stderr

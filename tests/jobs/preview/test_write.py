@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs.extract.stages import min_side_of
+from jobs.options import ArgumentError
 from jobs.preview.output import PreviewError
 from jobs.preview.write import write_preview
 from pipeline.batch import FaceBatch, ImageRecord, Status, TodoRow
@@ -308,5 +309,5 @@ def test_an_output_and_photos_in_a_bucket(bucket, s3_endpoint, tmp_path):
 def test_a_page_that_cannot_be_written_is_refused(tmp_path):
     write_output(tmp_path / "out")
     (tmp_path / "file").touch()
-    with pytest.raises(PreviewError, match=r"cannot write .*file/p\.html: .*; choose another file"):
+    with pytest.raises(ArgumentError, match=r"cannot write .*file/p\.html: .*; choose another file"):
         write_preview(tmp_path / "out", tmp_path / "file/p.html")

@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.erase.__main__ import main as erase
 from jobs.pages.template import is_page
 from jobs.search import page
 from jobs.search.__main__ import main
+from pipeline.output import derived
+from pipeline.output.lease import Lease
 from pipeline.people.search import MATCHES
 from pipeline.run.cluster import REPOSITORY
 from tests.jobs.compare.test_main import extracted, turned  # noqa: F401
@@ -70,6 +73,39 @@ def test_matches_and_a_page_in_a_bucket(bucket, s3_endpoint, vectors, capsys):
     table = pq.read_table(pa.BufferReader(bucket.get("m.parquet")))
     assert table.schema == MATCHES and table["rank"].to_pylist() == [1, 2, 3, 4, 5, 6]
     assert is_page(bucket.get("m.html"))
+
+
+def test_what_is_written_is_on_record_and_an_erasure_finds_it(tmp_path, vectors, capsys):
+    storage = write_output(tmp_path / "out")
+    other = write_output(tmp_path / "other", [{"/p/bob.jpg": [BOB]}])
+    files = [str(tmp_path / "out/p.html"), str(tmp_path / "m.parquet")]
+    assert main([storage.root, vectors, f"{other.root}#/p/bob.jpg#0", "--page", files[0], "--out", files[1]]) == 0
+    for output, places in ((storage, {"p.html", files[1], "index/"}), (other, {*files, "index/"})):
+        found = [thing for _, thing in derived.records(output)]
+        assert {thing.place for thing in found} == places
+        assert not any("bob" in thing.command or "ann" in thing.command for thing in found)
+    assert erase([other.root, "--uri", "/p/bob.jpg"]) == 0
+    assert not (tmp_path / "out/p.html").exists() and not (tmp_path / "m.parquet").exists()
+    assert f"deleted: the matches {files[1]}. `python -m jobs.search {storage.root} …" in capsys.readouterr().err
+
+
+def test_a_run_in_the_output_refuses_a_page_but_no_search(tmp_path, vectors, capsys):
+    storage = write_output(tmp_path / "out")
+    with Lease.acquire(storage, "r2"):
+        assert main([storage.root, vectors]) == 0
+        assert main([storage.root, vectors, "--page", str(tmp_path / "p.html")]) == 2
+    assert "r2" in capsys.readouterr().err and not (tmp_path / "p.html").exists()
+
+
+def test_an_output_that_can_only_be_read_is_searched_with_a_note(tmp_path, vectors, capsys, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    root = write_output(tmp_path / "out").root
+    monkeypatch.setattr("pipeline.output.claim.Lease.acquire", refused)
+    assert main([root, vectors, "--out", str(tmp_path / "m.parquet")]) == 0
+    assert f"jobs.erase will not know of what is made of {root} now" in capsys.readouterr().err
+    assert pq.read_table(tmp_path / "m.parquet").num_rows == 6
 
 
 def test_an_output_without_faces(tmp_path, vectors, capsys):
