@@ -4,10 +4,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+
+import jobs.extract.job
 
 ROOT = Path(__file__).parents[3]
 ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
@@ -19,14 +22,36 @@ def command(*arguments):
     return [sys.executable, "-m", "jobs.extract", *map(str, arguments)]
 
 
-def extract(*arguments, expect=0, **environment):
-    """Run the job. Returns what it printed."""
+def extract(*arguments, expect=0, ray_address=None):
+    """Run the job, on a Ray of its own or on one that is up. Returns what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if ray_address:
+        wait_until_free()
+        environment["RAY_ADDRESS"] = ray_address
     result = subprocess.run(
-        command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=280
+        command(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
     )
     assert result.returncode == expect, result.stderr
     assert result.stdout == ""
     return result.stderr
+
+
+def wait_until_free(seconds=60):
+    """Wait until the Ray that this process is connected to has released what the last job held."""
+    import ray
+
+    end = time.monotonic() + seconds
+    while any(ray.available_resources().get(name, 0) < ray.cluster_resources()[name] for name in ("CPU", "memory")):
+        assert time.monotonic() < end, f"only {ray.available_resources()} of {ray.cluster_resources()} are free"
+        time.sleep(0.05)
+
+
+def refused(capsys, *arguments):
+    """Run the job in this process, which must refuse to begin. Returns what it printed."""
+    assert jobs.extract.job.main([*map(str, arguments)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err
 
 
 def table(output, name):
