@@ -12,9 +12,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.geometry import FIVE, no_points
+
 STRIDES_PX = (8, 16, 32)              # of YOLOv8's three grids; an input's side is a multiple of the last
 BINS = 16                             # YOLOv8 gives the distance to each side of a box as a distribution over bins
-RAW_CHANNELS = 4 * BINS + 1           # left, top, right, bottom, and the score
+RAW_CHANNELS = 4 * BINS + 1           # left, top, right, bottom, and the score; x and y of each point may follow
+SCORE = 4 * BINS                      # the channel of the score
+
+
+class Faces(NamedTuple):
+    """The faces of a canvas, best first.
+
+    boxes: (n, 4) float32 x1 y1 x2 y2, and points: (n, 5, 2) float32 x y of left eye, right eye, nose, mouth corners, in
+    canvas pixels; the points are NaN if the network finds none. scores: (n,) float32.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    points: np.ndarray
 
 
 class FaceRules(NamedTuple):
@@ -51,24 +66,27 @@ def anchors(side_px: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(centres).astype(np.float32), np.concatenate(strides).astype(np.float32)
 
 
-def decode_faces(raw: np.ndarray, side_px: int, rules: FaceRules) -> tuple[np.ndarray, np.ndarray]:
-    """The faces of one image.
+def decode_faces(raw: np.ndarray, side_px: int, rules: FaceRules) -> Faces:
+    """The faces of one image. Boxes and points may lie beyond the input.
 
-    raw: (65, cells) float32, the network's output: 4 × 16 logits of distances in strides, and the score's logit.
-    Returns boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the input, and scores (n,) float32, best first. Boxes may
-    reach beyond the input.
+    raw: (65, cells) float32, the network's output: 4 × 16 logits of distances in strides, and the score's logit. Ten
+    more channels are x and y of five points, in half strides from the middle of the cell.
     """
-    likely = np.flatnonzero(raw[-1] > -20.0)      # the others would overflow exp, and score less than any threshold
-    scores = 1 / (1 + np.exp(-raw[-1, likely]))
+    likely = np.flatnonzero(raw[SCORE] > -20.0)      # the others would overflow exp, and score less than any threshold
+    scores = 1 / (1 + np.exp(-raw[SCORE, likely]))
     found, scores = likely[scores >= rules.min_score], scores[scores >= rules.min_score]
     centres, strides = anchors(side_px)
-    logits = raw[:-1, found].reshape(4, BINS, len(found))
+    logits = raw[:SCORE, found].reshape(4, BINS, len(found))
     weights = np.exp(logits - logits.max(1, keepdims=True))
     distances = (weights * np.arange(BINS, dtype=np.float32)[:, None]).sum(1) / weights.sum(1)      # (4, n), in strides
     centre, stride = centres[found], strides[found][:, None]
     boxes = np.concatenate([centre - distances[:2].T, centre + distances[2:].T], 1) * stride
     kept = nms(boxes, scores, rules.nms_iou)[: rules.max_detections]
-    return boxes[kept], scores[kept]
+    if len(raw) == RAW_CHANNELS:
+        return Faces(boxes[kept], scores[kept], no_points(len(kept)))
+    shifts = raw[RAW_CHANNELS:, found[kept]].T.reshape(-1, FIVE, 2)
+    points = (2 * shifts + (centre[kept] - 0.5)[:, None]) * stride[kept][:, None]
+    return Faces(boxes[kept], scores[kept], points)
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:

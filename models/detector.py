@@ -1,4 +1,4 @@
-"""The face detector: boxes and scores on square canvases."""
+"""The face detector: boxes, scores and perhaps five points of each face, on square canvases."""
 
 from __future__ import annotations
 
@@ -6,42 +6,39 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
-from models.boxes import STRIDES_PX, FaceRules, decode_faces
+from models.boxes import STRIDES_PX, FaceRules, Faces, decode_faces
 from models.engines.engine import Network, Runtime, open_network
 from models.padded_batches import PaddedBatches
 from models.store import StoredModel
+from pipeline.geometry import no_points
 
 STRIDE_PX = STRIDES_PX[-1]            # of the coarsest grid; the input's side must be a multiple
-
-
-Faces = list[tuple[np.ndarray, np.ndarray]]
-"""For every canvas boxes (n, 4) float32 x1 y1 x2 y2 in canvas pixels, and scores (n,) float32, best first."""
 
 
 @runtime_checkable
 class FaceNetwork(Protocol):
     """A detector's network that chooses the faces where it runs."""
 
-    def faces(self, batch: Any, rules: FaceRules) -> Faces:
+    def faces(self, batch: Any, rules: FaceRules) -> list[Faces]:
         """The faces of every canvas, as `boxes.decode_faces` gives them."""
 
 
 class FaceDetector:
     """Find faces on square canvases; a canvas gives the same faces in every batch.
 
-    network: (b, S, S, 3) uint8 RGB to the raw output (b, 65, cells) that `boxes.decode_faces` takes; or a
-    `FaceNetwork`.
+    network: (b, S, S, 3) uint8 RGB to the raw output (b, 65 or 75, cells) that `boxes.decode_faces` takes; or a
+    `FaceNetwork`. points: whether the points count; if not they are NaN, whatever the network finds.
     """
 
     def __init__(
-        self, network: Network, *, min_score: float, nms_iou: float, batch_size: int, max_detections: int
+        self, network: Network, *, min_score: float, nms_iou: float, batch_size: int, max_detections: int,
+        points: bool = True,
     ) -> None:
+        self._points = points
         rules = FaceRules(min_score, nms_iou, max_detections)
         self._batches = PaddedBatches(_finding(network, rules), batch_size)
 
-    def __call__(self, canvases: Any) -> Faces:
+    def __call__(self, canvases: Any) -> list[Faces]:
         """The faces of every canvas. A box may reach a little beyond the canvas.
 
         canvases: (b, S, S, 3) uint8 RGB, S a multiple of 32, else ValueError; an array, or a tensor in the memory of
@@ -53,10 +50,11 @@ class FaceDetector:
                 f"canvases must be (b, S, S, 3) uint8 with S a multiple of {STRIDE_PX}, "
                 f"got {tuple(canvases.shape)} {canvases.dtype}"
             )
-        return [faces for batch in self._batches.each(canvases) for faces in batch]
+        found = [faces for batch in self._batches.each(canvases) for faces in batch]
+        return found if self._points else [faces._replace(points=no_points(len(faces.scores))) for faces in found]
 
 
-def _finding(network: Network, rules: FaceRules) -> Callable[[Any], Faces]:
+def _finding(network: Network, rules: FaceRules) -> Callable[[Any], list[Faces]]:
     """From canvases to the faces of each."""
     choosing: object = network
     if isinstance(choosing, FaceNetwork):
@@ -82,5 +80,6 @@ def load_detector(
     """
     network = open_network(model, runtime, [(batch_size, side, side, 3) for side in input_sides_px])
     return FaceDetector(
-        network, min_score=min_score, nms_iou=nms_iou, batch_size=batch_size, max_detections=max_detections
+        network, min_score=min_score, nms_iou=nms_iou, batch_size=batch_size, max_detections=max_detections,
+        points="points" in model.card.architecture,
     )

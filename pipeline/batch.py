@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.geometry import CROP_PX, transform
+from pipeline.geometry import CROP_PX, no_points, transform
 
 
 class Status(StrEnum):
@@ -166,7 +166,7 @@ class FaceBatch:
     """The faces of several images, in the order of the images; `face_counts` gives the number of faces per image.
 
     Coordinates are pixels of the upright image at its original size. A field has length 0 until its stage fills it.
-    Chips and crops are emptied after their last use.
+    Chips and crops are emptied after their last use. points5 is NaN for each face whose detector gives no points.
     """
 
     records: tuple[ImageRecord, ...]
@@ -183,6 +183,7 @@ class FaceBatch:
     sharpness: np.ndarray = _empty((0,), np.float32)   # (n,)
     embeddings: np.ndarray = _empty((0, 0), np.float32)   # (n, dim), unit vectors
     embedding_norms: np.ndarray = _empty((0,), np.float32)   # (n,)
+    points5: np.ndarray = _empty((0, 5, 2), np.float32)   # (n, 5, 2) float32: eyes, nose, mouth corners of the detector
 
     def __post_init__(self) -> None:
         n = int(self.face_counts.sum())
@@ -193,9 +194,11 @@ class FaceBatch:
                 f"boxes_xyxy must be ({n}, 4) and scores ({n},), got {self.boxes_xyxy.shape} and {self.scores.shape}"
             )
         for name in ("chips", "chip_to_image", "eye_points", "eye_spread", "crops", "align_ok", "roll_deg", "sharpness",
-                     "embeddings", "embedding_norms"):
+                     "embeddings", "embedding_norms", "points5"):
             if len(getattr(self, name)) not in (0, n):
                 raise ValueError(f"{name} must have {n} entries, one per face, got {len(getattr(self, name))}")
+        if len(self.points5) != n:
+            object.__setattr__(self, "points5", no_points(n))
 
     def __len__(self) -> int:
         """The number of faces."""

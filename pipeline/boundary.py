@@ -36,6 +36,7 @@ _ALIGNED = ("align", "embed")
 _FACE_FIELDS = (
     _Field("boxes_xyxy", (4,), np.float32, _ALL),
     _Field("scores", (), np.float32, _ALL),
+    _Field("points5", (5, 2), np.float32, _ALL),
     _Field("chip_to_image", (2, 3), np.float64, ("detect", "keypoint")),
     _Field("eye_points", (12, 2), np.float32, ("keypoint", "align", "embed")),
     _Field("eye_spread", (), np.float32, ("keypoint", "align", "embed")),

@@ -17,6 +17,7 @@ EYE_DISTANCE_PX = 35.24               # distance of that template's eye centres,
 CHIP_BOX_RATIO = 1.6                  # side of a chip, as a multiple of the longer side of its box
 CHIP_MAX_PX = 256
 LETTERBOX_GREY = 114                  # the border around an image in YOLO's training
+FIVE = 5                              # points of a face that a detector may give: eyes, nose, mouth corners
 AREA_BELOW = 0.6                      # smaller scales need averages; from here on interpolation has the same AP, sooner
 
 
@@ -129,6 +130,11 @@ def quarter_turn(rotation_deg: int, width: int, height: int) -> np.ndarray:
         case 270:
             return np.array([[0.0, -1.0, width], [1.0, 0.0, 0.0]])
     raise ValueError(f"rotation_deg must be 0, 90, 180 or 270, got {rotation_deg}")
+
+
+def no_points(n: int) -> np.ndarray:
+    """The five points of n faces of a detector that finds none: (n, 5, 2) float32, NaN."""
+    return np.full((n, FIVE, 2), np.nan, np.float32)
 
 
 def for_opencv(matrix: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ IMAGE_RECORD = pa.schema(
 )
 IMAGES = IMAGE_RECORD.append(pa.field("run_id", pa.string(), nullable=False))
 
-LATER_COLUMNS = ("tiles", "eye_spread")     # that version 0.1.0 did not have; an output keeps the columns it began with
+LATER_COLUMNS = ("tiles", "eye_spread", "points5")     # that version 0.1.0 did not have; an output keeps its own
 
 EMBEDDING_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
@@ -77,6 +77,7 @@ def faces_schema(dim: int, embedding_dtype: str) -> pa.Schema:
             pa.field("detector", pa.string(), nullable=False),
             pa.field("keypointer", pa.string(), nullable=False),
             pa.field("embedder", pa.string(), nullable=False),
+            pa.field("points5", pa.list_(pa.float32(), 10)),
         ]
     )
 

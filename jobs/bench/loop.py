@@ -70,14 +70,14 @@ class Loop:
 
 def yolo(detector: StoredModel) -> Any:
     """Our detector as ultralytics' own class for notebooks."""
-    from models.networks.yolo import detector_network, import_ultralytics, load_network
+    from models.networks.yolo import detector_network, import_ultralytics, load_network, without_points
 
     import_ultralytics()
     from ultralytics import YOLO
 
     network = detector_network(detector.card)
     model: Any = YOLO(f"{network}.yaml", task="detect")
-    model.model = load_network(network, detector.tensors()).eval()
+    model.model = load_network(network, without_points(detector.tensors())).eval()
     return model
 
 

@@ -121,7 +121,7 @@ def detect_photos(model: StoredModel, args: argparse.Namespace) -> list[Detected
         chunk = rows.slice(start, args.batch_size).to_pylist()
         boxed = [letterbox(read_photo(args.photos, row, start + i), args.input_px) for i, row in enumerate(chunk)]
         finds = detect(np.stack([canvas for canvas, _ in boxed]))
-        for row, (_, canvas_to_image), (boxes, scores) in zip(chunk, boxed, finds, strict=True):
+        for row, (_, canvas_to_image), (boxes, scores, _) in zip(chunk, boxed, finds, strict=True):
             photos.append(DetectedPhoto(transform_boxes(canvas_to_image, boxes), scores, *annotated_boxes(row)))
     return photos
 

@@ -150,7 +150,7 @@ def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarr
     for start in range(0, len(faces.images), args.batch_size):
         boxed = [letterbox(image, args.input_px) for image in faces.images[start : start + args.batch_size]]
         finds = detect(np.stack([canvas for canvas, _ in boxed]))
-        for i, ((found, _), (_, canvas_to_image)) in enumerate(zip(finds, boxed, strict=True), start):
+        for i, ((found, *_), (_, canvas_to_image)) in enumerate(zip(finds, boxed, strict=True), start):
             candidates = transform_boxes(canvas_to_image, found)
             own = box_of_points(candidates, faces.points[i])
             boxes.append(None if own is None else candidates[own])

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from jobs.extract.device import device_jpegs, device_operations
 from models.engines.engine import Opened, Runtime
+from models.forms import read_known
 from models.store import (
     DEFAULT_WEIGHTS_DIR,
     StoredModel,
@@ -19,7 +20,6 @@ from models.store import (
     WeightsError,
     fetch_weights,
     read_card,
-    read_model,
 )
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.fetch import MAX_REQUESTS, Fetch
@@ -197,7 +197,7 @@ def model_of(config: StageConfig, card: WeightCard) -> StoredModel:
     starts late can find replaced weights in the bucket, and its rows would name the wrong model.
     """
     folder = local_weights(config.weights, f"{card.role}-{card.name}")
-    model = read_model(folder, card.role, card.name, known=card)
+    model = read_known(folder, card)
     other_int8 = config.precision == "int8" and model.card.exports.get("int8") != card.exports.get("int8")
     if model.card.fingerprint() != card.fingerprint() or other_int8:
         raise WeightsError(

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.store import WeightCard, read_card
+from models.forms import forms
+from models.store import WeightCard, read_model
 from pipeline.errors import OutputError
 
 
 def matching_card(weights_dir: Path, role: str, made_with: Mapping[str, Any]) -> WeightCard | None:
-    """The card of the model that made an output; None if the folder does not hold it. Its name may have changed."""
-    cards = (read_card(weights_dir, role, name) for name in _names(weights_dir, role))
+    """The card of the model that made an output; None if the folder does not hold it. Its name may have changed.
+
+    A detector that has learnt points since is found without them.
+    """
+    models = (read_model(weights_dir, role, name) for name in _names(weights_dir, role))
+    cards = (form.card for model in models for form in forms(model))
     return next((card for card in cards if card.fingerprint() == made_with), None)
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from models.boxes import BINS, STRIDES_PX, FaceRules, anchors, least_logit
+from models.boxes import BINS, RAW_CHANNELS, SCORE, STRIDES_PX, FaceRules, anchors, least_logit
+from pipeline.geometry import FIVE
 
 
-def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, Tensor, Tensor]:
+def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, ...]:
     """The faces of a batch, as `boxes.decode_faces` gives them for each canvas.
 
-    raw: (b, 65, cells) float32, the network's output. Returns, ordered by canvas and best first: the canvases (n,),
-    boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the canvas, and scores (n,) float32.
+    raw: (b, 65 or 75, cells) float32, the network's output. Returns, ordered by canvas and best first: the canvases
+    (n,), boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the canvas, scores (n,) float32, and points (n, 5, 2) float32.
     """
-    canvas, cell = (raw[:, -1] > least_logit(rules.min_score)).nonzero(as_tuple=True)
+    canvas, cell = (raw[:, SCORE] > least_logit(rules.min_score)).nonzero(as_tuple=True)
     found = raw[canvas, :, cell]
-    scores = found[:, -1].sigmoid()
-    boxes = _boxes(found[:, :-1], cell, side_px)
+    scores = found[:, SCORE].sigmoid()
+    boxes = _boxes(found[:, :SCORE], cell, side_px)
     # Boxes of different canvases are moved apart, so one call serves all. In float64 the shift rounds nothing.
     far = (canvas.double() * (side_px + 2 * BINS * STRIDES_PX[-1]))[:, None]
     passing = torch.where(scores >= rules.min_score, scores, -1.0)
@@ -30,7 +32,7 @@ def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, T
     of = canvas[kept]
     place = torch.arange(len(kept), device=raw.device) - torch.searchsorted(of, of)
     kept = kept[place < rules.max_detections]
-    return canvas[kept], boxes[kept], scores[kept]
+    return canvas[kept], boxes[kept], scores[kept], _points(found[kept, RAW_CHANNELS:], cell[kept], side_px)
 
 
 def _boxes(logits: Tensor, cell: Tensor, side_px: int) -> Tensor:
@@ -39,6 +41,14 @@ def _boxes(logits: Tensor, cell: Tensor, side_px: int) -> Tensor:
     bins = torch.arange(BINS, dtype=torch.float32, device=logits.device)
     distances = (logits.view(-1, 4, BINS).softmax(2) * bins).sum(2)
     return torch.cat([centres - distances[:, :2], centres + distances[:, 2:]], 1) * strides[:, None]
+
+
+def _points(shifts: Tensor, cell: Tensor, side_px: int) -> Tensor:
+    """The points (n, 5, 2) of cells, from their raw x and y (n, 10); NaN where there are none (n, 0)."""
+    if not shifts.shape[1]:
+        return shifts.new_full((len(shifts), FIVE, 2), math.nan)
+    centres, strides = (part[cell] for part in _anchors(side_px, shifts.device))
+    return (2 * shifts.view(-1, FIVE, 2) + (centres - 0.5)[:, None]) * strides[:, None, None]
 
 
 @cache

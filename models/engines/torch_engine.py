@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.boxes import FaceRules
+from models.boxes import FaceRules, Faces
 from models.device import set_threads, to_device, torch_device
 from models.engines.compiler import compiled
 from models.engines.device_faces import chosen_faces
@@ -83,15 +83,15 @@ class TorchNetwork:
         """
         return self._on_device(batch, lambda output: (output,))[0]
 
-    def faces(self, batch: np.ndarray | Tensor, rules: FaceRules) -> list[tuple[np.ndarray, np.ndarray]]:
+    def faces(self, batch: np.ndarray | Tensor, rules: FaceRules) -> list[Faces]:
         """For a detector: the faces of every canvas, as `boxes.decode_faces` gives them, chosen on the device.
 
         The whole output would be megabytes an image. Raises OutOfDeviceMemory.
         """
         side_px = batch.shape[1]
-        canvas, boxes, scores = self._on_device(batch, lambda output: chosen_faces(output, side_px, rules))
+        canvas, *found = self._on_device(batch, lambda output: chosen_faces(output, side_px, rules))
         starts = np.searchsorted(canvas, np.arange(len(batch) + 1))
-        return [(boxes[start:end], scores[start:end]) for start, end in pairwise(starts)]
+        return [Faces(*(part[start:end] for part in found)) for start, end in pairwise(starts)]
 
     @torch.inference_mode()
     def _on_device(
@@ -230,7 +230,8 @@ def module_of(model: StoredModel, *, fuse: bool = True) -> nn.Module:
     if model.card.role == "detector":
         from models.networks.yolo import RawDetector, detector_network, load_network
 
-        network: Any = load_network(detector_network(model.card), model.tensors()).eval()
+        points = model.card.architecture.get("points", 0)
+        network: Any = load_network(detector_network(model.card), model.tensors(), points).eval()
         return RawDetector(network.fuse(verbose=False) if fuse else network)
     if model.card.role == "keypointer":
         from models.networks.eyes import build_keypointer

@@ -1,4 +1,4 @@
-"""The detector's network: YOLOv8 with one class.
+"""The detector's network: YOLOv8 with one class, and perhaps a branch of its head for points of each face.
 
 Only the network is ultralytics'. Its predictor is not used: the letterbox there depends on the batch.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from models.forms import POINT_BRANCH
 from models.store import WeightCard, WeightsError, own_folder
 
 if TYPE_CHECKING:
@@ -45,19 +46,25 @@ def import_ultralytics() -> None:
     logging.getLogger("ultralytics").setLevel(logging.WARNING)
 
 
-def build_network(network: str) -> DetectionModel:
-    """An untrained one-class network in training mode. network: one of `NETWORKS`, else WeightsError."""
+def build_network(network: str, points: int = 0) -> DetectionModel:
+    """An untrained one-class network in training mode, with a branch for so many points of each face.
+
+    network: one of `NETWORKS`, else WeightsError.
+    """
     if network not in NETWORKS:
         raise WeightsError(f"detector network must be one of {', '.join(NETWORKS)}, got {network!r}")
     import_ultralytics()
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn.tasks import DetectionModel, PoseModel
 
+    if points:
+        pose = cast(Any, PoseModel)
+        return cast("DetectionModel", pose(f"{network}-pose.yaml", nc=1, data_kpt_shape=(points, 2), verbose=False))
     return cast("DetectionModel", cast(Any, DetectionModel)(f"{network}.yaml", nc=1, verbose=False))
 
 
-def load_network(network: str, tensors: Mapping[str, torch.Tensor]) -> DetectionModel:
+def load_network(network: str, tensors: Mapping[str, torch.Tensor], points: int = 0) -> DetectionModel:
     """The network with these tensors in it. Raises WeightsError when a name or shape differs."""
-    model = build_network(network)
+    model = build_network(network, points)
     expected = network_tensors(model)
     wrong = sorted(
         name for name in expected.keys() | tensors.keys()
@@ -67,6 +74,11 @@ def load_network(network: str, tensors: Mapping[str, torch.Tensor]) -> Detection
         raise WeightsError(f"these are not the tensors of a one-class {network}: {len(wrong)} differ, first {wrong[0]}")
     model.load_state_dict(dict(tensors), strict=False)      # not strict: network_tensors leaves out the counters
     return model
+
+
+def without_points(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the same network without the branch for points."""
+    return {name: tensor for name, tensor in tensors.items() if POINT_BRANCH not in name}
 
 
 def network_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -85,7 +97,7 @@ def detector_network(card: WeightCard) -> str:
 class RawDetector(nn.Module):
     """A YOLOv8 network up to the output of its heads: (n, 3, S, S) float in [0, 1] to (n, 65, cells).
 
-    `models.boxes` decodes the boxes, in float32.
+    A network with points gives (n, 65 + 2 × points, cells). `models.boxes` decodes both, in float32.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -93,6 +105,10 @@ class RawDetector(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.heads(self.features(images))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What the head takes: the maps of the three grids."""
         network: Any = self.network
         *layers, head = network.model
         maps: list[Any] = []            # the outputs that later layers take
@@ -100,8 +116,14 @@ class RawDetector(nn.Module):
         for layer in layers:
             features = layer(_inputs(layer.f, features, maps))
             maps.append(features if layer.i in network.save else None)
-        raw = head.forward_head(_inputs(head.f, features, maps), **head.one2many)
-        return torch.cat((raw["boxes"], raw["scores"]), 1)
+        taken: list[Tensor] = _inputs(head.f, features, maps)
+        return taken
+
+    def heads(self, features: list[Tensor]) -> Tensor:
+        """The output for the features of some images."""
+        head: Any = cast(Any, self.network).model[-1]
+        raw = head.forward_head(features, **head.one2many)
+        return torch.cat([raw[name] for name in ("boxes", "scores", "kpts") if name in raw], 1)
 
 
 def _inputs(sources: int | list[int], last: Tensor, maps: list[Any]) -> Any:

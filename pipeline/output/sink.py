@@ -140,9 +140,16 @@ def faces_table(batch: FaceBatch, models: ModelNames, dim: int, embedding_dtype:
         "detector": [models.detector] * n,
         "keypointer": [models.keypointer] * n,
         "embedder": [models.embedder] * n,
+        "points5": _known_points(batch.points5),
     }
     arrays = [
         column.cast(field.type) if isinstance(column, pa.Array) else pa.array(column, field.type)
         for field, column in zip(schema, (columns[name] for name in schema.names), strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=schema).sort_by([("uri", "ascending"), ("face_index", "ascending")])
+
+
+def _known_points(points: np.ndarray) -> pa.Array:
+    """Points (n, 5, 2) as a column; null for a face without them."""
+    unknown = pa.array(~np.isfinite(points).all((1, 2)))
+    return pa.FixedSizeListArray.from_arrays(pa.array(points.reshape(-1)), 2 * points.shape[1], mask=unknown)

@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline import geometry
 from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, Pixels, Status
-from pipeline.stages.looks import Box, Looks, merge
+from pipeline.stages.looks import Box, Detections, Looks, merge
 from pipeline.stages.operations import OpenCv, Operations
 
-DetectModel = Callable[[Pixels], list[tuple[np.ndarray, np.ndarray]]]
-"""From canvases (b, side, side, 3) uint8 RGB to one pair each: boxes (n, 4) float32, canvas pixels, and scores (n,)."""
+DetectModel = Callable[[Pixels], Sequence[Detections]]
+"""From canvases (b, side, side, 3) uint8 RGB to the faces of each, in canvas pixels."""
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -22,6 +22,7 @@ class _Found:
     boxes_turned: np.ndarray      # (n, 4) float32, pixels of the turned image
     boxes_xyxy: np.ndarray        # (n, 4) float32, original pixels
     scores: np.ndarray            # (n,) float32
+    points: np.ndarray            # (n, 5, 2) float32, original pixels
     turned_to_image: np.ndarray   # (2, 3)
     detect_pass: int
     rotation_deg: int
@@ -30,7 +31,7 @@ class _Found:
         """The same with at most so many faces."""
         return replace(
             self, boxes_turned=self.boxes_turned[:max_faces], boxes_xyxy=self.boxes_xyxy[:max_faces],
-            scores=self.scores[:max_faces],
+            scores=self.scores[:max_faces], points=self.points[:max_faces],
         )
 
     def record(self, record: ImageRecord, n_found: int, tiles: int) -> ImageRecord:
@@ -117,7 +118,7 @@ class Detect:
         looks: by the index of the image. With a turn they are the whole image, and not turned themselves.
         """
         each_look = [(i, box) for i, boxes in looks.items() for box in boxes]
-        per_image: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {i: [] for i in looks}
+        per_image: dict[int, list[Detections]] = {i: [] for i in looks}
         for start in range(0, len(each_look), self._batch_size):
             chunk = each_look[start : start + self._batch_size]
             views = [
@@ -126,14 +127,15 @@ class Detect:
             canvases, canvas_to_look = self._operations.letterbox(views, side_px)
             look_to_turned = geometry.scale_shifts(np.ones(2), np.array([(x1, y1) for _, (x1, y1, _, _) in chunk]))
             detections = self._detect_faces(canvases)
-            for (i, _), matrix, (boxes, scores) in zip(
+            for (i, _), matrix, (boxes, scores, points) in zip(
                 chunk, geometry.compose(look_to_turned, canvas_to_look), detections, strict=True
             ):
-                per_image[i].append((geometry.transform_boxes(matrix, boxes), scores))
+                points = geometry.transform(matrix, points).astype(np.float32)
+                per_image[i].append((geometry.transform_boxes(matrix, boxes), scores, points))
         for i, of_looks in per_image.items():
             pixels = batch.pixels[i]
             merged = merge(pixels.shape[1::-1], looks[i], of_looks, self._nms_iou)
-            faces = self._select(batch.records[i], pixels, *merged, detect_pass, rotation_deg)
+            faces = self._select(batch.records[i], pixels, merged, detect_pass, rotation_deg)
             if i not in found or len(faces.scores):
                 found[i] = faces
 
@@ -141,12 +143,12 @@ class Detect:
         self,
         record: ImageRecord,
         pixels: np.ndarray,
-        boxes_turned: np.ndarray,
-        scores: np.ndarray,
+        detections: Detections,
         detect_pass: int,
         rotation_deg: int,
     ) -> _Found:
         """Clip the boxes to the image, drop the small ones, sort by descending score, then by y1 and x1."""
+        boxes_turned, scores, points = detections
         height, width = pixels.shape[:2]
         pixels_to_image = geometry.scale_shift((record.width / width, record.height / height), (0.0, 0.0))
         turned_to_image = geometry.compose(pixels_to_image, geometry.quarter_turn(rotation_deg, width, height))
@@ -156,7 +158,8 @@ class Detect:
         shorter_px = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
         best_first = np.lexsort((boxes[:, 0], boxes[:, 1], -scores))
         kept = best_first[(shorter_px[best_first] >= self._min_face_px) & (shorter_px[best_first] > 0)]
-        return _Found(boxes_turned[kept], boxes[kept], scores[kept], turned_to_image, detect_pass, rotation_deg)
+        points = geometry.transform(turned_to_image, points[kept]).astype(np.float32)
+        return _Found(boxes_turned[kept], boxes[kept], scores[kept], points, turned_to_image, detect_pass, rotation_deg)
 
     def _faces(
         self, batch: ImageBatch, looks: Mapping[int, Sequence[Box]], found: Mapping[int, _Found]
@@ -181,6 +184,7 @@ class Detect:
             face_counts=counts,
             boxes_xyxy=np.concatenate([best.boxes_xyxy for best in each]),
             scores=np.concatenate([best.scores for best in each]),
+            points5=np.concatenate([best.points for best in each]),
             chips=chips,
             chip_to_image=geometry.compose(turned_to_image, chip_to_turned),
         )

@@ -22,6 +22,9 @@ BORDER_SHARE = 0.01     # of a window's side: a box that ends so near to an inne
 INSIDE = 0.8            # share of a box that lies in another
 LARGER = 2.0            # times the side of a box, for another look's box to count as the face that it is part of
 
+Detections = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Boxes (n, 4), scores (n,) and five points of each face (n, 5, 2), all float32; the points may be NaN."""
+
 Box = tuple[int, int, int, int]
 """x1 y1 x2 y2 in whole pixels of the decoded image."""
 
@@ -86,21 +89,20 @@ def spans(length: int, side: float) -> list[tuple[int, int]]:
 
 
 def merge(
-    size_wh: tuple[int, int], looks: Sequence[Box], found: Sequence[tuple[np.ndarray, np.ndarray]], nms_iou: float
-) -> tuple[np.ndarray, np.ndarray]:
+    size_wh: tuple[int, int], looks: Sequence[Box], found: Sequence[Detections], nms_iou: float
+) -> Detections:
     """The faces of all looks at one image, each once.
 
-    looks: of `Looks.boxes`. found: for each look boxes (n, 4) float32, pixels of the image of this size, and scores
-    (n,). Returns both for all, best first, whole boxes before those that a window cuts. Of two boxes of different looks
-    that overlap by more than nms_iou the later goes. So does a box inside another if a window cuts it, or if the other
-    is twice as large and has at least its score: it is a part of that face.
+    looks: of `Looks.boxes`. found: for each look its faces, pixels of the image of this size. Returns them for all,
+    best first, whole boxes before those that a window cuts. Of two boxes of different looks that overlap by more than
+    nms_iou the later goes. So does a box inside another if a window cuts it, or if the other is twice as large and has
+    at least its score: it is a part of that face.
     """
     if len(found) == 1:
         return found[0]
-    boxes = np.concatenate([each for each, _ in found])
-    scores = np.concatenate([each for _, each in found])
-    look = np.repeat(np.arange(len(found)), [len(each) for _, each in found])
-    cut = np.concatenate([_is_cut(each, of, size_wh) for (each, _), of in zip(found, looks, strict=True)])
+    boxes, scores, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    look = np.repeat(np.arange(len(found)), [len(each) for each, *_ in found])
+    cut = np.concatenate([_is_cut(each, of, size_wh) for (each, *_), of in zip(found, looks, strict=True)])
     order = np.lexsort((look, -scores, cut))
     boxes, scores, look, cut = boxes[order], scores[order], look[order], cut[order]
     areas = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
@@ -110,7 +112,7 @@ def merge(
         if alive[i]:
             kept.append(i)
             alive &= ~((look != look[i]) & _repeats(boxes, areas, scores, cut, i, nms_iou))
-    return boxes[kept], scores[kept]
+    return boxes[kept], scores[kept], points[order][kept]
 
 
 def _is_cut(boxes: np.ndarray, look: Box, size_wh: tuple[int, int]) -> np.ndarray:

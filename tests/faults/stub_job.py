@@ -26,6 +26,7 @@ from jobs.extract import dedupe
 from jobs.extract import job as extract
 from jobs.extract.stages import StageConfig, build_align, build_decode, looks_of
 from pipeline.batch import FaceBatch, ImageBatch, Status
+from pipeline.geometry import no_points
 from pipeline.output.copies import write_copies
 from pipeline.output.lease import Lease
 from pipeline.output.sink import Sink
@@ -34,6 +35,7 @@ from pipeline.run.runner import StageBuilders
 from pipeline.stages.detect import Detect
 from pipeline.stages.embed import Embed
 from pipeline.stages.keypoint import Keypoint
+from pipeline.stages.looks import Detections
 from pipeline.storage import Storage
 from tests.support.failing_storage import StorageWrapper
 
@@ -76,14 +78,14 @@ class Faults:
         return len(list(Path(self.marks).glob(f"{name}-*")))
 
 
-def detect_faces(canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def detect_faces(canvases: np.ndarray) -> list[Detections]:
     """Zero to three boxes per canvas, chosen by a checksum of its pixels."""
     found = []
     for canvas in canvases:
         n, side = zlib.crc32(canvas) % 4, canvas.shape[0]
         left = side / 4 + np.arange(n, dtype=np.float32) * 8
         boxes = np.stack([left, left + 8, left + side / 3, left + side / 3 + 8], axis=1).astype(np.float32)
-        found.append((boxes, (0.9 - np.arange(n) / 10).astype(np.float32)))
+        found.append((boxes, (0.9 - np.arange(n) / 10).astype(np.float32), no_points(n)))
     return found
 
 
@@ -143,7 +145,7 @@ def build_detect(config: StageConfig, faults: Faults, threads: int, calls: int) 
 
 def detect_on_small_gpu(
     fits: int, batch_size: int
-) -> Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+) -> Callable[[np.ndarray], list[Detections]]:
     """The stub detector through the real `PaddedBatches`, which gets the real error for more than `fits` canvases."""
     import torch
 
@@ -160,9 +162,9 @@ def detect_on_small_gpu(
 
     batches = PaddedBatches(TorchNetwork(Checksums(), Runtime(), mean=[0, 0, 0], std=[1, 1, 1]), batch_size)
 
-    def detect(canvases: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def detect(canvases: np.ndarray) -> list[Detections]:
         found = detect_faces(canvases)
-        assert [len(scores) for _, scores in found] == batches(canvases).astype(int).tolist()
+        assert [len(scores) for _, scores, _ in found] == batches(canvases).astype(int).tolist()
         assert batches.batch_size <= fits
         return found
 

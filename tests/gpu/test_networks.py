@@ -68,10 +68,11 @@ def test_the_detector_chooses_the_faces_that_its_whole_output_has() -> None:
     role, name, side = SHIPPED[0]
     network = open_network(read_model(DEFAULT_WEIGHTS_DIR, role, name), Runtime("cuda"), [(BATCH, side, side, 3)])
     rules = FaceRules(0.001, 0.5, 100)
-    for (boxes, scores), raw in zip(network.faces(pictures(side), rules), network(pictures(side)), strict=True):
-        wanted_boxes, wanted_scores = decode_faces(raw, side, rules)
-        np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
-        np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-3)
+    for found, raw in zip(network.faces(pictures(side), rules), network(pictures(side)), strict=True):
+        wanted = decode_faces(raw, side, rules)
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+        np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-3)
+        np.testing.assert_allclose(found.points, wanted.points, atol=1e-3)
 
 
 def test_without_a_c_compiler_it_runs_uncompiled_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchvision.ops import nms as torchvision_nms
 
-from models.boxes import BINS, RAW_CHANNELS, FaceRules, anchors, decode_faces, least_logit, nms
+from models.boxes import BINS, RAW_CHANNELS, SCORE, FaceRules, anchors, decode_faces, least_logit, nms
 
 corners = arrays(np.float32, st.tuples(st.integers(0, 40), st.just(4)), elements=st.integers(0, 12).map(np.float32))
 
@@ -41,7 +41,7 @@ def put_face(raw, cell, distances, logit):
     """A face in a cell, all of the weight of each distance in one bin."""
     for side, distance in enumerate(distances):
         raw[side * BINS + distance, cell] = 100.0
-    raw[-1, cell] = logit
+    raw[SCORE, cell] = logit
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_faces_of_an_output(faces, boxes, scores):
     raw = raw_output(84)
     for cell, distances, logit in faces:
         put_face(raw, cell, distances, logit)
-    found, found_scores = decode_faces(raw, 64, FaceRules(0.35, 0.5, 100))
+    found, found_scores, _ = decode_faces(raw, 64, FaceRules(0.35, 0.5, 100))
     assert found.dtype == found_scores.dtype == np.float32 and found.shape == (len(scores), 4)
     np.testing.assert_allclose(found, boxes, atol=1e-4)
     np.testing.assert_allclose(found_scores, scores, rtol=1e-5)
@@ -70,8 +70,26 @@ def test_the_best_faces_are_kept_up_to_the_limit():
     raw = raw_output(84)
     for cell, logit in ((0, 1.0), (7, 3.0), (56, 2.0)):
         put_face(raw, cell, (0, 0, 1, 1), logit)
-    boxes, _ = decode_faces(raw, 64, FaceRules(0.35, 0.5, 2))
+    boxes, *_ = decode_faces(raw, 64, FaceRules(0.35, 0.5, 2))
     np.testing.assert_allclose(boxes, [[60, 4, 68, 12], [4, 60, 12, 68]], atol=1e-4)
+
+
+def test_points_come_with_their_boxes():
+    raw = np.concatenate([raw_output(84), np.zeros((10, 84), np.float32)])
+    for cell, distances, logit in ((9, (1, 1, 2, 3), 0.0), (80, (0, 0, 1, 1), 2.0), (10, (2, 1, 1, 3), -0.1)):
+        put_face(raw, cell, distances, logit)
+    raw[RAW_CHANNELS:, 9] = [0, 0, 0.5, 0, 0, 0.25, -1, 1, 1, 1]
+    faces = decode_faces(raw, 64, FaceRules(0.35, 0.5, 100))
+    # cell 9 begins at (8, 8), its stride is 8, and raw points count in two strides; cell 80 begins at 0. Cell 10 goes
+    assert faces.points.dtype == np.float32
+    assert faces.points.tolist() == [[[0, 0]] * 5, [[8, 8], [16, 8], [8, 12], [-8, 24], [24, 24]]]
+
+
+def test_a_network_without_points_gives_no_numbers():
+    raw = raw_output(84)
+    put_face(raw, 9, (1, 1, 2, 3), 0.0)
+    points = decode_faces(raw, 64, FaceRules(0.35, 0.5, 100)).points
+    assert points.shape == (1, 5, 2) and np.isnan(points).all()
 
 
 @pytest.mark.parametrize("min_score", [0.0, 1e-9, 0.05, 0.35, 0.5, 0.999, 0.9999999, 1.0])

@@ -72,7 +72,8 @@ def fake_detector(rows: list[list[float]], **changed: float) -> FaceDetector:
 def test_predictions_become_faces(rows, changed, boxes, scores) -> None:
     found = fake_detector(rows, **changed)(canvases(3))
     assert len(found) == 3
-    for found_boxes, found_scores in found:
+    for found_boxes, found_scores, points in found:
+        assert points.shape == (len(found_boxes), 5, 2) and np.isnan(points).all()
         assert found_boxes.shape == (len(boxes), 4)
         assert found_boxes.dtype == found_scores.dtype == np.float32
         assert np.allclose(found_boxes, np.reshape(boxes, (-1, 4)), atol=1e-4)
@@ -123,7 +124,7 @@ def shipped(batch_size: int) -> FaceDetector:
 
 def test_the_shipped_detector_finds_the_faces_of_a_photo(photos: list[np.ndarray]) -> None:
     canvas, canvas_to_image = letterbox(photos[1], 640)
-    [(boxes, scores)] = shipped(1)(canvas[None])
+    [(boxes, scores, _)] = shipped(1)(canvas[None])
     assert canvas_to_image[0, 0] == 2.0         # 1280 px wide
     image_boxes = boxes * 2 + canvas_to_image[:, 2].tolist() * 2
     by_eye = np.array([[535, 225, 668, 450], [904, 80, 1060, 280]])
@@ -137,15 +138,15 @@ def test_a_canvas_has_the_same_faces_in_any_batch(photos: list[np.ndarray]) -> N
     stack.flags.writeable = False
     together = shipped(16)
     found = together(stack)
-    assert sum(len(scores) for _, scores in found) >= 16
+    assert sum(len(faces.scores) for faces in found) >= 16
 
     order = np.random.default_rng(0).permutation(16)
     for batch in (order, [3, 4]):             # the same batch shape: bit-equal
-        for i, (boxes, scores) in zip(batch, together(stack[batch]), strict=True):
+        for i, (boxes, scores, _) in zip(batch, together(stack[batch]), strict=True):
             assert np.array_equal(boxes, found[i][0])
             assert np.array_equal(scores, found[i][1])
 
-    for (boxes, scores), (boxes_alone, scores_alone) in zip(found, shipped(1)(stack), strict=True):
+    for (boxes, scores, _), (boxes_alone, scores_alone, _) in zip(found, shipped(1)(stack), strict=True):
         assert len(scores) == len(scores_alone)
         assert np.diag(box_iou(boxes, boxes_alone)).min(initial=1.0) >= 0.99
         assert np.abs(scores - scores_alone).max(initial=0.0) < 1e-3

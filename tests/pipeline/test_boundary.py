@@ -34,7 +34,7 @@ def faces_after(stage, which):
         size = int(np.prod(shape))
         return frozen(np.array([next(numbers) % 251 for _ in range(size)], dtype).reshape(shape))
 
-    values = {"boxes_xyxy": fill(n, 4), "scores": fill(n)}
+    values = {"boxes_xyxy": fill(n, 4), "scores": fill(n), "points5": fill(n, 5, 2)}
     if at <= 1:
         values |= {"chips": tuple(fill(i + 2, i + 2, 3, dtype=np.uint8) for i in range(n)),
                    "chip_to_image": fill(n, 2, 3, dtype=np.float64)}

@@ -16,7 +16,7 @@ from jobs.options import ArgumentError
 from jobs.preview.output import PreviewError
 from jobs.preview.write import write_preview
 from pipeline.batch import FaceBatch, ImageRecord, Status, TodoRow
-from pipeline.geometry import AlignmentTemplate
+from pipeline.geometry import AlignmentTemplate, no_points
 from pipeline.input.fetch import Fetch
 from pipeline.output import ledger, sink
 from pipeline.settings import RowSettings
@@ -45,8 +45,9 @@ class FakeDetector:
     def __call__(self, canvases):
         self.looks += 1
         if self.looks < self.from_look:
-            return [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)) for _ in canvases]
-        return [(np.array([[240, 220, 400, 420]], np.float32), np.array([0.9], np.float32)) for _ in canvases]
+            return [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), no_points(0)) for _ in canvases]
+        box, score = np.array([[240, 220, 400, 420]], np.float32), np.array([0.9], np.float32)
+        return [(box, score, no_points(1)) for _ in canvases]
 
 
 def fake_eyes(chips):

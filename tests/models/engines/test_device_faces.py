@@ -12,25 +12,32 @@ from models.engines.device_faces import chosen_faces
 SIDE_PX, CELLS = 64, 84
 
 
-def random_output(seed, canvases):
+def random_output(seed, canvases, channels=75):
     """Logits of a network on canvases, about a tenth of them likely faces."""
-    raw = np.random.default_rng(seed).normal(0, 2, (canvases, 65, CELLS)).astype(np.float32)
-    raw[:, -1] -= 2
+    raw = np.random.default_rng(seed).normal(0, 2, (canvases, channels, CELLS)).astype(np.float32)
+    raw[:, 64] -= 2
     return raw
 
 
 def faces_of_each(raw, rules):
-    canvas, boxes, scores = (part.numpy() for part in chosen_faces(torch.from_numpy(raw), SIDE_PX, rules))
+    canvas, *found = (part.numpy() for part in chosen_faces(torch.from_numpy(raw), SIDE_PX, rules))
     assert (np.diff(canvas) >= 0).all()
-    return [(boxes[canvas == i], scores[canvas == i]) for i in range(len(raw))]
+    return [tuple(part[canvas == i] for part in found) for i in range(len(raw))]
 
 
 @pytest.mark.parametrize("canvases", [0, 1, 5])
 def test_no_canvas_and_no_face(canvases):
     raw = np.full((canvases, 65, CELLS), -20, np.float32)
-    assert [(boxes.shape, scores.shape) for boxes, scores in faces_of_each(raw, FaceRules(0.35, 0.5, 100))] == [
-        ((0, 4), (0,))
+    assert [tuple(of.shape for of in faces) for faces in faces_of_each(raw, FaceRules(0.35, 0.5, 100))] == [
+        ((0, 4), (0,), (0, 5, 2))
     ] * canvases
+
+
+def test_without_points_they_are_no_numbers():
+    raw = random_output(1, 2, channels=65)
+    for (boxes, _, points), each in zip(faces_of_each(raw, FaceRules(0.35, 0.5, 9)), raw, strict=True):
+        assert len(boxes) and points.shape == (len(boxes), 5, 2) and np.isnan(points).all()
+        np.testing.assert_allclose(boxes, decode_faces(each, SIDE_PX, FaceRules(0.35, 0.5, 9)).boxes, atol=1e-3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,10 +45,11 @@ def test_no_canvas_and_no_face(canvases):
        st.sampled_from([1, 3, 100]))
 def test_the_faces_are_those_of_one_canvas_after_the_other(seed, min_score, iou, most):
     rules, raw = FaceRules(min_score, iou, most), random_output(seed, 4)
-    for (boxes, scores), each in zip(faces_of_each(raw, rules), raw, strict=True):
-        wanted_boxes, wanted_scores = decode_faces(each, SIDE_PX, rules)
-        np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
-        np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-3)
+    for found, each in zip(faces_of_each(raw, rules), raw, strict=True):
+        wanted = decode_faces(each, SIDE_PX, rules)
+        np.testing.assert_allclose(found[1], wanted.scores, atol=1e-6)
+        np.testing.assert_allclose(found[0], wanted.boxes, atol=1e-3)
+        np.testing.assert_allclose(found[2], wanted.points, atol=1e-3)
 
 
 def test_a_canvas_has_the_same_faces_in_every_place_of_a_batch():

@@ -17,6 +17,7 @@ from pipeline.output.copies import write_copies
 from pipeline.output.duplicates import COPIES
 from pipeline.output.lease import Lease, LeaseLost
 from pipeline.output.sink import ModelNames, Sink
+from pipeline.schemas import LATER_COLUMNS
 from pipeline.storage import Storage, open_storage
 from tests.support.failing_storage import Crash, DyingStorage
 
@@ -51,7 +52,7 @@ def sha256(name: str) -> str:
     return f"{list(IMAGES).index(name):064}"
 
 
-def an_output(folder: str, columns: tuple[str, ...] = ("tiles",)) -> tuple[Storage, list[str]]:
+def an_output(folder: str, columns: tuple[str, ...] = LATER_COLUMNS) -> tuple[Storage, list[str]]:
     """An output with two parts, and their names. columns: the later ones that it has."""
     storage = open_storage(folder)
     with Lease.acquire(storage, "before"):
@@ -91,7 +92,7 @@ def rows_of(storage: Storage, folder: str, uri: str) -> list[dict]:
         (("z", "three"), ("a", "three"), ("b", "two"), ("c", "one"), ("d", "none"), ("e", "broken"), ("f", "two")),
     ],
 )
-@pytest.mark.parametrize("columns", [("tiles",), ()], ids=["new", "of version 0.1.0"])
+@pytest.mark.parametrize("columns", [LATER_COLUMNS, ()], ids=["new", "of version 0.1.0"])
 def test_everything_is_copied_but_the_names(tmp_path, pairs, columns):
     storage, parts = an_output(str(tmp_path / "out"), columns)
     tables = [wanted(parts, *pairs)] if pairs else []

@@ -46,6 +46,7 @@ def batch_of(**images):
         eye_spread=np.where(np.arange(n), 0.02, np.nan).astype(np.float32), align_ok=np.ones(n, bool),
         roll_deg=np.zeros(n, np.float32), sharpness=np.ones(n, np.float32),
         embeddings=vectors / np.linalg.norm(vectors, axis=1, keepdims=True), embedding_norms=np.full(n, 7, np.float32),
+        points5=np.where(np.arange(n)[:, None, None] % 2, np.nan, np.arange(10.0).reshape(5, 2)).astype(np.float32),
     )
 
 
@@ -88,6 +89,7 @@ def test_the_columns_of_both_tables(written):
     face = faces[0]
     assert (face["left_eye_x"], face["left_eye_y"], face["right_eye_x"], face["right_eye_y"]) == (10, 20, 40, 60)
     assert face["eye_distance_px"] == 50 and face["eye_points"][:2] == [10, 20] and len(face["eye_points"]) == 24
+    assert [each["points5"] for each in faces] == [list(range(10)), None]      # the second face's detector gave none
     assert face["detector"] == MODELS.detector and face["embedder"] == MODELS.embedder
     assert [f["eye_spread"] for f in faces] == [None, pytest.approx(0.02)]
 

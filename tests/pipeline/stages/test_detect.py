@@ -8,7 +8,10 @@ from pipeline.stages.operations import cut_chip, letterbox
 
 
 def white_squares(canvases):
-    """A detector for tests: the white patch of a canvas is a face; its score is its share of the canvas."""
+    """A detector for tests: the white patch of a canvas is a face; its score is its share of the canvas.
+
+    Its points are the four corners of the box in a circle, and the middle.
+    """
     found = []
     for canvas in canvases:
         ys, xs = np.nonzero(canvas.min(axis=2) > 250)
@@ -17,8 +20,14 @@ def white_squares(canvases):
             score = [len(xs) / canvas[..., 0].size]
         else:
             box, score = np.zeros((0, 4)), []
-        found.append((np.array(box, np.float32), np.array(score, np.float32)))
+        found.append((np.array(box, np.float32), np.array(score, np.float32), corners_and_middle(np.array(box))))
     return found
+
+
+def corners_and_middle(boxes):
+    x1, y1, x2, y2 = boxes.T
+    points = np.stack([x1, y1, x2, y1, (x1 + x2) / 2, (y1 + y2) / 2, x2, y2, x1, y2], 1)
+    return points.reshape(-1, 5, 2).astype(np.float32)
 
 
 def picture(width, height, *squares):
@@ -61,6 +70,7 @@ def test_image_without_a_face():
 def test_boxes_are_in_pixels_of_the_original():
     faces = detect()(batch_of(picture(64, 32, (8, 4, 24, 20)), scale=4))     # decoded at 1/4
     assert faces.boxes_xyxy.tolist() == [[32, 16, 96, 80]]
+    assert faces.points5.tolist() == [[[32, 16], [96, 16], [64, 48], [96, 80], [32, 80]]]
     record = faces.records[0]
     assert (record.status, record.n_faces, record.detect_pass, record.rotation_deg) == (Status.OK, 1, 1, 0)
     # The chip is a square of 1.6 × 16 decoded pixels; the matrix maps it to original pixels.
@@ -77,13 +87,14 @@ def test_images_without_pixels_pass_through():
 
 def several(canvases):
     boxes = np.array([[0, 0, 30, 30], [40, 0, 60, 20], [0, 40, 20, 60], [30, 30, 34, 60]], np.float32)
-    return [(boxes, np.array([0.5, 0.9, 0.9, 0.7], np.float32))] * len(canvases)
+    return [(boxes, np.array([0.5, 0.9, 0.9, 0.7], np.float32), corners_and_middle(boxes))] * len(canvases)
 
 
 def test_faces_are_sorted_by_score_then_y_then_x():
     faces = detect(several)(batch_of(picture(64, 64)))
     assert faces.boxes_xyxy[:, :2].tolist() == [[40, 0], [0, 40], [30, 30], [0, 0]]
     assert np.allclose(faces.scores, [0.9, 0.9, 0.7, 0.5])
+    assert faces.points5.tolist() == corners_and_middle(faces.boxes_xyxy).tolist()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +128,8 @@ def test_only_images_without_a_face_get_a_second_pass():
 
 def wide_squares(canvases):
     """Finds a white patch only if it is wider than high."""
-    return [(b, s) if len(b) and b[0, 2] - b[0, 0] > b[0, 3] - b[0, 1] else (b[:0], s[:0])
-            for b, s in white_squares(canvases)]
+    return [(b, s, p) if len(b) and b[0, 2] - b[0, 0] > b[0, 3] - b[0, 1] else (b[:0], s[:0], p[:0])
+            for b, s, p in white_squares(canvases)]
 
 
 def test_rotate_retry_reports_upright_coordinates():
@@ -127,6 +138,8 @@ def test_rotate_retry_reports_upright_coordinates():
     faces = detect(wide_squares, rotate_retry=True)(batch_of(tall, scale=2))
     assert faces.boxes_xyxy.tolist() == [[20, 8, 32, 80]]
     assert faces.records[0].rotation_deg == 90
+    # The point at the top left of the turned picture is at the bottom left of the upright one.
+    assert faces.points5[0].tolist() == [[20, 80], [20, 8], [26, 44], [32, 8], [32, 80]]
     # The chip is turned: the patch is wide in it, and its middle maps to the middle of the box.
     chip = faces.chips[0]
     ys, xs = np.nonzero(chip.min(axis=2) > 250)
@@ -169,12 +182,13 @@ def test_a_long_picture_is_looked_at_in_windows():
     assert (whole.records[0].status, whole.records[0].tiles) == (Status.NO_FACE, 1)
     faces = detect(large_enough, looks=Looks(64, long_windows=True))(batch_of(pixels, scale=8))
     assert sorted(map(tuple, faces.boxes_xyxy.tolist())) == [(560, 80, 608, 128), (4800, 32, 4848, 80)]
+    assert faces.points5.tolist() == corners_and_middle(faces.boxes_xyxy).tolist()
     assert (faces.records[0].n_faces, faces.records[0].tiles, faces.records[0].detect_pass) == (2, 14, 1)
 
 
 def large_enough(canvases):
     """White squares of at least 5 px, every one."""
-    return [(boxes[keep], scores[keep]) for boxes, scores in white_squares(canvases)
+    return [(boxes[keep], scores[keep], points[keep]) for boxes, scores, points in white_squares(canvases)
             for keep in [(boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=99) >= 5 if len(boxes) else slice(0)]]
 
 

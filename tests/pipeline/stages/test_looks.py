@@ -77,7 +77,7 @@ def test_the_decode_scale_leaves_each_look_twice_the_input(looks, size_wh, scale
 
 def found(*boxes_and_scores):
     values = np.array(boxes_and_scores, np.float32).reshape(-1, 5)
-    return values[:, :4], values[:, 4]
+    return values[:, :4], values[:, 4], np.repeat(values[:, None, :2], 5, 1)      # all points at the box's corner
 
 
 WHOLE, LEFT, RIGHT = (0, 0, 200, 100), (0, 0, 120, 100), (80, 0, 200, 100)
@@ -109,12 +109,13 @@ WHOLE, LEFT, RIGHT = (0, 0, 200, 100), (0, 0, 120, 100), (80, 0, 200, 100)
     ],
 )
 def test_faces_of_several_looks_are_one_list(of_looks, expected):
-    boxes, scores = merge((200, 100), [WHOLE, LEFT, RIGHT], of_looks, nms_iou=0.5)
+    boxes, scores, points = merge((200, 100), [WHOLE, LEFT, RIGHT], of_looks, nms_iou=0.5)
     assert [tuple(box) for box in boxes.astype(int).tolist()] == expected
     assert len(scores) == len(expected)
+    assert points[:, 0].astype(int).tolist() == [list(box[:2]) for box in expected]      # each box keeps its points
 
 
 def test_one_look_is_taken_as_it_is():
-    boxes, scores = found((0, 0, 50, 50, 0.9), (0, 0, 50, 50, 0.8))
-    merged = merge((200, 100), [WHOLE], [(boxes, scores)], nms_iou=0.5)
-    assert merged[0] is boxes and merged[1] is scores
+    boxes, scores, points = found((0, 0, 50, 50, 0.9), (0, 0, 50, 50, 0.8))
+    merged = merge((200, 100), [WHOLE], [(boxes, scores, points)], nms_iou=0.5)
+    assert merged[0] is boxes and merged[1] is scores and merged[2] is points
