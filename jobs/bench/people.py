@@ -125,6 +125,6 @@ def synthetic_batch(uris: Sequence[str], vectors: np.ndarray) -> FaceBatch:
     records = tuple(ImageRecord(uri, width=640, height=480, format="jpeg", n_faces=1) for uri in uris)
     boxes, eyes = np.tile(np.array([200, 100, 400, 340], np.float32), (n, 1)), np.zeros((n, 12, 2), np.float32)
     return FaceBatch(
-        records, np.ones(n, np.int64), boxes, ones, eye_points=eyes, align_ok=np.ones(n, bool), roll_deg=0 * ones,
-        sharpness=ones, embeddings=vectors, embedding_norms=ones,
+        records, np.ones(n, np.int64), boxes, ones, eye_points=eyes, eye_spread=0 * ones, align_ok=np.ones(n, bool),
+        roll_deg=0 * ones, sharpness=ones, embeddings=vectors, embedding_norms=ones,
     )

@@ -41,8 +41,9 @@ def stub_faces(batch: ImageBatch) -> FaceBatch:
     n = len(batch)
     return FaceBatch(
         batch.records, np.ones(n, np.int64), np.tile(np.array([1, 1, 7, 7], np.float32), (n, 1)),
-        np.full(n, 0.9, np.float32), eye_points=np.full((n, 12, 2), 4, np.float32), align_ok=np.ones(n, bool),
-        roll_deg=np.zeros(n, np.float32), sharpness=np.ones(n, np.float32),
+        np.full(n, 0.9, np.float32), eye_points=np.full((n, 12, 2), 4, np.float32),
+        eye_spread=np.zeros(n, np.float32), align_ok=np.ones(n, bool), roll_deg=np.zeros(n, np.float32),
+        sharpness=np.ones(n, np.float32),
         embeddings=np.full((n, EMBEDDING_DIM), EMBEDDING_DIM**-0.5, np.float32), embedding_norms=np.ones(n, np.float32),
     )
 

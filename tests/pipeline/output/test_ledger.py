@@ -260,3 +260,13 @@ def test_duplicates_in_many_parts_are_repaired(storage):
     assert ledger.repair_duplicates(storage, "r9") == 3 + 2 + 1
     assert uris_in(storage, "images") == ["a", "b", "c", "only 0", "only 1", "only 2", "only 3"]
     assert len(uris_in(storage, "faces")) == 2 * 7
+
+
+def test_vectors_are_stored_plainly_and_the_rest_compressed():
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 8, pa.float32()), 4)
+    table = pa.table({"uri": ["a", "b"], "eye_points": vectors, "names": [["x"], []], "embedding": vectors})
+    file = pq.ParquetFile(pa.BufferReader(ledger.to_parquet(table)))
+    columns = [file.metadata.row_group(0).column(i) for i in range(4)]
+    assert [column.compression for column in columns] == ["ZSTD", "ZSTD", "ZSTD", "UNCOMPRESSED"]
+    assert "BYTE_STREAM_SPLIT" not in columns[3].encodings
+    assert file.read().equals(table)
