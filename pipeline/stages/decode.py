@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 from pipeline.batch import NO_PIXELS, Fetched, FetchFailure, ImageBatch, ImageRecord, Pixels, Status, TodoRow
@@ -105,20 +106,21 @@ class Decode:
         gate = _MemoryGate(self._batch_bytes)
 
         def next_batch() -> list[ImageBatch]:
-            files = next(groups, None)
-            if files is None:
+            _, files = next(batches, (0, ()))
+            # Each file is decoded as soon as it has arrived, and freed after that.
+            futures = [threads.submit(self._decode_one, file, gate) for _, file in files]
+            if not futures:
                 return []
-            futures = [threads.submit(self._decode_one, file, gate) for file in files]
-            files.clear()                 # so that each file's bytes are freed when it is decoded
             decoded = [future.result() for future in futures]
             pixels = self._decoded_on_device([each for _, each in decoded], threads)
             return [ImageBatch(tuple(record for record, _ in decoded), tuple(pixels))]
 
         with (
-            closing(self._groups(rows)) as groups,
+            closing(self._numbered(rows)) as numbered,
             ThreadPoolExecutor(self._threads, "decode") as threads,
             ThreadPoolExecutor(1, "decode-ahead") as ahead,
         ):
+            batches = groupby(numbered, key=lambda each: each[0])
             try:
                 pending = ahead.submit(next_batch)
                 while held := pending.result():
@@ -127,22 +129,18 @@ class Decode:
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)     # cancel the prefetch if closed early
 
-    def _groups(self, rows: Sequence[TodoRow]) -> Generator[list[_ImageFile], None, None]:
-        """The files of the rows, grouped into sub-batches by the sizes in their headers."""
-        group: list[_ImageFile] = []
-        group_bytes = 0
+    def _numbered(self, rows: Sequence[TodoRow]) -> Generator[tuple[int, _ImageFile], None, None]:
+        """The files of the rows as they arrive, each with the number of its sub-batch, by the sizes in their headers."""
+        number = images = held_bytes = 0
         with closing(self._fetch(rows)) as answers:
             for row, answer in zip(self._noting_reads(rows), answers, strict=True):
                 self.files_read += 1
                 file = self._read_header(row, answer)
                 n_bytes = len(file.content or b"") + (file.header.decoded_bytes if file.header else 0)
-                if group and (len(group) == self._batch_images or group_bytes + n_bytes > self._batch_bytes):
-                    yield group
-                    group, group_bytes = [], 0
-                group.append(file)
-                group_bytes += n_bytes
-        if group:
-            yield group
+                if images and (images == self._batch_images or held_bytes + n_bytes > self._batch_bytes):
+                    number, images, held_bytes = number + 1, 0, 0
+                images, held_bytes = images + 1, held_bytes + n_bytes
+                yield number, file
 
     def _noting_reads(self, rows: Sequence[TodoRow]) -> Generator[TodoRow, None, None]:
         for row in rows:

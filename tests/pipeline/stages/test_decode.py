@@ -168,6 +168,30 @@ def test_one_sub_batch_is_decoded_ahead_and_no_more():
     assert len(list(batches)) == 1
 
 
+class SlowStore(Decode):
+    """A store whose next file arrives when the one before is decoded."""
+
+    def __init__(self, content):
+        super().__init__(self.fetch, max_pixels=MAX_PIXELS, min_side_px=None, threads=1, batch_images=64,
+                         batch_bytes=256 << 20)
+        self.content = content
+        self.decoded = threading.Semaphore(1)
+
+    def fetch(self, rows):
+        for _ in rows:
+            yield Fetched(self.content if self.decoded.acquire(timeout=60) else b"")
+
+    def _decode_one(self, *arguments):
+        answer = super()._decode_one(*arguments)
+        self.decoded.release()
+        return answer
+
+
+def test_a_file_is_decoded_before_the_rest_of_its_sub_batch_has_arrived():
+    (batch,) = SlowStore(flat_jpeg(50))([TodoRow(uri) for uri in "abc"])
+    assert [record.status for record in batch.records] == [Status.OK] * 3
+
+
 def test_closing_early_ends_the_threads_and_the_fetching():
     contents = {str(i): corpus.jpeg() for i in range(50)}
     decode = decoder(contents, batch_images=2)
