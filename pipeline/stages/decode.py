@@ -130,7 +130,7 @@ class Decode:
                 threads.shutdown(wait=False, cancel_futures=True)     # cancel the prefetch if closed early
 
     def _numbered(self, rows: Sequence[TodoRow]) -> Generator[tuple[int, _ImageFile], None, None]:
-        """The files as they arrive, each with the number of its sub-batch, which follows from the sizes in the headers."""
+        """The files as they arrive, each with the number of its sub-batch: the sizes in the headers decide."""
         number = images = held_bytes = 0
         with closing(self._fetch(rows)) as answers:
             for row, answer in zip(self._noting_reads(rows), answers, strict=True):
