@@ -424,13 +424,20 @@ def paths(arguments: argparse.Namespace) -> dict[str, str]:
 
 def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[str, Plan]:
     """The device, and the plan for the CPUs and GPUs that are free or asked for. Prints the plan."""
-    free = plan.Cluster(arguments.num_cpus or connection.cpus, arguments.gpus or connection.gpus)
+    known = not (arguments.num_cpus or arguments.gpus)              # else nodes may come that nobody has seen yet
+    free = plan.Cluster(
+        arguments.num_cpus or connection.cpus, arguments.gpus or connection.gpus,
+        connection.cpus_beside_gpus if known else None,
+    )
     on_gpu = free.gpus >= 1 and arguments.precision != "int8"      # which is run on CPUs
     device = ("cuda" if on_gpu else "cpu") if arguments.device == "auto" else arguments.device
     planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
     if arguments.jpeg_decoder == "nvjpeg" and not planned.pools[0].gpus:
         raise PlanError(NVJPEG_PLACE)
     say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")
+    if idle := planned.idle_cpus(free):
+        say(f"{idle:g} CPUs are on nodes without a GPU and stay idle; --pools decode:{int(idle)}/"
+            "detect+keypoint+align+embed decodes there, and sends the pixels over the network")
     if arguments.find_px:
         say(cost_of_windows(row_settings(arguments)))
     return device, planned

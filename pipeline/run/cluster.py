@@ -34,11 +34,12 @@ ZIP_ENTRY_BYTES, EMPTY_ZIP_BYTES = 30 + 46, 22
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The Ray that the job runs on: its free CPUs and GPUs, and its number of nodes."""
+    """The Ray that the job runs on: its free CPUs and GPUs, its number of nodes, and the CPUs of nodes with a GPU."""
 
     cpus: float
     gpus: float
     nodes: int
+    cpus_beside_gpus: float | None = None
 
 
 class ClusterError(UserError):
@@ -72,14 +73,14 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
                     _start(num_cpus, worker_output, own.enter_context(local_place.prepared()))
             total, free = all_and_free_resources()
             usable = free if address else total
-            nodes = alive_nodes()
+            nodes, near = alive_nodes(), cpus_beside_gpus()
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)       # long logs of errors that are raised too
         context = DataContext.get_current()
         context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
-        yield Connection(usable.get("CPU", 0.0), usable.get("GPU", 0.0), nodes)
+        yield Connection(usable.get("CPU", 0.0), usable.get("GPU", 0.0), nodes, near)
     finally:
         with held_back():
             ray.shutdown()
@@ -113,6 +114,15 @@ def alive_nodes() -> int:
 
     untyped: Any = ray
     return sum(node["Alive"] for node in untyped.nodes())
+
+
+def cpus_beside_gpus() -> float:
+    """The logical CPUs of the nodes that have a GPU, free or not."""
+    import ray
+
+    untyped: Any = ray
+    found = [node["Resources"] for node in untyped.nodes() if node["Alive"]]
+    return float(sum(resources.get("CPU", 0.0) for resources in found if resources.get("GPU")))
 
 
 def all_and_free_resources() -> tuple[dict[str, float], dict[str, float]]:

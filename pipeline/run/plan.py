@@ -28,10 +28,19 @@ class PlanError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The logical CPUs and GPUs that are free for this job."""
+    """The logical CPUs and GPUs that are free for this job.
+
+    cpus_beside_gpus: of the CPUs those on nodes with a GPU; None if all may be.
+    """
 
     cpus: float
     gpus: float
+    cpus_beside_gpus: float | None = None
+
+    @property
+    def near_cpus(self) -> float:
+        """The CPUs that an actor with a GPU can have."""
+        return self.cpus if self.cpus_beside_gpus is None else min(self.cpus, self.cpus_beside_gpus)
 
 
 class PoolLayout(NamedTuple):
@@ -87,6 +96,10 @@ class Plan:
     def __str__(self) -> str:
         return " → ".join([*(str(pool) for pool in self.pools), self.sink])
 
+    def idle_cpus(self, cluster: Cluster) -> float:
+        """The CPUs on nodes without a GPU, if every pool needs one."""
+        return cluster.cpus - cluster.near_cpus if all(pool.gpus for pool in self.pools) else 0.0
+
     @property
     def sink(self) -> str:
         """The sink in words."""
@@ -123,7 +136,7 @@ def make_plan(layout: str, cluster: Cluster, device: str, threads: int | None = 
     on_gpu = [device == "cuda" and not GPU_STAGES.isdisjoint(pool.stages) for pool in pools]
     _check_free(cluster, any(on_gpu))
     actors = _count_actors(pools, on_gpu, cluster)
-    cpus = _cpus_per_actor(pools, actors, cluster)
+    cpus = _cpus_per_actor(pools, on_gpu, actors, cluster)
     gpus = _gpus_per_actor(pools, on_gpu, actors, cluster)
     planned = tuple(
         PoolPlan(pool.stages, count, cpu, gpu, threads or _threads(pool, count, gpu, cluster))
@@ -162,11 +175,13 @@ def _actors_on_gpus(pool: PoolLayout, cluster: Cluster) -> int:
     gpus = int(cluster.gpus)
     if "decode" not in pool.stages:
         return gpus
-    return gpus * max(1, min(MOST_ACTORS_OF_GPU, int(cluster.cpus / gpus) // CPUS_PER_GPU_ACTOR))
+    return gpus * max(1, min(MOST_ACTORS_OF_GPU, int(cluster.near_cpus / gpus) // CPUS_PER_GPU_ACTOR))
 
 
-def _cpus_per_actor(pools: Sequence[PoolLayout], actors: Sequence[int], cluster: Cluster) -> list[float]:
-    """The logical CPUs of an actor of each pool."""
+def _cpus_per_actor(
+    pools: Sequence[PoolLayout], on_gpu: Sequence[bool], actors: Sequence[int], cluster: Cluster
+) -> list[float]:
+    """The logical CPUs of an actor of each pool. Those with a GPU must find theirs on the same node."""
     budget = cluster.cpus - 1 if cluster.cpus >= 2 else cluster.cpus * 0.9
     given = sum(pool.actors or 0 for pool in pools)
     sharing = sum(actors) - given
@@ -181,7 +196,13 @@ def _cpus_per_actor(pools: Sequence[PoolLayout], actors: Sequence[int], cluster:
             f"this plan needs more CPUs than are free: {sums} against {cluster.cpus:g} CPUs{reserve}; "
             "lower the numbers in --pools"
         )
-    return [1.0 if pool.actors else min(1.0, _rounded_down(left / sharing)) for pool in pools]
+    share = left / sharing if sharing else 0.0
+    gpu_actors = sum(count for count, gpu in zip(actors, on_gpu, strict=True) if gpu)
+    near_share = min(share, cluster.near_cpus / gpu_actors) if gpu_actors else share
+    return [
+        1.0 if pool.actors else min(1.0, _rounded_down(near_share if gpu else share))
+        for pool, gpu in zip(pools, on_gpu, strict=True)
+    ]
 
 
 def _gpus_per_actor(
@@ -202,7 +223,7 @@ def _gpus_per_actor(
 
 def _threads(pool: PoolLayout, actors: int, gpus: float, cluster: Cluster) -> int:
     """The threads of an actor: at most `THREADS_PER_CPU_ACTOR`, or its whole share if it decodes for its own GPU."""
-    share = max(1, int(cluster.cpus) // actors)
+    share = max(1, int(cluster.near_cpus if gpus else cluster.cpus) // actors)
     return share if gpus and "decode" in pool.stages else min(THREADS_PER_CPU_ACTOR, share)
 
 

@@ -32,6 +32,22 @@ def test_nvjpeg_without_a_gpu_is_refused(options, connection):
 
 
 @pytest.mark.parametrize(
+    ("options", "near", "said"),
+    [
+        ([], 16, False),
+        ([], 4, True),
+        (["--pools", APART], 4, False),
+        (["--gpus", 1], 4, False),             # the cluster may still grow
+        (["--device", "cpu"], 4, False),
+    ],
+)
+def test_idle_cpus_are_said_with_the_layout_that_uses_them(options, near, said, capsys):
+    make_plan(parsed(*options), Connection(16, 1, 3, near))
+    line = "12 CPUs are on nodes without a GPU and stay idle; --pools decode:12/detect+keypoint+align+embed"
+    assert (line in capsys.readouterr().err) is said
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [("compile: true", True), ("compile: false", False), ("no-compile: true", False), ("no_compile: false", True)],
 )

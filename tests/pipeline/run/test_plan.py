@@ -56,6 +56,9 @@ def test_default_plans_always_fit(layout, cpus, gpus):
         (ONE_POOL, Cluster(64, 8), "cuda", [16], [4]),
         (ONE_POOL, Cluster(256, 8), "cuda", [32], [8]),
         (TWO_POOLS, Cluster(64, 8), "cuda", [16, 8], [4, 4]),  # decoders feed the GPUs
+        (ONE_POOL, Cluster(80, 1, 16), "cuda", [4], [4]),      # as without the 64 CPUs of other nodes
+        (ONE_POOL, Cluster(80, 8, 16), "cuda", [8], [2]),
+        (TWO_POOLS, Cluster(80, 1, 16), "cuda", [20, 1], [4, 4]),
     ],
 )
 def test_numbers_of_actors_and_threads(layout, cluster, device, actors, threads):
@@ -91,3 +94,24 @@ def test_given_numbers_take_whole_cpus():
     plan = make_plan("decode:2/detect+keypoint+align+embed", Cluster(8, 0), "cpu")
     assert plan.pools[0].actors == 2 and plan.pools[0].cpus == 1
     assert plan.pools[1].actors * plan.pools[1].cpus <= 8 - 1 - 2
+
+
+@pytest.mark.parametrize("layout", [ONE_POOL, TWO_POOLS, FIVE_POOLS])
+def test_actors_with_a_gpu_fit_on_its_node(layout):
+    """Four GPUs on a node with one CPU, and 63 CPUs elsewhere: an actor of a whole CPU would wait for ever."""
+    plan = make_plan(layout, Cluster(64, 4, 1), "cuda")
+    assert 0 < sum(pool.actors * pool.cpus for pool in plan.pools if pool.gpus) <= 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "cluster", "device", "idle"),
+    [
+        (ONE_POOL, Cluster(16, 0, 0), "cpu", 0),
+        (ONE_POOL, Cluster(16, 1), "cuda", 0),
+        (ONE_POOL, Cluster(16, 1, 16), "cuda", 0),
+        (ONE_POOL, Cluster(80, 1, 16), "cuda", 64),
+        (TWO_POOLS, Cluster(80, 1, 16), "cuda", 0),
+    ],
+)
+def test_cpus_of_nodes_without_a_gpu(layout, cluster, device, idle):
+    assert make_plan(layout, cluster, device).idle_cpus(cluster) == idle
