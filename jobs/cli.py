@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType({
     "extract": Command("jobs.extract.job", "find the faces of a folder or bucket and write them as Parquet"),
     "manifest": Command("jobs.manifest", "list a large bucket once, as an INPUT for extract"),
     "preview": Command("jobs.preview.__main__", "write a page that shows photos and faces of an output"),
+    "report": Command("jobs.report.__main__", "write a page that shows all of an output, with a gallery that filters"),
     "compare": Command("jobs.compare.__main__", "say whether the faces of photos are the same person"),
     "search": Command("jobs.search.__main__", "find the faces of an output that are most like those of a photo"),
     "erase": Command("jobs.erase.__main__", "delete images and their faces from an output"),

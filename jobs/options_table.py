@@ -10,10 +10,12 @@ from jobs.erase.__main__ import argument_parser as erase
 from jobs.extract.options import argument_parser as extract
 from jobs.manifest import argument_parser as manifest
 from jobs.preview.__main__ import argument_parser as preview
+from jobs.report.__main__ import argument_parser as report
 from jobs.search.__main__ import argument_parser as search
 
 PARSERS = {
-    "extract": extract, "manifest": manifest, "preview": preview, "compare": compare, "search": search, "erase": erase,
+    "extract": extract, "manifest": manifest, "preview": preview, "report": report, "compare": compare,
+    "search": search, "erase": erase,
 }
 
 

@@ -10,16 +10,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pipeline.run.cluster import connect
 from pipeline.storage.certificates import CA_VARIABLES
 from pipeline.storage.clients import forget_clients
-from tests.support.browser import Dom, find_browser, open_page
+from tests.support.browser import Dom, Tab, find_browser, open_tab, running_browser
 from tests.support.google_storage import google_storage
 from tests.support.http_server import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -160,17 +163,38 @@ def web() -> Iterator[Web]:
         yield Web(url, files)
 
 
-@pytest.fixture
-def browse(tmp_path: Path) -> Callable[[str], Dom]:
-    """Opens a page in a real browser. Returns its title, tags and text after its scripts have run."""
-    browser = find_browser()
-    if browser is None:
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium or Chrome; tests are skipped where there is none."""
+    program = find_browser()
+    if program is None:
         pytest.skip("no chromium or google-chrome is installed")
+    with running_browser(program) as running:
+        yield running
+
+
+@pytest.fixture
+def open_file(browser: Browser) -> Iterator[Callable[..., Tab]]:
+    """Opens a file in a tab of its own."""
+    tabs: list[Tab] = []
+
+    def open_in_tab(file: Path, **options: bool) -> Tab:
+        tabs.append(open_tab(browser, file, **options))
+        return tabs[-1]
+
+    yield open_in_tab
+    for tab in tabs:
+        tab.page.context.close()
+
+
+@pytest.fixture
+def browse(tmp_path: Path, open_file: Callable[..., Tab]) -> Callable[[str], Dom]:
+    """Opens a page in a real browser. Returns its title, tags and text after its scripts have run."""
 
     def browse(html: str) -> Dom:
         file = tmp_path / "page.html"
         file.write_text(html, encoding="utf-8")
-        return open_page(browser, file, tmp_path / "profile")
+        return open_file(file).dom()
 
     return browse
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,22 +15,23 @@ import simplejpeg
 
 from jobs.extract.stages import min_side_of
 from pipeline import geometry
-from pipeline.batch import TodoRow
+from pipeline.batch import Status, TodoRow
 from pipeline.geometry import AlignmentTemplate
 from pipeline.input.containers import Kind, is_container, kind_at, list_members
+from pipeline.input.fetch import Fetch
 from pipeline.input.names import InputError
 from pipeline.input.parquet_images import ParquetColumns
-from pipeline.people.outputs import Row
+from pipeline.people.outputs import Output, Row
 from pipeline.schemas import LISTING
-from pipeline.settings import RowSettings
 from pipeline.stages.align import align_chip
-from pipeline.stages.codec import DecodeError
-from pipeline.stages.image import decode_image
+from pipeline.stages.decode import Decode
 from pipeline.stages.operations import cut_chip
 from pipeline.storage.uris import StoreOptions
 
-MAX_FACES_OF_A_PHOTO = 40         # with pictures of their own; every face has its box
-PHOTO_PX = 1000                   # longest side
+THUMBNAIL_PX = 64
+_THUMBNAIL_QUALITY = 40           # 430 bytes a face; at 75 it has 600, and looks the same
+_MAX_REQUESTS = 4
+_BATCH_IMAGES, _BATCH_BYTES = 16, 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +44,46 @@ class FaceView:
     crop_jpeg: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PhotoView:
-    """One photo: its row of images/, the rows of its faces, and its pictures. note: why it has no pictures."""
+def read_photos(records: Sequence[Row], output: Output) -> Iterator[tuple[Row, np.ndarray | str]]:
+    """Each photo of these rows of images/ with its pixels, decoded as its faces were found, or why it has none now.
 
-    record: Row
-    faces: Sequence[Row]
-    photo_jpeg: bytes = b""
-    face_views: Sequence[FaceView] = ()
-    note: str = ""
-
-
-def view_photo(
-    record: Row, faces: Sequence[Row], content: bytes, settings: RowSettings, template: AlignmentTemplate
-) -> PhotoView:
-    """Decode a photo and cut out its faces, or say why that cannot be done now. settings, template: of its output."""
-    try:
-        decoded = decode_image(content, max_pixels=settings.max_pixels, min_side_px=min_side_of(settings))
-    except DecodeError as error:
-        return PhotoView(record, faces, note=f"The photo cannot be read now: {error.reason}")
-    if (decoded.header.width, decoded.header.height) != (record["width"], record["height"]):
-        return PhotoView(record, faces, note="The photo has changed since the run.")
-    views = [view_face(face, record, decoded.pixels, template) for face in faces[:MAX_FACES_OF_A_PHOTO]]
-    return PhotoView(record, faces, _jpeg(_shrunk(decoded.pixels, PHOTO_PX), 82), views)
+    Photos are read ahead and decoded by threads. Memory holds two batches of at most 64 MB, or a larger photo.
+    """
+    settings, parquet = output.settings, ParquetColumns(**output.parquet) if output.parquet else None
+    decode = Decode(
+        Fetch(output.options, image_column=parquet.image if parquet else None, max_requests=_MAX_REQUESTS),
+        max_pixels=settings.max_pixels, min_side_px=min_side_of(settings), threads=os.cpu_count() or 1,
+        batch_images=_BATCH_IMAGES, batch_bytes=_BATCH_BYTES,
+    )
+    known = iter(records)
+    with closing(decode(locate([record["uri"] for record in records], parquet, output.options))) as batches:
+        for batch in batches:
+            for now, pixels in zip(batch.records, batch.pixels, strict=True):
+                record = next(known)
+                if now.status is not Status.OK:
+                    yield record, f"The photo cannot be read now: {now.error}"
+                elif (now.width, now.height) != (record["width"], record["height"]):
+                    yield record, "The photo has changed since the run."
+                else:
+                    yield record, pixels
 
 
 def view_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTemplate) -> FaceView:
     """Cut a face out of its photo's decoded pixels and align it, as the pipeline did."""
+    cut = cut_face(face, record, pixels, template)
+    return draw_face(face, cut.eyes_in_chip, cut.chip, cut.crop)
+
+
+class CutFace(NamedTuple):
+    """A face's chip (s, s, 3), its eye points as fractions of s (12, 2), and its aligned crop (112, 112, 3)."""
+
+    chip: np.ndarray
+    eyes_in_chip: np.ndarray
+    crop: np.ndarray
+
+
+def cut_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTemplate) -> CutFace:
+    """The pixels that the networks saw of a face."""
     height, width = pixels.shape[:2]
     rotation_deg = record["rotation_deg"] or 0
     pixels_to_image = geometry.scale_shift((record["width"] / width, record["height"] / height), (0.0, 0.0))
@@ -78,7 +94,20 @@ def view_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTem
     chip_to_image = geometry.compose(turned_to_image, chip_to_turned)
     aligned = align_chip(chip, chip_to_image, box_xyxy, eye_points(face), template)
     eyes_in_chip = geometry.transform(geometry.invert(chip_to_image), eye_points(face).astype(np.float64)) / len(chip)
-    return draw_face(face, eyes_in_chip, chip, aligned.crop)
+    return CutFace(chip, eyes_in_chip, aligned.crop)
+
+
+def thumbnail(crop: np.ndarray) -> bytes:
+    """An aligned face as a small WebP, some 400 bytes."""
+    small = cv2.cvtColor(_shrunk(crop, THUMBNAIL_PX), cv2.COLOR_RGB2BGR)
+    encoded: np.ndarray = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, _THUMBNAIL_QUALITY])[1]
+    return encoded.tobytes()
+
+
+def template_of(output: Output) -> AlignmentTemplate:
+    """How the faces of an output were aligned."""
+    values = output.models["embedder"]["preprocessing"]["alignment"]
+    return AlignmentTemplate(values["box_side_px"], tuple(values["eyes_in_box_xy"]))
 
 
 def draw_face(face: Row, eyes_in_chip: np.ndarray, chip: np.ndarray, crop: np.ndarray) -> FaceView:
@@ -113,6 +142,11 @@ def eye_points(face: Row) -> np.ndarray:
     """(12, 2) float32, image pixels; NaN where the row has none."""
     points = face["eye_points"]
     return np.full((12, 2), np.nan, np.float32) if points is None else np.array(points, np.float32).reshape(12, 2)
+
+
+def photo_jpeg(pixels: np.ndarray, longest_px: int) -> bytes:
+    """A photo as a JPEG, its longer side at most this."""
+    return _jpeg(_shrunk(pixels, longest_px), 82)
 
 
 def _shrunk(pixels: np.ndarray, longest_px: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import posixpath
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load_template(folder: Path, name: str) -> jinja2.Template:
     environment.globals |= {"points": _points}
     environment.filters |= {
         "name": posixpath.basename, "plural": plural, "thousands": "{:,}".format, "number": _number,
-        "coordinate": "{:.{}f}".format, "jpeg": _data_uri,
+        "coordinate": "{:.{}f}".format, "jpeg": partial(_data_uri, "jpeg"), "webp": partial(_data_uri, "webp"),
     }
     return environment.get_template(name)
 
@@ -60,5 +61,5 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+def _data_uri(kind: str, content: bytes) -> Markup:
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")

@@ -6,15 +6,17 @@ import argparse
 
 from jobs.command import run_command, run_process
 from jobs.options import add_single_writer, command_parser, count
-from jobs.preview.write import MAX_IMAGES, write_preview
+from jobs.preview.write import write_preview
+from jobs.report.write import SMALL
 
 DESCRIPTION = """Write one HTML page that shows photos of an output, with each face before and after alignment.
 
     python -m jobs.preview out/
     python -m jobs.preview s3://bucket/faces --images 200 --html faces.html
 
-The page contains its pictures and loads nothing from elsewhere. Exit codes: 0 done; 1 it broke; 2 wrong arguments, or
-the output is not finished; 130 and 143 interrupted.
+The page contains its pictures and loads nothing from elsewhere. It is the page of jobs.report without the gallery.
+
+Exit codes: 0 done; 1 it broke; 2 wrong arguments, or OUTPUT is no output; 130 and 143 interrupted.
 """
 
 
@@ -34,7 +36,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser("preview", DESCRIPTION)
     parser.add_argument("output", metavar="OUTPUT", help="a folder or a bucket prefix that jobs.extract wrote")
-    parser.add_argument("--images", type=count, default=MAX_IMAGES, metavar="N",
+    parser.add_argument("--images", type=count, default=SMALL.photos, metavar="N",
                         help="the most photos on the page; default: %(default)s")
     parser.add_argument("--html", metavar="FILE", default="preview.html", help="the page; default: %(default)s")
     add_single_writer(parser)

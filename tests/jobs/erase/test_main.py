@@ -19,10 +19,8 @@ from jobs.erase.find import images_like
 from jobs.extract import job as extract
 from jobs.extract.stages import read_models
 from jobs.options import DEFAULT_MODELS
-from jobs.preview.output import Run
-from jobs.preview.page import render_page
+from jobs.pages.template import PAGE_START, PAGE_TITLE
 from pipeline.batch import FaceBatch, ImageRecord, Status
-from pipeline.geometry import AlignmentTemplate
 from pipeline.output import claim as output
 from pipeline.output import erased, ledger, sink
 from pipeline.output.derived import Derived, Maker, Source
@@ -45,10 +43,7 @@ PARTS = (
     {"/p/broken.jpg": None},
 )
 ALL = {uri for part in PARTS for uri in part}
-PAGE_RUN = Run(
-    run_id="r1", finished="", settings=RowSettings(), template=AlignmentTemplate(), models=[],
-    counts=dict.fromkeys(("images", *Status), 0), images_per_s=None, parquet=None,
-)
+PAGE = PAGE_START + PAGE_TITLE + b"an output</title>" + b"/p/ann.jpg"       # of an earlier version, not on record
 
 
 def batch(images):
@@ -82,7 +77,7 @@ def write_output(root, parts=PARTS):
             sink.faces_table(rows, names, 512, "float32"), sink.images_table(rows, "r1"), lambda: None,
         )
     storage.write("run.json", json.dumps({"run_id": "r1", "output": {"images": 7, "ok": 5}}).encode())
-    storage.write("preview.html", render_page(storage.root, PAGE_RUN, [], []).encode())
+    storage.write("preview.html", PAGE)
     storage.write("report.html", b"<!doctype html>mine")
     index = Derived("index", f"{storage.root}/index/", "facelake index")
     Maker([Source(storage, lambda: None, "", {})]).write(index, {"index": b"vectors of ann.jpg, both.jpg, broken.jpg"})

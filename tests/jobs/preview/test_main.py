@@ -9,7 +9,7 @@ def test_the_command_prints_where_the_page_is(tmp_path, capsys):
     assert (tmp_path / "p.html").exists()
 
 
-def test_without_run_json_there_is_nothing_to_show(tmp_path, capsys):
+def test_without_an_output_there_is_nothing_to_show(tmp_path, capsys):
     assert main([str(tmp_path / "nothing"), "--html", str(tmp_path / "p.html")]) == 2
-    assert "no run.json in" in capsys.readouterr().err
+    assert "no output.json in" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()

@@ -13,13 +13,13 @@ from PIL import Image
 
 from jobs.extract.stages import min_side_of
 from jobs.options import ArgumentError
-from jobs.preview.output import PreviewError
 from jobs.preview.write import write_preview
 from pipeline.batch import FaceBatch, ImageRecord, Status, TodoRow
+from pipeline.errors import OutputError
 from pipeline.geometry import AlignmentTemplate, no_points
 from pipeline.input.fetch import Fetch
-from pipeline.output import ledger, sink
-from pipeline.settings import RowSettings
+from pipeline.output import claim, ledger, sink
+from pipeline.settings import RowSettings, fingerprinted
 from pipeline.stages.align import Align
 from pipeline.stages.decode import Decode
 from pipeline.stages.detect import Detect
@@ -32,6 +32,11 @@ from tests.support.browser import HOSTILE, PWN
 SETTINGS = RowSettings(rotate_retry=True)
 TEMPLATE = AlignmentTemplate(104.0, (0.5, 0.42))
 MODELS = sink.ModelNames("detector@1", "keypointer@2", "embedder@3")
+CARDS = {
+    role: {"architecture": {"network": role}, "tensors_sha256": digit * 64, "preprocessing": {}}
+    for role, digit in (("detector", "1"), ("keypointer", "2"), ("embedder", "3"))
+}
+CARDS["embedder"]["preprocessing"] = {"alignment": asdict(TEMPLATE)}
 ODD_NAME = "<img src=x onerror=alert(1)> & 'q\"\n.jpg"
 
 
@@ -91,6 +96,7 @@ def process(folder, names, detector=None, eyes=fake_eyes):
 def write_output(folder, *batches, embeddings=((1.0, 0.0), (0.6, 0.8), (0.0, 1.0))):
     """Write an output with a part for each batch. The faces get the embeddings in turn."""
     storage = open_storage(str(folder))
+    claim.claim(storage, fingerprinted(SETTINGS, CARDS))
     records, used = [], 0
     for batch in batches:
         vectors = np.array([embeddings[(used + i) % len(embeddings)] for i in range(len(batch))], np.float32)
@@ -106,8 +112,6 @@ def write_output(folder, *batches, embeddings=((1.0, 0.0), (0.6, 0.8), (0.0, 1.0
     run = {
         "run_id": "run-1",
         "finished": "2026-11-24T06:00:00+00:00",
-        "settings": asdict(SETTINGS),
-        "alignment": asdict(TEMPLATE),
         "models": {"detector": {"identity": "detector@1", "licence": "AGPL-3.0", "commercial_use": True}},
         "output": {"images": len(records), **counts},
         "throughput": {"images_per_s": None},
@@ -125,10 +129,10 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
-        self.tags.append(tag)
+        self.tags.append("bar" if "class" in attributes and tag == "rect" else tag)
         self.links += [attributes[name] for name in ("src", "href") if name in attributes]
         if tag == "img":
-            content = base64.b64decode(attributes["src"].removeprefix("data:image/jpeg;base64,"))
+            content = base64.b64decode(attributes["src"].partition(";base64,")[2])
             picture = np.asarray(Image.open(io.BytesIO(content)))
             self.pictures.setdefault(attributes["alt"], []).append(picture)
 
@@ -143,8 +147,8 @@ def test_an_output_without_images(tmp_path):
     assert page.pictures == {}
 
 
-def test_without_run_json_there_is_nothing_to_show(tmp_path):
-    with pytest.raises(PreviewError, match=r"no run\.json in"):
+def test_without_an_output_there_is_nothing_to_show(tmp_path):
+    with pytest.raises(OutputError, match=r"no output\.json in"):
         write_preview(tmp_path / "nothing", tmp_path / "p.html")
     assert not (tmp_path / "p.html").exists()
 
@@ -195,7 +199,7 @@ def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path):
     page = Page(path)
     assert "<img src=x onerror=alert(1)> & 'q\"␊.jpg" in page.text
     assert "script" not in page.tags and "link" not in page.tags
-    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert all(link.startswith("data:image/") for link in page.links)
     assert not re.search(r"https?:|url\(", path.read_text(encoding="utf-8"))
     # Two photos, each with twelve eye points over the photo and twelve over the chip.
     assert page.tags.count("rect") == 2
@@ -231,7 +235,7 @@ def test_hostile_names_are_text_in_a_real_browser(tmp_path, browse):
         assert not page.tags & {"script", "iframe", "a", "object", "embed", "form", "base", "link"}
         assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("href", "srcdoc")]
         sources = [value for name, value in page.attributes if name == "src"]
-        assert sources and all(value.startswith("data:image/jpeg;base64,") for value in sources)
+        assert sources and all(value.startswith("data:image/") for value in sources)
         for name in HOSTILE[:-1]:
             assert f"{folder}/{name}" in page.text and f"{folder}/failed/{name}" in page.text, name
         assert page.text.count(r"\u202egnp.exe␛[2J\x7f.jpg") >= 4       # heading, place, reason, and its place
@@ -257,7 +261,7 @@ def test_photos_that_fail_are_listed_with_their_reason(tmp_path):
     odd = ImageRecord("/x.jpg", Status.FAILED, "detect: <script>")
     write_output(tmp_path / "out", batch, FaceBatch.without_faces((odd,)))
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
-    assert "Not read: 4 of 4 images" in page.text
+    assert "Not read: 4 of 5 images" in page.text
     for text in ("empty file", f"{tmp_path}/<b>.jpg", "no such file or directory", "detect: <script>"):
         assert text in page.text
     assert "1 ok" in page.text and "1 fetch_failed" in page.text and "1 unsupported" in page.text
