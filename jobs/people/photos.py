@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,22 @@ class PhotoReader:
         """One result for every photo, in their order. The status of a record tells whether it could be read."""
         if not photos:
             return []
+        with self._loading():
+            return self._read(photos)
+
+    def faces_of(self, image: ImageBatch) -> PhotoFaces:
+        """The faces of one decoded image."""
+        with self._loading():
+            return self._faces(image)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Load the networks that are not loaded yet, while the body of the `with` block runs."""
         with ThreadPoolExecutor(len(STAGES)) as threads:
             for name in STAGES[1:]:
                 if name not in self._stages:
                     self._stages[name] = threads.submit(stage_builders(self._config)[name], os.cpu_count() or 1, 1)
-            return self._read(photos)
+            yield
 
     def _read(self, photos: Sequence[str]) -> list[PhotoFaces]:
         by_options: dict[StoreOptions, list[int]] = {}

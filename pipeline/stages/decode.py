@@ -31,7 +31,7 @@ None if it cannot, now or for good.
 _MAX_SIDE_PX = 2**31 - 1          # the columns width and height are int32; a TIFF can claim more
 
 
-class _MemoryGate:
+class MemoryGate:
     """Lets threads in while their total need is within a limit; a thread that needs more enters alone."""
 
     def __init__(self, limit_bytes: int) -> None:
@@ -103,7 +103,7 @@ class Decode:
 
     def __call__(self, rows: Sequence[TodoRow]) -> Generator[ImageBatch, None, None]:
         """One record per row, in the order of the rows. Closing the generator ends its threads."""
-        gate = _MemoryGate(self._batch_bytes)
+        gate = MemoryGate(self._batch_bytes)
 
         def next_batch() -> list[ImageBatch]:
             _, files = next(batches, (0, ()))
@@ -168,7 +168,7 @@ class Decode:
         )
         return _ImageFile(record, content, header)
 
-    def _decode_one(self, file: _ImageFile, gate: _MemoryGate) -> tuple[ImageRecord, Pixels | _ForDevice]:
+    def _decode_one(self, file: _ImageFile, gate: MemoryGate) -> tuple[ImageRecord, Pixels | _ForDevice]:
         if file.content is None:
             return file.record, NO_PIXELS
         record = replace(file.record, sha256=hashlib.sha256(file.content).hexdigest())

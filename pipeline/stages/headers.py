@@ -115,7 +115,7 @@ class JpegHeader:
     stripped: only the segments that decoding needs, without stray bytes between them, with a known JFIF version.
     process: the second byte of the frame header's marker: 0xC0 baseline, 0xC2 progressive, …
     scans: counted up to MAX_SCANS + 1.
-    exif: the bytes in the file, not checked.
+    exif: the bytes in the file, not checked. profile: the segments of the colour profile.
     common: baseline, 8 bits, one scan of Y, Cb and Cr with the usual subsampling: what every JPEG decoder reads alike.
     """
 
@@ -126,12 +126,13 @@ class JpegHeader:
     components: int
     scans: int
     exif: bytes | None
+    profile: tuple[bytes, ...]
     common: bool
 
 
 def read_jpeg(content: bytes) -> JpegHeader | None:
     """The header of a JPEG; None if the file ends before its first scan. Raises BombError."""
-    parts, frame, exif = [content[:2]], b"", None
+    parts, profile, frame, exif = [content[:2]], [], b"", None
     position = 2
     for _ in range(MAX_PARTS):
         found = _JPEG_MARKER.search(content, position)
@@ -151,6 +152,8 @@ def read_jpeg(content: bytes) -> JpegHeader | None:
             segment = segment[:9] + b"\1\1" + segment[11:]
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
             exif = exif or segment[10:]
+        if marker == 0xE2 and segment[4:16] == b"ICC_PROFILE\0":
+            profile.append(segment)
         # Comments and application segments are dropped, but for the two that say how colours are stored.
         if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or segment[4:9] in (b"JFIF\0", b"Adobe"):
             parts.append(segment)
@@ -160,7 +163,22 @@ def read_jpeg(content: bytes) -> JpegHeader | None:
             scans = _count_scans(content, position) if in_passes else 1
             adobe = any(part[4:9] == b"Adobe" for part in parts)
             common = not in_passes and not adobe and _is_common(frame)
-            return JpegHeader(b"".join(parts), position, frame[1], frame[4], frame[9], scans, exif, common)
+            return JpegHeader(
+                b"".join(parts), position, frame[1], frame[4], frame[9], scans, exif, tuple(profile), common
+            )
+    raise BombError(f"more than {MAX_PARTS} segments")
+
+
+def jpeg_end(content: bytes, data_start: int) -> int | None:
+    """Where the picture of a JPEG ends, by its end marker; other pictures may follow. Raises BombError."""
+    position = data_start
+    for _ in range(MAX_PARTS):
+        found = _JPEG_MARKER_AFTER_DATA.search(content, position)
+        if found is None:
+            return None
+        if content[found.start() + 1] == _END_OF_IMAGE:
+            return found.end()
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
     raise BombError(f"more than {MAX_PARTS} segments")
 
 

@@ -153,15 +153,24 @@ def _merged(planes: Sequence[Image.Image], mode: str) -> Image.Image:
                               for plane, white in zip(planes, whites, strict=True)])
 
 
+def open_image(content: bytes, format: str) -> ImageFile.ImageFile:
+    """A file as Pillow sees it, without the metadata that `headers.strip_metadata` takes out. Raises `DecodeError`."""
+    return _open(content, format, content)
+
+
 def _open(content: bytes, format: str, whole: bytes) -> ImageFile.ImageFile:
     """The image of a file, or of a plane of the file `whole`. Raises `DecodeError`."""
-    open_image = _heic_plugin() if format == "heic" else _PLUGINS[format]
     try:
-        return open_image(io.BytesIO(headers.strip_metadata(content, format)))
+        return plugin_of(format)(io.BytesIO(headers.strip_metadata(content, format)))
     except MemoryError:
         raise
     except Exception as error:        # broken headers too
         raise decode_failure(str(error), format, whole, "header") from error
+
+
+def plugin_of(format: str) -> _OpenImage:
+    """What opens files of a format. Raises `DecodeError` for HEIC without pillow-heif."""
+    return _heic_plugin() if format == "heic" else _PLUGINS[format]
 
 
 def _heic_plugin() -> _OpenImage:

@@ -65,8 +65,11 @@ class Storage(Protocol):
     def delete_tree(self, folder: str) -> None:
         """Delete the folder with its content. A missing folder is no error."""
 
-    def clean_temporary(self) -> None:
-        """Delete half-written files of killed processes. Call it with the lease held, before the first write."""
+    def clean_temporary(self, *, deep: bool = False) -> None:
+        """Delete half-written files of killed processes. Call it with the lease held, before the first write.
+
+        deep: in all folders below, not only in those of an output.
+        """
 
 
 def join(folder: str, name: str) -> str:

@@ -107,11 +107,13 @@ class LocalStorage:
             shutil.rmtree(target)
             sync_folder(target.parent, self._lacks)
 
-    def clean_temporary(self) -> None:
+    def clean_temporary(self, *, deep: bool = False) -> None:
         # With the lock held no `create` or `replace` (a heartbeat) has a temporary file.
         with self._locked():
             root = Path(self._root)
-            for folder in [root, *(entry for entry in root.iterdir() if entry.is_dir())]:
+            below = (entry for entry in root.iterdir() if entry.is_dir())
+            folders = (Path(folder) for folder, _, _ in os.walk(root)) if deep else iter([root, *below])
+            for folder in folders:
                 with contextlib.suppress(PermissionError):     # lost+found and the like
                     for name in os.listdir(folder):   # noqa: PTH208  (iterdir makes a Path of every name)
                         if _TEMPORARY.fullmatch(name):

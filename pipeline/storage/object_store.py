@@ -112,7 +112,7 @@ class ObjectStorage:
             for metas in obstore.list(self._bucket, self._key(folder) or None):
                 obstore.delete(self._bucket, [meta["path"] for meta in metas])
 
-    def clean_temporary(self) -> None:
+    def clean_temporary(self, *, deep: bool = False) -> None:
         """Nothing to do: a PUT writes an object whole or not at all."""
 
     @property

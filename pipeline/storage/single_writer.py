@@ -60,5 +60,5 @@ class SingleWriterStorage:
     def delete_tree(self, folder: str) -> None:
         self._storage.delete_tree(folder)
 
-    def clean_temporary(self) -> None:
-        self._storage.clean_temporary()
+    def clean_temporary(self, *, deep: bool = False) -> None:
+        self._storage.clean_temporary(deep=deep)

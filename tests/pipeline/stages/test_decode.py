@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.batch import Fetched, FetchFailure, ImageBatch, ImageRecord, Status, TodoRow
 from pipeline.errors import EnvironmentFault
-from pipeline.stages.decode import Decode, _MemoryGate
+from pipeline.stages.decode import Decode, MemoryGate
 from tests.support import corpus
 
 MAX_PIXELS = corpus.MAX_PIXELS
@@ -233,7 +233,7 @@ def test_closing_early_cancels_the_rest_of_the_sub_batch_ahead():
 
 @pytest.mark.parametrize("needs", [(60, 40), (30, 30, 40)])
 def test_the_gate_lets_in_together_what_fits(needs):
-    gate = _MemoryGate(100)
+    gate = MemoryGate(100)
     together = threading.Barrier(len(needs))
     entered = []
 
@@ -247,7 +247,7 @@ def test_the_gate_lets_in_together_what_fits(needs):
 
 
 def test_the_gate_keeps_the_total_below_the_limit_and_lets_in_a_larger_one_alone():
-    gate = _MemoryGate(100)
+    gate = MemoryGate(100)
     inside, most_inside = [], []
 
     def work(n_bytes):

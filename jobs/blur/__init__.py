@@ -1,0 +1,1 @@
+"""Copies of photos in which faces cannot be recognised."""
