@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from jobs.blur.__main__ import argument_parser as blur
 from jobs.compare.__main__ import argument_parser as compare
 from jobs.erase.__main__ import argument_parser as erase
 from jobs.extract.options import argument_parser as extract
@@ -15,7 +16,7 @@ from jobs.search.__main__ import argument_parser as search
 
 PARSERS = {
     "extract": extract, "manifest": manifest, "preview": preview, "report": report, "compare": compare,
-    "search": search, "erase": erase,
+    "search": search, "blur": blur, "erase": erase,
 }
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import sys
 from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -33,6 +31,7 @@ from pipeline.input.listing import InputKind, list_inputs
 from pipeline.input.parquet_images import ParquetColumns
 from pipeline.input.rules import Rules
 from pipeline.output import claim, ledger
+from pipeline.output.lease import new_run_id
 from pipeline.people.likeness import DEFAULT_FPR, threshold_at
 from pipeline.people.outputs import Output, open_output
 from pipeline.run.progress import Progress
@@ -108,7 +107,7 @@ def blur(arguments: argparse.Namespace) -> int:
     look = None if arguments.no_second_look else second_look(output, arguments.weights)
     table = CopyTable(places.notes)
     refuse_used(places, begun=table.begun_with() is not None)
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    run_id = new_run_id()
     with claim.take_lease(places.notes, run_id, program("blur"), say), Work() as work:
         table.begin(settings_of(output, places, arguments.how, choice))
         places.dest.clean_temporary(deep=True)
