@@ -42,7 +42,8 @@ def write_output(
         tuple(records), np.array([*(len(boxes) for _, boxes in images.values()), *(0 for _ in others or ())], np.int64),
         np.array(boxes, np.float32).reshape(n, 4), np.full(n, 0.9, np.float32),
         eye_points=np.zeros((n, 12, 2), np.float32), align_ok=np.ones(n, bool), roll_deg=np.zeros(n, np.float32),
-        eye_spread=np.zeros(n, np.float32), sharpness=np.ones(n, np.float32), embeddings=vectors.reshape(n, 512), embedding_norms=np.ones(n, np.float32),
+        eye_spread=np.zeros(n, np.float32), sharpness=np.ones(n, np.float32),
+        embeddings=vectors.reshape(n, 512), embedding_norms=np.ones(n, np.float32),
     )
     names = sink.ModelNames(**{role: card.identity for role, card in cards.items()})
     ledger.write_pair(
