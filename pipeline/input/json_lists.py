@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from pipeline.input.entries import looks_like_an_image
+from pipeline.input.json_values import JsonText, TooLong
 from pipeline.input.list_columns import BadRow, find_uri_column
 from pipeline.schemas import LISTING
 
@@ -39,6 +41,46 @@ def json_lines(text: Iterable[str]) -> Iterator[tuple[str, Any]]:
             item = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BadRow(f"row {number}", f"not JSON ({error})") from None
+        yield f"row {number}", item
+
+
+def json_items(text: JsonText, wanted: str | None) -> Iterator[tuple[str, Any]]:
+    """The images of a JSON file, each with its place. Only a list is read piece by piece; an object is held whole.
+
+    Raises BadRow for an element that is not JSON, ValueError for a file that is not, TooLong for a large object.
+    """
+    if text.next_character() == "[":
+        yield from _numbered(text.elements())
+        if text.next_character():
+            raise ValueError("something follows the end of the list")
+        return
+    try:
+        first = text.value()
+    except TooLong as error:
+        raise TooLong(
+            f"{error}, which is held in memory: write a list, or .jsonl with one image a line, for example by "
+            "jq -c '.images[]'"
+        ) from None
+    if text.next_character():      # one after the other
+        yield "row 1", first
+        yield from _numbered(_values(text), 2)
+    else:
+        yield from _numbered(iter(json_list(first, wanted)))
+
+
+def _values(text: JsonText) -> Iterator[Any]:
+    while text.next_character():
+        yield text.value()
+
+
+def _numbered(items: Iterator[Any], first: int = 1) -> Iterator[tuple[str, Any]]:
+    for number in itertools.count(first):
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except json.JSONDecodeError as error:
+            raise BadRow(f"row {number}", f"not JSON ({error.msg})") from None
         yield f"row {number}", item
 
 

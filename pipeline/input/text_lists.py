@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 import pyarrow as pa
 
 from pipeline.input.entries import looks_like_an_image
-from pipeline.input.json_lists import json_lines, json_list, lines_from, nested, plain_text
+from pipeline.input.json_lists import json_items, json_lines, lines_from, nested, plain_text
+from pipeline.input.json_values import JsonText
 from pipeline.input.list_columns import BadRow, choice_note, find_uri_column, is_uri_name, uri_column
 from pipeline.schemas import LISTING
 
@@ -155,17 +156,9 @@ class TextList:
     def _json_rows(self, text: TextIO) -> Iterator[Row]:
         beginning = text.read(_SAMPLE_BYTES)
         if self.kind == "json" or beginning.lstrip().startswith("["):
-            content = beginning + text.read()
-            try:
-                items = json_list(json.loads(content), self.wanted)
-            except json.JSONDecodeError as error:
-                if "Extra data" not in str(error):
-                    raise
-                yield from self._items(json_lines(io.StringIO(content)))
-            else:
-                yield from self._items((f"row {i}", item) for i, item in enumerate(items, 1))
-            return
-        yield from self._items(json_lines(lines_from(beginning, text)))
+            yield from self._items(json_items(JsonText(text, beginning), self.wanted))
+        else:
+            yield from self._items(json_lines(lines_from(beginning, text)))
 
     def _items(self, items: Iterator[tuple[str, Any]]) -> Iterator[Row]:
         column: str | None = None

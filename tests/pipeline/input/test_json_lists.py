@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 
-from pipeline.input.json_lists import json_lines, json_list, lines_from, nested, plain_text
+from pipeline.input.json_lists import json_items, json_lines, json_list, lines_from, nested, plain_text
+from pipeline.input.json_values import JsonText
 from pipeline.input.list_columns import BadRow
 
 
@@ -31,6 +33,44 @@ def test_the_list_in_a_file(parsed, items):
 def test_what_is_no_list_is_refused(parsed):
     with pytest.raises(ValueError, match="neither a list nor an object"):
         json_list(parsed, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("[]", []),
+        ('["a", "b"] ', ["a", "b"]),
+        ('{"who": ["a"]}', ["a"]),
+        ('{"uri": "a"}\n\n{"uri": "b"}', [{"uri": "a"}, {"uri": "b"}]),
+        ('"a"\n"b"\n', ["a", "b"]),
+    ],
+)
+def test_the_items_of_a_file_are_numbered(text, items):
+    found = list(json_items(JsonText(io.StringIO(text)), None))
+    assert found == [(f"row {number}", item) for number, item in enumerate(items, 1)]
+
+
+@pytest.mark.parametrize("text", ['["a", "b", x]', '["a", "b", "c]', '"a" "b" x', '["a", "b" "c"]', '["a", "b",'])
+def test_what_is_no_json_is_named_by_its_row(text):
+    found = json_items(JsonText(io.StringIO(text)), None)
+    assert [next(found), next(found)] == [("row 1", "a"), ("row 2", "b")]
+    with pytest.raises(BadRow, match="not JSON") as error:
+        next(found)
+    assert error.value.place == "row 3"
+
+
+def test_what_follows_a_list_is_not_left_out():
+    with pytest.raises(ValueError, match="something follows the end of the list"):
+        list(json_items(JsonText(io.StringIO('["a"] ["b"]')), None))
+
+
+def test_a_list_of_any_length_is_read_and_a_long_object_is_refused(monkeypatch):
+    monkeypatch.setattr("pipeline.input.json_values._PIECE_CHARACTERS", 10)
+    monkeypatch.setattr("pipeline.input.json_values.MAX_VALUE_CHARACTERS", 100)
+    names = [f"{i}.jpg" for i in range(100)]
+    assert [item for _, item in json_items(JsonText(io.StringIO(json.dumps(names))), None)] == names
+    with pytest.raises(ValueError, match=r"held in memory: write a list, or \.jsonl"):
+        list(json_items(JsonText(io.StringIO(json.dumps({"images": names}))), None))
 
 
 def test_lines():
