@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -93,7 +92,7 @@ def training_files(args: argparse.Namespace, cache_dir: Path) -> tuple[list[Path
         found = cache_dir / f"found-{files_digest([args.finder, *photos])}.parquet"
         if not found.exists():
             temporary = found.with_suffix(".part")
-            pq.write_table(find_faces(photos, args.finder), temporary)
+            find_faces(photos, args.finder, temporary)
             temporary.replace(found)
         faces.append(found)
     if not people and not faces:

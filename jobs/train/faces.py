@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs.evaluate.data import decode_image, point_column, read_batches
 from models.training import CROP_BOX_RATIO, TrainingError, box_of_crop, degrade, occlude, vary_colour
@@ -18,6 +20,8 @@ from pipeline.geometry import CROP_PX, AlignmentTemplate
 
 SOURCE_PX = 144
 LEAST_FOUND_PX = 36                   # of the longer side of a face's box; smaller faces show too little
+FACES_AT_ONCE = 512                   # in memory while faces are found or decoded
+FOUND = pa.schema([("image", pa.binary()), ("landmarks", pa.list_(pa.list_(pa.float64())))])
 FIVE_POINT_TEMPLATE = np.array(       # the usual ArcFace template (Deng et al., 2019), pixels of the 112×112 crop
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
@@ -69,8 +73,8 @@ def student_crop(
     return occlude(crop, rng, largest=0.5) if rng.random() < 0.1 else crop
 
 
-def find_faces(photos: Sequence[Path], finder: Path) -> pa.Table:
-    """Faces in photos: a table of `image` (a crop like those of DATA, WebP) and `landmarks`.
+def find_faces(photos: Sequence[Path], finder: Path, found: Path) -> None:
+    """Write the faces in photos to a Parquet file: `image` (a crop like those of DATA, WebP) and `landmarks`.
 
     photos: Parquet files with an `image` column; images that cannot be read are left out. finder: YuNet in ONNX; its
     faces of `LEAST_FOUND_PX` and more with a score of 0.8 or more are taken. Raises TrainingError for another file,
@@ -80,18 +84,24 @@ def find_faces(photos: Sequence[Path], finder: Path) -> pa.Table:
         yunet = cv2.FaceDetectorYN.create(str(finder), "", (320, 320), score_threshold=0.8)
     except cv2.error as error:
         raise TrainingError(f"{finder} is no YuNet in ONNX: {error.err}") from None
-    found: dict[str, list[Any]] = {"image": [], "landmarks": []}
+    faces = _cut_faces(photos, yunet)
+    with pq.ParquetWriter(found, FOUND) as writer:
+        written = 0
+        while rows := list(islice(faces, FACES_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(rows, schema=FOUND))
+            written += len(rows)
+    if not written:
+        raise TrainingError(f"{finder} finds no face in DATA's eyes/ and detection/: leave --finder out")
+
+
+def _cut_faces(photos: Sequence[Path], yunet: Any) -> Iterator[dict[str, object]]:
     for photo in _photos(photos):
         yunet.setInputSize((photo.shape[1], photo.shape[0]))
         faces = cast("np.ndarray | None", yunet.detect(photo)[1])
         for face in faces if faces is not None else ():
             if max(face[2:4]) >= LEAST_FOUND_PX:
                 image, landmarks = _cut_face(photo, face)
-                found["image"].append(image)
-                found["landmarks"].append(landmarks)
-    if not found["image"]:
-        raise TrainingError(f"{finder} finds no face in DATA's eyes/ and detection/: leave --finder out")
-    return pa.table(found)
+                yield {"image": image, "landmarks": landmarks}
 
 
 def _photos(files: Sequence[Path]) -> Iterator[np.ndarray]:
@@ -172,9 +182,11 @@ def _decode_once(tables: Sequence[pa.Table], cache: Path) -> tuple[np.ndarray, n
             pixels[i] = crop
             return True
 
-        with ThreadPoolExecutor(2) as pool:
-            values = (value.as_py() for table in tables for value in table["image"])
-            np.save(cache.with_suffix(".readable.npy"), np.array(list(pool.map(decode, range(shape[0]), values)), bool))
+        readable: list[bool] = []
+        with ThreadPoolExecutor(2) as pool:     # map takes all that it is given at once
+            for images in (batch["image"].to_pylist() for table in tables for batch in table.to_batches(FACES_AT_ONCE)):
+                readable += pool.map(decode, range(len(readable), shape[0]), images)
+        np.save(cache.with_suffix(".readable.npy"), np.array(readable, bool))
         pixels.flush()
         temporary.replace(cache)
     stored: np.ndarray = np.load(cache, mmap_mode="r")

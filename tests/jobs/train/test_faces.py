@@ -72,9 +72,10 @@ def test_a_student_crop_depends_on_its_generator_only() -> None:
     assert np.array_equal(straight[:, ::-1], mirrored)
 
 
-def test_faces_are_decoded_once_and_numbered_by_name(tmp_path: Path) -> None:
+def test_faces_are_decoded_once_and_numbered_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = table(tmp_path / "a.parquet", [10, 20, 30], ["zoe", "ann", "zoe"])
     unknown = table(tmp_path / "b.parquet", [40, 50, 60])
+    monkeypatch.setattr("jobs.train.faces.FACES_AT_ONCE", 2)
     for _ in range(2):      # the second time from the cache
         faces = Faces([pq.read_table(named), pq.read_table(unknown)], tmp_path / "cache.npy")
         assert faces.people.tolist() == [1, 0, 1, -1, -1, -1]
@@ -133,11 +134,22 @@ def test_found_faces_are_cut_like_the_crops_of_the_data(tmp_path: Path, monkeypa
     monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_args, **_options: FakeFinder())
     photos = [cv2.imencode(".png", np.full((side, side, 3), 90, np.uint8))[1].tobytes() for side in (200, 50)]
     pq.write_table(pa.table({"image": photos}), tmp_path / "photos.parquet")
-    found = find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"))
+    find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"), tmp_path / "found.parquet")
+    found = pq.read_table(tmp_path / "found.parquet")
     assert len(found) == 1
     # the crop is 62 px wide around (69, 80), scaled by 144 / 62; the left eye is 9 px left and 10 px above the middle
     scale = 144 / 62
     assert found["landmarks"][0].as_py()[0] == pytest.approx([72 - 9 * scale, 72 - 10 * scale], rel=1e-4)
+
+
+def test_found_faces_are_written_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_args, **_options: FakeFinder())
+    monkeypatch.setattr("jobs.train.faces.FACES_AT_ONCE", 2)
+    photo = cv2.imencode(".png", np.full((200, 200, 3), 90, np.uint8))[1].tobytes()
+    pq.write_table(pa.table({"image": [photo] * 5}), tmp_path / "photos.parquet")
+    find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"), tmp_path / "found.parquet")
+    found = pq.ParquetFile(tmp_path / "found.parquet")
+    assert [found.metadata.row_group(i).num_rows for i in range(found.num_row_groups)] == [2, 2, 1]
 
 
 def test_photos_that_cannot_be_read_are_left_out_and_no_face_is_an_error(
@@ -146,14 +158,15 @@ def test_photos_that_cannot_be_read_are_left_out_and_no_face_is_an_error(
     monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_args, **_options: FakeFinder())
     photo, empty = (cv2.imencode(".png", np.full((s, s, 3), 90, np.uint8))[1].tobytes() for s in (200, 50))
     pq.write_table(pa.table({"image": [b"", b"torn", photo]}), tmp_path / "photos.parquet")
-    assert len(find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"))) == 1
+    find_faces([tmp_path / "photos.parquet"], Path("finder.onnx"), tmp_path / "found.parquet")
+    assert len(pq.read_table(tmp_path / "found.parquet")) == 1
     pq.write_table(pa.table({"image": [empty]}), tmp_path / "photos.parquet")
     for photos in ([], [tmp_path / "photos.parquet"]):
         with pytest.raises(TrainingError, match="finds no face in DATA"):
-            find_faces(photos, Path("finder.onnx"))
+            find_faces(photos, Path("finder.onnx"), tmp_path / "found.parquet")
 
 
 def test_another_file_than_a_finder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "finder.onnx").write_bytes(b"something else")
     with pytest.raises(TrainingError, match=r"finder\.onnx is no YuNet"):
-        find_faces([], tmp_path / "finder.onnx")
+        find_faces([], tmp_path / "finder.onnx", tmp_path / "found.parquet")
