@@ -44,6 +44,7 @@ from pipeline.storage.uris import (
 
 MAX_WEB_BYTES = 4 << 30      # of a manifest on a web server, which is held in memory
 
+_MAX_NAME_CHARACTERS = 16_384    # of a path 4,096, of an object's key 1,024, of a signed address a few thousand
 _PARQUET_ROWS = 65_536
 _PARQUET_READ_BYTES = 1 << 20
 
@@ -186,6 +187,7 @@ def _normal_uris(
     folder: str, uris: pa.ChunkedArray, containers: pa.ChunkedArray, place: Callable[[int], str]
 ) -> dict[str, pa.Array]:
     """The columns uri and container as in a listing; null for a row without a uri. Raises BadRow."""
+    _refuse_images_as_text(uris, place)
     odd = pc.invert(pc.and_(_is_plain(uris), pc.or_kleene(pc.is_null(containers), _is_plain(containers))))
     rows = pc.indices_nonzero(pc.fill_null(odd, True)).to_pylist()
     if not rows:
@@ -204,6 +206,16 @@ def _normal_uris(
         except (InputError, UriError) as error:
             raise BadRow(place(i), str(error)) from None
     return {"uri": pa.array(uri_values, pa.string()), "container": pa.array(container_values, pa.string())}
+
+
+def _refuse_images_as_text(uris: pa.ChunkedArray, place: Callable[[int], str]) -> None:
+    too_long = pc.greater(pc.utf8_length(uris), _MAX_NAME_CHARACTERS)
+    if pc.any(too_long).as_py():
+        i = pc.index(too_long, True).as_py()
+        raise BadRow(place(i), (
+            f"a name of {len(uris[i].as_py()):,} characters: if the column holds the images themselves, as text, store "
+            "their bytes in Parquet (--image-column), or choose another column with --uri-column"
+        ))
 
 
 def _is_plain(names: pa.ChunkedArray) -> pa.ChunkedArray:
