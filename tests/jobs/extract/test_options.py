@@ -1,6 +1,9 @@
+import re
+from pathlib import Path
+
 import pytest
 
-from jobs.extract.options import batches, model_names, parse_arguments, row_settings
+from jobs.extract.options import argument_parser, batches, model_names, parse_arguments, row_settings
 from jobs.extract.stages import DEFAULT_BATCHES, Batches
 from jobs.options import DEFAULT_MODELS, ArgumentError
 from pipeline.settings import RowSettings
@@ -107,3 +110,11 @@ def test_a_missing_config_file(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["in", "out", "--config", "/no/such.yaml"])
     assert "/no/such.yaml" in capsys.readouterr().err
+
+
+def test_help_and_readme_say_who_cannot_read_float16():
+    """Spark's and Trino's Parquet readers refuse the type."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    for text in (argument_parser().format_help(), readme):
+        sentence = " ".join(text.split())
+        assert re.search("Spark[^.]* and Trino cannot read (it|float16)", sentence)

@@ -65,3 +65,12 @@ def test_a_config_file_chooses_too(tmp_path, line, expected):
 )
 def test_large_runs_compile_the_networks(options, images, expected):
     assert compiles(parsed(*options), images) is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [((), ""), (("--find-px", 20), "looks at a picture 62 times at 4000×3000")]
+)
+def test_the_plan_says_what_windows_cost(options, said, capsys):
+    make_plan(parsed(*options), Connection(cpus=2, gpus=0, nodes=1))
+    printed = capsys.readouterr().err
+    assert said in printed and ("--find-px" in printed) == bool(options)
