@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_MODELS: Mapping[str, str] = MappingProxyType(
-    {"detector": "yolov8n", "keypointer": "resnet18", "embedder": "edgenext"}
+    {"detector": "yolov8n", "keypointer": "resnet18-maps", "embedder": "edgenext"}
 )
 
 

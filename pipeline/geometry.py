@@ -8,6 +8,7 @@ converts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,9 @@ CHIP_BOX_RATIO = 1.6                  # side of a chip, as a multiple of the lon
 CHIP_MAX_PX = 256
 LETTERBOX_GREY = 114                  # the border around an image in YOLO's training
 FIVE = 5                              # points of a face that a detector may give: eyes, nose, mouth corners
+MOST_SPREAD = 0.1                     # of eyes to rely on, in longer box sides: a third of the distance of the eyes
+MOST_APART = 0.08                     # of two sources that agree: the middles of their eyes, in longer box sides
+MOST_TURNED_DEG = 20.0                # and the angle between the lines of their eyes
 AREA_BELOW = 0.6                      # smaller scales need averages; from here on interpolation has the same AP, sooner
 
 
@@ -185,6 +189,32 @@ def eyes_plausible(boxes_xyxy: np.ndarray, left_eye_xy: np.ndarray, right_eye_xy
     inside = ((first <= middle) & (middle <= last)).all(axis=-1)
     plausible: np.ndarray = (0.05 * longer <= distance) & (distance <= 0.8 * longer) & inside
     return plausible
+
+
+class Eyes(NamedTuple):
+    """Eye centres (n, 2, 2), left first; whether they can be the face's; whether they can be relied on; both (n,)."""
+
+    centres: np.ndarray
+    plausible: np.ndarray
+    sure: np.ndarray
+
+
+def best_eyes(boxes_xyxy: np.ndarray, eyes: np.ndarray, spread: np.ndarray, other: np.ndarray) -> Eyes:
+    """The eyes to turn faces by, from two sources: the keypointer's (n, 2, 2), and the detector's `other` (n, 2, 2).
+
+    spread: the keypointer's, (n,) in longer box sides. NaN: a source or a spread is not known. The keypointer's are
+    taken, even where it is unsure: they are steadier and more often right. If they are implausible, the detector's are.
+    Sure: those of the keypointer, if its spread is small or not known, and the detector does not contradict.
+    """
+    by_eyes, by_other = (
+        np.isfinite(of).all(axis=(1, 2)) & eyes_plausible(boxes_xyxy, of[:, 0], of[:, 1]) for of in (eyes, other)
+    )
+    apart_px = np.linalg.norm(other.mean(axis=1) - eyes.mean(axis=1), axis=1)
+    turned = np.abs((roll_deg(other[:, 0], other[:, 1]) - roll_deg(eyes[:, 0], eyes[:, 1]) + 180) % 360 - 180)
+    agree = (apart_px <= MOST_APART * longer_sides(boxes_xyxy)) & (turned <= MOST_TURNED_DEG)
+    centres = np.where((by_other & ~by_eyes)[:, None, None], other, eyes)
+    sure = by_eyes & ~(spread > MOST_SPREAD) & (agree | ~by_other)
+    return Eyes(centres, by_eyes | by_other, sure)
 
 
 def align_matrix(

@@ -14,6 +14,7 @@ from pipeline import geometry
 from pipeline.schemas import EMBEDDING_TYPES, SCHEMA_VERSION
 
 JPEG_DECODERS = ("libjpeg", "nvjpeg")
+ALIGN_BY = ("both", "eyes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class RowSettings:
     embedding_dtype: str = "float32"
     long_pictures: str = "windows"         # pictures longer than 2:1: "windows": looked at in parts too; "whole": not
     jpeg_decoder: str = "libjpeg"          # "nvjpeg": GPUs decode common JPEGs; their colours differ a little
+    align_by: str = "both"                 # "both": keypointer and detector, see `geometry.best_eyes`; "eyes": one
     find_px: int | None = None             # height of the faces to find in every picture, original pixels; see Looks
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class RowSettings:
         if self.jpeg_decoder not in JPEG_DECODERS:
             known = " or ".join(f'"{name}"' for name in JPEG_DECODERS)
             raise ValueError(f"{option('jpeg_decoder')} must be {known}, got {self.jpeg_decoder!r}")
+        if self.align_by not in ALIGN_BY:
+            raise ValueError(f'{option("align_by")} must be "both" or "eyes", got {self.align_by!r}')
         if self.find_px is not None and self.find_px < 4:
             raise ValueError(f"{option('find_px')} must be at least 4; 0 turns it off; got {self.find_px}")
         if self.embedding_dtype not in EMBEDDING_TYPES:
@@ -79,7 +83,7 @@ class RowSettings:
 
 
 BEFORE: Mapping[str, Any] = MappingProxyType(
-    {"long_pictures": "whole", "find_px": None, "jpeg_decoder": "libjpeg"}
+    {"long_pictures": "whole", "find_px": None, "jpeg_decoder": "libjpeg", "align_by": "eyes"}
 )
 """Settings that version 0.1.0 did not have, with the value that means what it did. The fingerprint leaves them out
 then, so that outputs of that version can be gone on with."""

@@ -34,11 +34,13 @@ class Looks:
     """What came of n faces with one set of boxes: eye centres (n, 2, 2) in pixels, unit vectors (n, dim), spreads (n,).
 
     A spread is the larger of both eyes', in longer box sides; NaN where the network does not say it.
+    align_ok: (n,) bool, see `pipeline.stages.align.alignment`.
     """
 
     eyes: np.ndarray
     vectors: np.ndarray
     spreads: np.ndarray
+    align_ok: np.ndarray
 
 
 def stability(args: argparse.Namespace) -> Evaluation:
@@ -61,16 +63,18 @@ def stability(args: argparse.Namespace) -> Evaluation:
     rng = np.random.default_rng(args.seed)
     unmoved = look(boxes)
     by_jitter = {jitter: moved_by(unmoved, look(jitter_boxes(boxes, jitter, rng)), sides) for jitter in JITTERS}
-    figures = {f"{jitter:.1%}": jitter_figures(*moved, unmoved.spreads, sides) for jitter, moved in by_jitter.items()}
+    figures = {f"{jitter:.1%}": jitter_figures(*moved, unmoved, sides) for jitter, moved in by_jitter.items()}
     evaluation = Evaluation(
         f"Stability of {len(sides)} faces of {args.min_face_px} px and more: {eye_model.card.identity}, "
         f"{embed_model.card.identity}, boxes of {args.detector}",
         {"keypointer": eye_model.card.identity, "embedder": embed_model.card.identity, "detector": args.detector,
          "faces": len(sides), "seed": args.seed, "jitter": figures},
         ("box jitter, share of the longer side", "p1", "p5", "median", "eyes move (share of the side)",
-         "p1 without the 5% of largest spread"),
+         "p1 without the 5% of largest spread", "p1, p5 where align_ok"),
         [(name, *(f"{of[key]:.3f}" for key in ("p1", "p5", "median")), f"{of['eyes_move']:.2%}",
-          f"{of['p1_sure']:.3f}" if "p1_sure" in of else "") for name, of in figures.items()],
+          f"{of['p1_sure']:.3f}" if "p1_sure" in of else "",
+          "{p1:.3f}, {p5:.3f} ({share:.1%})".format(**of["align_ok"]) if "align_ok" in of else "")
+         for name, of in figures.items()],
         Plot("cosine with the face of the unmoved box", "share of the faces with at most that cosine",
              {f"{jitter:.1%}": _curve(cosines) for jitter, (cosines, _) in by_jitter.items()}, (LOWEST_COSINE, 1)),
     )
@@ -123,14 +127,15 @@ def look_at(
     to_image = np.array([matrix for _, matrix, _ in cut])
     chip_points, chip_spreads = keypointer([chip for chip, _, _ in cut])
     points = transform(to_image, chip_points.astype(np.float64))
-    crops = np.stack([
-        align_chip(chip, matrix, box, eyes, template).crop
-        for (chip, matrix, box), eyes in zip(cut, points, strict=True)
-    ])
-    vectors = embed(crops)
+    spreads = chip_spreads.max(1) * to_image[:, 0, 0] / sides
+    aligned = [
+        align_chip(chip, matrix, box, eyes, template, spread)
+        for (chip, matrix, box), eyes, spread in zip(cut, points, spreads, strict=True)
+    ]
+    vectors = embed(np.stack([face.crop for face in aligned]))
     return Looks(
-        np.stack(eye_centres(points), 1), vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-        chip_spreads.max(1) * to_image[:, 0, 0] / sides,
+        np.stack(eye_centres(points), 1), vectors / np.linalg.norm(vectors, axis=1, keepdims=True), spreads,
+        np.array([face.align_ok for face in aligned]),
     )
 
 
@@ -140,9 +145,12 @@ def moved_by(unmoved: Looks, moved: Looks, sides: np.ndarray) -> tuple[np.ndarra
     return cosines, np.linalg.norm(unmoved.eyes - moved.eyes, axis=2).mean(1) / sides
 
 
-def jitter_figures(cosines: np.ndarray, moves: np.ndarray, spreads: np.ndarray, sides: np.ndarray) -> dict[str, Any]:
+def jitter_figures(cosines: np.ndarray, moves: np.ndarray, unmoved: Looks, sides: np.ndarray) -> dict[str, Any]:
     """The figures of one jitter over n faces; `p1_sure` leaves out the largest spreads, where they are known."""
+    spreads, ok = unmoved.spreads, unmoved.align_ok
     figures: dict[str, Any] = _percentiles(cosines) | {"eyes_move": round(float(np.median(moves)), 5)}
+    if ok.any():
+        figures["align_ok"] = {"share": round(float(ok.mean()), 5)} | _percentiles(cosines[ok])
     if np.isfinite(spreads).all():
         sure = np.argsort(spreads, kind="stable")[: round(len(spreads) * (1 - SPREAD_SHARE_LEFT_OUT))]
         figures["p1_sure"] = _percentiles(cosines[sure])["p1"]

@@ -25,7 +25,7 @@ from pipeline.boundary import STAGES
 from pipeline.input.fetch import MAX_REQUESTS
 from pipeline.input.parquet_images import ParquetColumns
 from pipeline.schemas import EMBEDDING_TYPES
-from pipeline.settings import JPEG_DECODERS, RowSettings
+from pipeline.settings import ALIGN_BY, JPEG_DECODERS, RowSettings
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, parse_input_uri
 
 DESCRIPTION = """Read every image of the INPUTs, find the faces, and write them to OUTPUT as Parquet.
@@ -110,7 +110,8 @@ def row_settings(arguments: argparse.Namespace) -> RowSettings:
     values["second_pass_px"] = values["second_pass_px"] or None
     values["max_faces"] = values["max_faces"] or None
     values["find_px"] = values["find_px"] or None
-    values = {name: value for name, value in values.items() if name != "long_pictures" or value is not None}
+    chosen_later = ("long_pictures", "align_by")        # None: that of OUTPUT, or the default
+    values = {name: value for name, value in values.items() if name not in chosen_later or value is not None}
     try:
         return RowSettings(**values)
     except ValueError as error:
@@ -235,6 +236,10 @@ def add_row_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--jpeg-decoder", choices=JPEG_DECODERS, default=default.jpeg_decoder, help=(
         "nvjpeg: the GPU decodes common JPEGs. It halves the CPU's work, but smooths no colours between pixels, so "
         "boxes and vectors differ more than between engines, see docs/results.md; default: %(default)s"))
+    group.add_argument("--align-by", choices=ALIGN_BY, help=(
+        "both: align_ok is false also where the eye model is unsure, or where the points of the detector, if it gives "
+        "some, say otherwise; they replace eye points that are not plausible. eyes: by the eye points alone, as in "
+        f"outputs of earlier versions; default: {default.align_by}"))
     group.add_argument("--max-pixels", type=positive, default=default.max_pixels, metavar="N", help=(
         "larger images get the status too_large; default: %(default)s"))
     group.add_argument("--embedding-dtype", choices=tuple(EMBEDDING_TYPES), default=default.embedding_dtype, help=(

@@ -173,7 +173,8 @@ def build_keypoint(config: StageConfig, threads: int, calls: int) -> Keypoint:
 
 def build_align(config: StageConfig, threads: int, calls: int) -> Align:
     """No model, one thread."""
-    return Align(alignment_template(config.models.embedder))
+    template = alignment_template(config.models.embedder)
+    return Align(template, eyes_alone=config.settings.align_by == "eyes")
 
 
 def build_embed(config: StageConfig, threads: int, calls: int) -> Embed:

@@ -92,7 +92,7 @@ def cut_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTemp
     box_turned = geometry.transform_boxes(geometry.invert(turned_to_image), box_xyxy[None])[0]
     chip, chip_to_turned = cut_chip(np.rot90(pixels, -(rotation_deg // 90)), box_turned)
     chip_to_image = geometry.compose(turned_to_image, chip_to_turned)
-    aligned = align_chip(chip, chip_to_image, box_xyxy, eye_points(face), template)
+    aligned = align_chip(chip, chip_to_image, box_xyxy, eye_points(face), template, points5=five_points(face))
     eyes_in_chip = geometry.transform(geometry.invert(chip_to_image), eye_points(face).astype(np.float64)) / len(chip)
     return CutFace(chip, eyes_in_chip, aligned.crop)
 
@@ -142,6 +142,12 @@ def eye_points(face: Row) -> np.ndarray:
     """(12, 2) float32, image pixels; NaN where the row has none."""
     points = face["eye_points"]
     return np.full((12, 2), np.nan, np.float32) if points is None else np.array(points, np.float32).reshape(12, 2)
+
+
+def five_points(face: Row) -> np.ndarray | None:
+    """The detector's points (5, 2) float32, image pixels; None where the row has none."""
+    points = face.get("points5")
+    return None if points is None else np.array(points, np.float32).reshape(5, 2)
 
 
 def photo_jpeg(pixels: np.ndarray, longest_px: int) -> bytes:

@@ -13,14 +13,14 @@ from pipeline.geometry import CROP_PX, AlignmentTemplate
 
 
 class Alignment(NamedTuple):
-    """How faces are turned upright: `image_to_crop` (n, 2, 3); whether the eyes were used, (n,) bool."""
+    """How faces are turned upright: `image_to_crop` (n, 2, 3); whether the eyes can be relied on, (n,) bool."""
 
     image_to_crop: np.ndarray
     align_ok: np.ndarray
 
 
 class AlignedFace(NamedTuple):
-    """An upright face: crop (112, 112, 3) uint8; whether the eyes were used; the roll that was removed."""
+    """An upright face: crop (112, 112, 3) uint8; whether the eyes can be relied on; the roll that was removed."""
 
     crop: np.ndarray
     align_ok: bool
@@ -28,21 +28,24 @@ class AlignedFace(NamedTuple):
 
 
 def alignment(
-    chip_to_image: np.ndarray, boxes_xyxy: np.ndarray, eye_points: np.ndarray, template: AlignmentTemplate
+    chip_to_image: np.ndarray, boxes_xyxy: np.ndarray, eye_points: np.ndarray, template: AlignmentTemplate,
+    eye_spread: np.ndarray | None = None, points5: np.ndarray | None = None,
 ) -> Alignment:
-    """How to turn faces upright by their eyes; by their boxes alone where the eyes are implausible.
+    """How to turn faces upright, see `geometry.best_eyes`; by their boxes alone where no eyes are plausible.
 
-    chip_to_image: (n, 2, 3); boxes_xyxy: (n, 4) and eye_points: (n, 12, 2), image pixels.
+    chip_to_image: (n, 2, 3); boxes_xyxy: (n, 4), eye_points: (n, 12, 2) and points5: (n, 5, 2), image pixels;
+    eye_spread: (n,). None: not known, as NaN.
     """
-    left, right = geometry.eye_centres(eye_points)
-    align_ok = np.isfinite(eye_points).all(axis=(1, 2)) & geometry.eyes_plausible(boxes_xyxy, left, right)
-    image_to_crop = geometry.align_matrix(boxes_xyxy, left, right, template)
+    spread = np.full(len(eye_points), np.nan) if eye_spread is None else eye_spread
+    five = geometry.no_points(len(eye_points)) if points5 is None else points5
+    eyes = geometry.best_eyes(boxes_xyxy, np.stack(geometry.eye_centres(eye_points), axis=1), spread, five[:, :2])
+    image_to_crop = geometry.align_matrix(boxes_xyxy, eyes.centres[:, 0], eyes.centres[:, 1], template)
     # With --rotate-retry the chip is upright but the photo is not, so the box is taken without a turn in the chip.
-    image_to_chip = geometry.invert(chip_to_image[~align_ok])
-    boxes_chip = geometry.transform_boxes(image_to_chip, boxes_xyxy[~align_ok])
+    image_to_chip = geometry.invert(chip_to_image[~eyes.plausible])
+    boxes_chip = geometry.transform_boxes(image_to_chip, boxes_xyxy[~eyes.plausible])
     by_box = geometry.align_matrix_by_box(boxes_chip, template)
-    image_to_crop[~align_ok] = geometry.compose(by_box, image_to_chip)
-    return Alignment(image_to_crop, align_ok)
+    image_to_crop[~eyes.plausible] = geometry.compose(by_box, image_to_chip)
+    return Alignment(image_to_crop, eyes.sure)
 
 
 def align_chip(
@@ -51,12 +54,17 @@ def align_chip(
     box_xyxy: np.ndarray,
     eye_points: np.ndarray,
     template: AlignmentTemplate,
+    eye_spread: float | None = None,
+    points5: np.ndarray | None = None,
 ) -> AlignedFace:
-    """Cut the upright face out of one chip, by its eyes; by its box alone if the eyes are implausible.
+    """Cut the upright face out of one chip, see `alignment`.
 
-    chip: (s, s, 3) uint8; chip_to_image: (2, 3); box_xyxy: (4,) and eye_points: (12, 2), image pixels.
+    chip: (s, s, 3) uint8; chip_to_image: (2, 3); box_xyxy: (4,), eye_points: (12, 2) and points5: (5, 2), image pixels.
     """
-    how = alignment(chip_to_image[None], np.asarray(box_xyxy)[None], np.asarray(eye_points)[None], template)
+    how = alignment(
+        chip_to_image[None], np.asarray(box_xyxy)[None], np.asarray(eye_points)[None], template,
+        None if eye_spread is None else np.array([eye_spread]), None if points5 is None else points5[None],
+    )
     (image_to_crop,), (align_ok,) = how
     crop = warp(chip, geometry.compose(image_to_crop, chip_to_image))
     return AlignedFace(crop, bool(align_ok), float(geometry.turn_deg(image_to_crop)))
@@ -76,13 +84,17 @@ def sharpness(crop: np.ndarray) -> float:
 
 
 class Align:
-    """Cut an upright 112×112 crop out of every chip."""
+    """Cut an upright 112×112 crop out of every chip.
 
-    def __init__(self, template: AlignmentTemplate) -> None:
-        self._template = template
+    eyes_alone: by the eye points alone, as version 0.1.0; else also by what they and the detector say of themselves.
+    """
+
+    def __init__(self, template: AlignmentTemplate, *, eyes_alone: bool) -> None:
+        self._template, self._eyes_alone = template, eyes_alone
 
     def __call__(self, batch: FaceBatch) -> FaceBatch:
-        how = alignment(batch.chip_to_image, batch.boxes_xyxy, batch.eye_points, self._template)
+        others = (None, None) if self._eyes_alone else (batch.eye_spread, batch.points5)
+        how = alignment(batch.chip_to_image, batch.boxes_xyxy, batch.eye_points, self._template, *others)
         chip_to_crop = geometry.compose(how.image_to_crop, batch.chip_to_image)
         if isinstance(batch.chips, ChipStack):
             crops, sharp = batch.chips.aligned(chip_to_crop)

@@ -20,6 +20,7 @@ MODELS = {"detector": {"tensors_sha256": "aa"}, "embedder": {"tensors_sha256": "
         ({"max_pixels": 0}, "--max-pixels must be at least 1"),
         ({"decode_scale": "half"}, '--decode-scale must be "auto" or "full"'),
         ({"long_pictures": "cut"}, '--long-pictures must be "windows" or "whole"'),
+        ({"align_by": "nose"}, '--align-by must be "both" or "eyes"'),
         ({"find_px": 3}, "--find-px must be at least 4; 0 turns it off"),
         ({"embedding_dtype": "int8"}, "--embedding-dtype must be one of float32, float16"),
     ],
@@ -50,15 +51,18 @@ def test_a_run_goes_on_as_the_output_was_begun(begun_with, given, long_pictures)
 
 
 def test_the_settings_of_an_output_of_any_version():
-    assert RowSettings.of_output({"min_score": 0.5}) == RowSettings(min_score=0.5, long_pictures="whole")
-    assert RowSettings.of_output({"long_pictures": "windows", "find_px": 9}) == RowSettings(find_px=9)
+    assert RowSettings.of_output({"min_score": 0.5}) == RowSettings(
+        min_score=0.5, long_pictures="whole", align_by="eyes")
+    later = {"long_pictures": "windows", "find_px": 9, "align_by": "both"}
+    assert RowSettings.of_output(later) == RowSettings(find_px=9)
 
 
 @pytest.mark.parametrize("name", RowSettings.__slots__)
 def test_every_setting_changes_the_fingerprint(name):
     other = {"detect_px": 960, "second_pass_px": None, "min_score": 0.6, "nms_iou": 0.4, "min_face_px": 9.0,
              "max_faces": 3, "rotate_retry": True, "decode_scale": "full", "max_pixels": 1,
-             "embedding_dtype": "float16", "long_pictures": "whole", "find_px": 20, "jpeg_decoder": "nvjpeg"}
+             "embedding_dtype": "float16", "long_pictures": "whole", "find_px": 20, "jpeg_decoder": "nvjpeg",
+             "align_by": "eyes"}
     changed = replace(RowSettings(), **{name: other[name]})
     ours, theirs = fingerprinted(RowSettings(), MODELS), fingerprinted(changed, MODELS)
     assert fingerprint(ours) != fingerprint(theirs)

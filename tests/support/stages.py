@@ -107,6 +107,6 @@ STUBS: StageBuilders = {
     "decode": lambda threads, calls: StubDecode(decode),
     "detect": lambda threads, calls: detect,
     "keypoint": lambda threads, calls: keypoint,
-    "align": lambda threads, calls: Align(AlignmentTemplate()),
+    "align": lambda threads, calls: Align(AlignmentTemplate(), eyes_alone=False),
     "embed": lambda threads, calls: Embed(grey_vectors),
 }

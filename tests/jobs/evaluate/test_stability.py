@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,9 +23,9 @@ def test_boxes_move_by_shares_of_their_longer_side() -> None:
 
 
 def test_what_moved() -> None:
-    before = Looks(np.zeros((2, 2, 2)), np.array([[1.0, 0], [0, 1]]), np.zeros(2))
+    before = Looks(np.zeros((2, 2, 2)), np.array([[1.0, 0], [0, 1]]), np.zeros(2), np.ones(2, bool))
     eyes = np.array([[[3.0, 4], [0, 0]], [[0, 0], [0, 0]]])
-    after = Looks(eyes, np.array([[0.6, 0.8], [0, 1]]), np.zeros(2))
+    after = Looks(eyes, np.array([[0.6, 0.8], [0, 1]]), np.zeros(2), np.ones(2, bool))
     cosines, moves = moved_by(before, after, np.array([100.0, 10]))
     assert np.allclose(cosines, [0.6, 1.0])
     assert np.allclose(moves, [0.025, 0])                             # 5 px and none, of a side of 100
@@ -34,11 +35,17 @@ def test_figures_of_a_jitter() -> None:
     cosines = np.linspace(0, 1, 101)                                  # percentiles are their hundredths
     spreads = np.linspace(1, 0, 101)                                  # the lowest cosines are of the least sure
     sides = np.where(np.arange(101) < 51, 50.0, 100.0)
-    figures = jitter_figures(cosines, np.full(101, 0.002), spreads, sides)
+    nothing = np.zeros((101, 0))
+
+    def figures_with(spreads: np.ndarray, align_ok: np.ndarray) -> dict[str, Any]:
+        return jitter_figures(cosines, np.full(101, 0.002), Looks(nothing, nothing, spreads, align_ok), sides)
+
+    figures = figures_with(spreads, cosines >= 0.5)
+    assert figures["align_ok"] == {"share": round(51 / 101, 5), "p1": 0.505, "p5": 0.525, "median": 0.75}
     assert (figures["p1"], figures["p5"], figures["median"], figures["eyes_move"]) == (0.01, 0.05, 0.5, 0.002)
     assert figures["p1_sure"] == pytest.approx(0.0595, abs=1e-4)      # 96 left, from 0.05: 1% of the way to 1
     assert figures["by_size"]["40-80"]["faces"] == 51 and figures["by_size"]["80-160"]["median"] == 0.755
-    assert "p1_sure" not in jitter_figures(cosines, cosines, np.full(101, np.nan), sides)
+    assert not {"p1_sure", "align_ok"} & figures_with(np.full(101, np.nan), np.zeros(101, bool)).keys()
 
 
 def test_a_face_is_looked_at_where_its_box_is() -> None:
@@ -49,7 +56,7 @@ def test_a_face_is_looked_at_where_its_box_is() -> None:
     def keypointer(chips: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         assert [chip.shape for chip in chips] == [(64, 64, 3)]
         points = np.concatenate([np.tile((22.0, 32.0), (6, 1)), np.tile((42.0, 32.0), (6, 1))])
-        return points[None], np.array([[2.0, 4.0]])
+        return points[None], np.array([[2.0, 4.4]])
 
     def embed(crops: np.ndarray) -> np.ndarray:
         return crops.reshape(len(crops), -1)[:, ::5000].astype(np.float64) + 1
@@ -57,7 +64,8 @@ def test_a_face_is_looked_at_where_its_box_is() -> None:
     looks = look_at([photo], [box], [box], keypointer, embed, AlignmentTemplate())
     # The chip begins at 100 − 32: its points come to 90 and 110.
     assert np.allclose(looks.eyes, [[[90, 100], [110, 100]]])
-    assert np.allclose(looks.spreads, [0.1]) and np.allclose(np.linalg.norm(looks.vectors, axis=1), 1)
+    assert np.allclose(looks.spreads, [0.11]) and not looks.align_ok[0]
+    assert np.allclose(np.linalg.norm(looks.vectors, axis=1), 1)
 
 
 def test_stability_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

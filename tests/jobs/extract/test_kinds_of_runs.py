@@ -16,7 +16,7 @@ import jobs.extract.job
 from jobs.extract.options import parse_arguments
 from jobs.extract.stages import read_models
 from jobs.options import DEFAULT_MODELS
-from models.store import DEFAULT_WEIGHTS_DIR
+from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.input.parquet_images import ParquetColumns
 from pipeline.input.rules import Rules
 from pipeline.output import lease, ledger
@@ -31,14 +31,15 @@ from tests.support.corpus import build_corpus
 def test_a_network_that_openvino_answers_wrongly_runs_with_torch_and_the_user_reads_why(tmp_path, ray_address):
     weights = tmp_path / "weights"
     shutil.copytree(DEFAULT_WEIGHTS_DIR, weights)
-    card = json.loads((weights / "keypointer-resnet18.json").read_text())
+    file = weights / f"keypointer-{DEFAULT_MODELS['keypointer']}.json"
+    card = json.loads(file.read_text())
     card["exports"]["onnx"]["answers"] = {
         side: [value + 1 for value in answer] for side, answer in card["exports"]["onnx"]["answers"].items()
     }
-    (weights / "keypointer-resnet18.json").write_text(json.dumps(card))
+    file.write_text(json.dumps(card))
     said = extract(ASSETS / "zidane.jpg", tmp_path / "out", "--weights", weights, "--precision", "float32",
                    ray_address=ray_address)
-    identity = f"resnet18-eyes@{card['tensors_sha256'][:12]}"
+    identity = read_card(weights, "keypointer", DEFAULT_MODELS["keypointer"]).identity
     reason = f"{identity} runs with torch, not with OpenVINO: its answer to the check differs"
     assert said.count(reason) == 1
     engines = json.loads((tmp_path / "out" / "run.json").read_text())["engines"]
@@ -211,6 +212,7 @@ def test_an_output_of_version_0_1_0_goes_on(tmp_path, ray_address, capsys):
     assert "settings.long_pictures" in refused(capsys, photos, output, "--long-pictures", "windows")
     said = extract(photos, output, ray_address=ray_address)
     assert "OUTPUT was begun without --long-pictures, so this run goes on with: whole" in said
+    assert "OUTPUT was begun with the keypointer resnet18, so this run goes on with it" in said
     for name, rows in before.items():
         after = table(output, name)
         assert after.schema.names == rows.schema.names and "tiles" not in after.schema.names

@@ -16,7 +16,7 @@ def output(tmp_path):
     """An output that was made with the other eye model."""
     storage = write_output(tmp_path)
     begun = json.loads(storage.read("output.json"))
-    begun["models"]["keypointer"] = read_card(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18-maps").fingerprint()
+    begun["models"]["keypointer"] = read_card(DEFAULT_WEIGHTS_DIR, "keypointer", "resnet18").fingerprint()
     storage.write("output.json", json.dumps(begun).encode())
     return open_output(str(tmp_path))
 
@@ -31,7 +31,7 @@ def test_without_photos_no_model_is_chosen(output):
 
 
 @pytest.mark.parametrize(
-    "chosen", [{}, {"embedder": "edgenext"}, {"embedder": "resnet", "keypointer": "resnet18-maps"}]
+    "chosen", [{}, {"embedder": "edgenext"}, {"embedder": "resnet", "keypointer": "resnet18"}]
 )
 def test_without_an_output_the_default_models_read_the_photos(chosen):
     assert names(Subjects(["a.jpg"], NONE | chosen)) == {**DEFAULT_MODELS, **chosen}
@@ -39,7 +39,7 @@ def test_without_an_output_the_default_models_read_the_photos(chosen):
 
 @pytest.mark.parametrize(
     ("chosen", "keypointer"),
-    [({}, "resnet18-maps"), ({"embedder": "edgenext"}, "resnet18-maps"), ({"keypointer": "resnet18"}, "resnet18")],
+    [({}, "resnet18"), ({"embedder": "edgenext"}, "resnet18"), ({"keypointer": "resnet18-maps"}, "resnet18-maps")],
 )
 def test_those_of_the_output_read_the_photos_unless_others_are_chosen(output, chosen, keypointer):
     expected = {**DEFAULT_MODELS, "keypointer": keypointer}

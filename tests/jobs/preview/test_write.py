@@ -90,7 +90,7 @@ def process(folder, names, detector=None, eyes=fake_eyes):
     )
     (decoded,) = decode([TodoRow(f"{folder}/{name}") for name in names])
     found = Keypoint(lambda chips: (eyes(chips), np.full((len(chips), 2), np.nan, np.float32)))(detect(decoded))
-    return found.chips, Align(TEMPLATE)(found)
+    return found.chips, Align(TEMPLATE, eyes_alone=False)(found)
 
 
 def write_output(folder, *batches, embeddings=((1.0, 0.0), (0.6, 0.8), (0.0, 1.0))):

@@ -209,7 +209,7 @@ from jobs.extract.stages import Models, StageConfig, stage_builders
 from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.settings import RowSettings
 cards = [read_card(DEFAULT_WEIGHTS_DIR, *each) for each in
-         (("detector", "yolov8n"), ("keypointer", "resnet18"), ("embedder", "edgenext"))]
+         (("detector", "yolov8n"), ("keypointer", "resnet18-maps"), ("embedder", "edgenext"))]
 settings = RowSettings(detect_px=64, second_pass_px=None)
 builders = stage_builders(StageConfig(settings, Models(*cards), engine="openvino"))
 stages = {name: build(1, 1) for name, build in builders.items()}

@@ -76,8 +76,60 @@ def test_batches(count):
     batch = FaceBatch(
         (ImageRecord("a"),), np.array([count]), np.tile(box, (count, 1)), np.ones(count, np.float32),
         chips=(chip,) * count, chip_to_image=np.tile(geometry.IDENTITY, (count, 1, 1)),
-        eye_points=np.tile(eyes(left, right), (count, 1, 1)),
+        eye_points=np.tile(eyes(left, right), (count, 1, 1)), eye_spread=np.full(count, np.nan, np.float32),
     )
-    aligned = Align(TEMPLATE)(batch)
+    aligned = Align(TEMPLATE, eyes_alone=False)(batch)
     assert aligned.crops.shape == (count, 112, 112, 3) and aligned.align_ok.all()
     assert aligned.roll_deg.shape == aligned.sharpness.shape == (count,) and aligned.chips == ()
+
+
+def five_at(left, right):
+    """The detector's points with these eyes."""
+    return np.array([left, right, (0, 0), (0, 0), (0, 0)], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("spread", "moved", "turned_deg", "align_ok"),
+    [
+        (np.nan, None, 0, True),           # one source that says nothing of itself, as version 0.1.0
+        (0.02, None, 0, True),             # one source, sure
+        (0.2, None, 0, False),             # none sure
+        (0.02, 8.0, 10, True),             # they agree
+        (np.nan, 8.0, 10, True),
+        (0.2, 8.0, 10, False),             # they agree, but the keypointer is unsure
+        (0.02, 30.0, 0, False),            # another place
+        (0.02, 8.0, 40, False),            # another angle
+        (0.02, 0.0, 180, False),           # one of them sees the face upside down
+    ],
+)
+@pytest.mark.parametrize("roll", [0, -135, 180])
+def test_two_sources_of_eyes(roll, spread, moved, turned_deg, align_ok):
+    """The crop follows the keypointer. Of a face of 220 px: how far the detector's eyes are moved, and turned."""
+    chip, box, left, right = face_turned_by(roll)
+    middle, turn = (left + right) / 2, np.radians(roll + turned_deg)
+    along = 35.24 * np.array([np.cos(turn), np.sin(turn)])
+    other = middle + np.array([moved or 0.0, 0.0])
+    five = None if moved is None else five_at(other - along, other + along)
+    found = align_chip(chip, geometry.IDENTITY, box, eyes(left, right), TEMPLATE, spread, five)
+    expected = align_chip(chip, geometry.IDENTITY, box, eyes(left, right), TEMPLATE)
+    assert found.align_ok == align_ok and found.roll_deg == expected.roll_deg
+    assert np.array_equal(found.crop, expected.crop)
+    batch = one_face(chip, box, eyes(left, right), spread, five)
+    for eyes_alone, expected_ok in ((False, align_ok), (True, True)):
+        assert Align(TEMPLATE, eyes_alone=eyes_alone)(batch).align_ok.tolist() == [expected_ok]
+
+
+def one_face(chip, box, points, spread, five):
+    """A batch of a face."""
+    return FaceBatch(
+        (ImageRecord("a"),), np.array([1]), box[None], np.ones(1, np.float32), chips=(chip,),
+        chip_to_image=geometry.IDENTITY[None], eye_points=points[None], eye_spread=np.array([spread], np.float32),
+        points5=geometry.no_points(1) if five is None else five[None],
+    )
+
+
+def test_implausible_eyes_are_replaced_by_those_of_the_detector():
+    chip, box, left, right = face_turned_by(30)
+    nothing = np.full((12, 2), np.nan, np.float32)
+    found = align_chip(chip, geometry.IDENTITY, box, nothing, TEMPLATE, 0.01, five_at(left, right))
+    assert not found.align_ok and found.roll_deg == pytest.approx(30, abs=1e-3)
