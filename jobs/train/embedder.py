@@ -34,6 +34,7 @@ from jobs.train import teachers
 from jobs.train.face_network import batch_threads, prepare, run_settings, save_trained, start_network
 from jobs.train.faces import (
     SOURCE_PX,
+    Crops,
     Faces,
     blend,
     epoch_order,
@@ -100,17 +101,19 @@ def training_files(args: argparse.Namespace, cache_dir: Path) -> tuple[list[Path
     return people, faces
 
 
-def training_tables(people: Sequence[Path], faces: Sequence[Path], args: argparse.Namespace) -> list[pa.Table]:
+def training_crops(people: Sequence[Path], faces: Sequence[Path], args: argparse.Namespace) -> list[Crops]:
     """Each n-th crop of these files; with --identities only of the N people with the most images."""
-    columns = ["image", "landmarks"]
-    tables = [read_table(path, ["identity", *columns]) for path in people]
+    names = [read_table(path, ["identity"])["identity"] for path in people]
     if args.identities:
-        everyone = pa.concat_tables(tables)
-        counts = everyone["identity"].value_counts()
+        counts = pa.chunked_array(chunk for each in names for chunk in each.chunks).value_counts()
         order = np.argsort(-counts.field("counts").to_numpy(), kind="stable")[: args.identities]
-        tables = [everyone.filter(pc.is_in(everyone["identity"], value_set=counts.field("values").take(order)))]
-    tables += [read_table(path, columns) for path in faces]
-    return [table.take(np.arange(0, len(table), args.every)) for table in tables]
+        chosen = counts.field("values").take(order)
+        kept = [np.flatnonzero(pc.is_in(each, value_set=chosen).to_numpy()) for each in names]
+        starts = -np.cumsum([0, *map(len, kept)]) % args.every      # the files count as one
+        return [Crops(path, rows[start :: args.every], named=True)
+                for path, rows, start in zip(people, kept, starts, strict=False)]
+    return [Crops(path, np.arange(0, len(read_table(path, ["landmarks"])), args.every), named=path in people)
+            for path in [*people, *faces]]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -204,7 +207,7 @@ def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Les
     validation = read_validation(args.data / "identities" / "val.parquet", cache_dir)
     people, faces = training_files(args, cache_dir)
     made_of = f"{args.every}{f'-people{args.identities}' if args.identities else ''}-{files_digest([*people, *faces])}"
-    train = Faces(training_tables(people, faces, args), cache_dir / f"train-{made_of}.npy")
+    train = Faces(training_crops(people, faces, args), cache_dir / f"train-{made_of}.npy")
     images = np.bincount(train.people[train.people >= 0])
     print(f"{len(train)} faces, {(train.people >= 0).sum()} of them of {len(images)} known people, "
           f"{(images == 1).sum()} of whom have one image", flush=True)
@@ -222,8 +225,8 @@ def prepare_lessons(args: argparse.Namespace, device: torch.device) -> tuple[Les
 
 def read_validation(file: Path, cache_dir: Path) -> Faces:
     """The validation faces. Raises TrainingError when they make no pair of one person, or none of two people."""
-    table = read_table(file, ["identity", "image", "landmarks"])
-    faces = Faces([table], cache_dir / f"val-{files_digest([file])}.npy")
+    everyone = np.arange(len(read_table(file, ["identity"])))
+    faces = Faces([Crops(file, everyone, named=True)], cache_dir / f"val-{files_digest([file])}.npy")
     images = np.bincount(faces.people)
     if len(images) < 2 or images.max() < 2:
         raise TrainingError(f"{file} must have two images of one person and one of another, to measure by")

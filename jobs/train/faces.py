@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.evaluate.data import decode_image, point_column, read_batches
+from jobs.evaluate.data import decode_image, point_column, read_batches, read_table
 from models.training import CROP_BOX_RATIO, TrainingError, box_of_crop, degrade, occlude, vary_colour
 from pipeline import geometry
 from pipeline.geometry import CROP_PX, AlignmentTemplate
 
 SOURCE_PX = 144
 LEAST_FOUND_PX = 36                   # of the longer side of a face's box; smaller faces show too little
-FACES_AT_ONCE = 512                   # in memory while faces are found or decoded
+FACES_AT_ONCE = 512                   # in memory while faces are found
 FOUND = pa.schema([("image", pa.binary()), ("landmarks", pa.list_(pa.list_(pa.float64())))])
 FIVE_POINT_TEMPLATE = np.array(       # the usual ArcFace template (Deng et al., 2019), pixels of the 112×112 crop
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
@@ -133,6 +134,39 @@ def blend(faces: np.ndarray, others: np.ndarray, share: float) -> np.ndarray:
     ).reshape(faces.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Some of the crops of a Parquet file. rows: their numbers, ascending. named: whether it has their identities."""
+
+    path: Path
+    rows: np.ndarray
+    named: bool
+
+    def names(self) -> list[str | None]:
+        """Who they are; None where unknown."""
+        if not self.named:
+            return [None] * len(self.rows)
+        names: list[str | None] = read_table(self.path, ["identity"])["identity"].take(pa.array(self.rows)).to_pylist()
+        return names
+
+    def landmarks(self) -> np.ndarray:
+        """Their landmarks, (n, 5, 2). Raises DataError."""
+        points = [point_column(table, "landmarks", 5, self.path) for table in self._tables("landmarks")]
+        return np.concatenate([np.zeros((0, 5, 2)), *points])
+
+    def images(self) -> Iterator[list[bytes | None]]:
+        """Their encoded pixels, some at a time."""
+        for table in self._tables("image"):
+            yield table["image"].to_pylist()
+
+    def _tables(self, column: str) -> Iterator[pa.Table]:
+        first = 0
+        for batch in read_batches(self.path, [column]):
+            inside = self.rows[slice(*np.searchsorted(self.rows, [first, first + len(batch)]))]
+            yield pa.table(batch.take(pa.array(inside - first)))
+            first += len(batch)
+
+
 class Faces:
     """Crops of DATA, decoded once into one file.
 
@@ -140,12 +174,10 @@ class Faces:
     cannot be read, and faces with a landmark outside their crop, are left out; a line counts them.
     """
 
-    def __init__(self, tables: Sequence[pa.Table], cache: Path) -> None:
-        landmarks = np.concatenate([point_column(table, "landmarks", 5, "DATA") for table in tables])
-        names: list[str | None] = []
-        for table in tables:
-            names += table["identity"].to_pylist() if "identity" in table.column_names else [None] * len(table)
-        self._pixels, readable = _decode_once(tables, cache)
+    def __init__(self, crops: Sequence[Crops], cache: Path) -> None:
+        landmarks = np.concatenate([each.landmarks() for each in crops])
+        names = [name for each in crops for name in each.names()]
+        self._pixels, readable = _decode_once(crops, cache)
         inside = ((landmarks >= 0) & (landmarks <= SOURCE_PX)).all((1, 2))
         if not (readable & inside).all():
             print(f"left out of {len(names)} faces: {(~readable).sum()} that are no image of {SOURCE_PX} px, "
@@ -165,17 +197,17 @@ class Faces:
         return pixels
 
 
-def _decode_once(tables: Sequence[pa.Table], cache: Path) -> tuple[np.ndarray, np.ndarray]:
+def _decode_once(crops: Sequence[Crops], cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """The pixels of all images (n, 144, 144, 3) from the cache file, and which could be read (n,) bool.
 
     Raises TrainingError when the cache is of another number of images.
     """
-    shape = (sum(map(len, tables)), SOURCE_PX, SOURCE_PX, 3)
+    shape = (sum(len(each.rows) for each in crops), SOURCE_PX, SOURCE_PX, 3)
     if not cache.exists():
         temporary = cache.with_suffix(".part")
         pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
 
-        def decode(i: int, image: bytes) -> bool:
+        def decode(i: int, image: bytes | None) -> bool:
             crop = decode_image(image)
             if crop is None or crop.shape != shape[1:]:
                 return False
@@ -184,7 +216,7 @@ def _decode_once(tables: Sequence[pa.Table], cache: Path) -> tuple[np.ndarray, n
 
         readable: list[bool] = []
         with ThreadPoolExecutor(2) as pool:     # map takes all that it is given at once
-            for images in (batch["image"].to_pylist() for table in tables for batch in table.to_batches(FACES_AT_ONCE)):
+            for images in (images for each in crops for images in each.images()):
                 readable += pool.map(decode, range(len(readable), shape[0]), images)
         np.save(cache.with_suffix(".readable.npy"), np.array(readable, bool))
         pixels.flush()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from jobs.train import embedder as train_embedder
 from jobs.train import teachers
+from jobs.train.embedder import training_crops
 from models.embedder import load_embedder
 from models.engines.engine import Runtime
 from models.networks.faces import build_embedder
@@ -174,3 +176,21 @@ def test_blended_faces_are_shown_to_the_teacher_too(data: Path, monkeypatch: pyt
     # the blend of greys 0 and 180 is a grey in between, so its vector differs from both
     cosines = targets.numpy() @ lessons.targets[[0, 3]].T
     assert (cosines < 0.99).all()
+
+
+@pytest.mark.parametrize(
+    ("identities", "every", "rows"),
+    [
+        (None, 1, [[0, 1, 2], [0, 1, 2, 3], [0, 1]]),
+        (None, 2, [[0, 2], [0, 2], [0]]),
+        (2, 1, [[0, 2], [0, 1, 3]]),          # of a and b
+        (2, 2, [[0], [0, 3]]),                # the files count as one
+    ],
+)
+def test_the_choice_of_the_crops(tmp_path: Path, identities, every, rows) -> None:
+    people = [table(tmp_path / "0.parquet", [0] * 3, ["a", "c", "b"]),
+              table(tmp_path / "1.parquet", [0] * 4, ["a", "b", "d", "a"])]
+    faces = [] if identities else [table(tmp_path / "2.parquet", [0] * 2)]
+    chosen = training_crops(people, faces, argparse.Namespace(identities=identities, every=every))
+    assert [each.rows.tolist() for each in chosen] == rows
+    assert [each.named for each in chosen] == [True, True, *[False] * len(faces)]

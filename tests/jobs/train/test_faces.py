@@ -11,6 +11,7 @@ import pytest
 from jobs.evaluate.data import DataError
 from jobs.train.faces import (
     FIVE_POINT_TEMPLATE,
+    Crops,
     Faces,
     blend,
     epoch_order,
@@ -72,32 +73,53 @@ def test_a_student_crop_depends_on_its_generator_only() -> None:
     assert np.array_equal(straight[:, ::-1], mirrored)
 
 
-def test_faces_are_decoded_once_and_numbered_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def crops(path: Path, *, named: bool = True) -> Crops:
+    """All crops of a file."""
+    return Crops(path, np.arange(pq.read_metadata(path).num_rows), named)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [63, 64, 65], [1, 128, 150], list(range(0, 151, 7))])
+def test_crops_are_read_some_at_a_time(tmp_path: Path, rows: list[int]) -> None:
+    numbers = np.arange(151)
+    landmarks = [(LANDMARKS + number).tolist() for number in numbers]
+    pq.write_table(pa.table({"image": [b"%d" % n for n in numbers], "landmarks": landmarks,
+                             "identity": [f"p{n}" for n in numbers]}), tmp_path / "c.parquet")
+    chosen = Crops(tmp_path / "c.parquet", np.array(rows, int), named=True)
+    groups = list(chosen.images())
+    assert [int(image) for images in groups for image in images] == rows and max(map(len, groups)) <= 64
+    assert chosen.landmarks()[:, 0, 0].tolist() == [54 + row for row in rows]
+    assert chosen.names() == [f"p{row}" for row in rows]
+
+
+def test_faces_are_decoded_once_and_numbered_by_name(tmp_path: Path) -> None:
     named = table(tmp_path / "a.parquet", [10, 20, 30], ["zoe", "ann", "zoe"])
     unknown = table(tmp_path / "b.parquet", [40, 50, 60])
-    monkeypatch.setattr("jobs.train.faces.FACES_AT_ONCE", 2)
     for _ in range(2):      # the second time from the cache
-        faces = Faces([pq.read_table(named), pq.read_table(unknown)], tmp_path / "cache.npy")
+        faces = Faces([crops(named), crops(unknown, named=False)], tmp_path / "cache.npy")
         assert faces.people.tolist() == [1, 0, 1, -1, -1, -1]
         assert [int(faces.image(i)[5, 5, 0]) for i in range(len(faces))] == [10, 20, 30, 40, 50, 60]
         assert np.array_equal(faces.landmarks[3], LANDMARKS)
     with pytest.raises(TrainingError, match="delete it"):
-        Faces([pq.read_table(named)], tmp_path / "cache.npy")
+        Faces([crops(named)], tmp_path / "cache.npy")
 
 
 def test_bad_faces_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = cv2.imencode(".png", np.zeros((90, 90, 3), np.uint8))[1].tobytes()
     good = cv2.imencode(".png", np.full((144, 144, 3), 7, np.uint8))[1].tobytes()
     landmarks = [LANDMARKS.tolist()] * 4 + [(LANDMARKS + 100).tolist()]
-    faces = Faces([pa.table({"image": [b"", b"torn", small, good, good], "landmarks": landmarks})], tmp_path / "c.npy")
+    pq.write_table(
+        pa.table({"image": [None, b"torn", small, good, good], "landmarks": landmarks}), tmp_path / "c.parquet"
+    )
+    faces = Faces([crops(tmp_path / "c.parquet", named=False)], tmp_path / "c.npy")
     assert len(faces) == 1 and faces.image(0)[0, 0, 0] == 7
     assert "left out of 5 faces: 3 that are no image of 144 px, 1 with landmarks outside" in capsys.readouterr().out
 
 
 def test_landmarks_of_another_shape_are_refused(tmp_path: Path) -> None:
     rows = pa.table({"image": [b""] * 2, "landmarks": [LANDMARKS.tolist(), LANDMARKS[:2].tolist()]})
+    pq.write_table(rows, tmp_path / "c.parquet")
     with pytest.raises(DataError, match="every row of landmarks must be 5 pairs"):
-        Faces([rows], tmp_path / "c.npy")
+        Faces([crops(tmp_path / "c.parquet", named=False)], tmp_path / "c.npy")
 
 
 @pytest.mark.parametrize(
