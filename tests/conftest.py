@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from jobs.bench.browser import find_browser
 from pipeline.run.cluster import connect
 from pipeline.storage.certificates import CA_VARIABLES
 from pipeline.storage.clients import forget_clients
-from tests.support.browser import Dom, Tab, find_browser, open_tab, running_browser
+from tests.support.browser import Dom, Tab, open_tab, running_browser
 from tests.support.google_storage import google_storage
 from tests.support.http_server import serving
 

@@ -18,6 +18,7 @@ from jobs.bench import (
     mosaics,
     people,
     plan,
+    report,
     scale,
     stages,
 )
@@ -38,6 +39,7 @@ DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants
     python -m jobs.bench manifest --keys 10000000    jobs.manifest on a simulated S3: time and peak memory
     python -m jobs.bench plan                        10 million images listed, 9 million done: time to the first part
     python -m jobs.bench people                      jobs.search on a million synthetic faces: time and peak memory
+    python -m jobs.bench report                      jobs.report on 10,000 faces: time, size, first paint in a browser
     python -m jobs.bench scale OUTPUT                estimate for a billion images like those of OUTPUT
 """
 
@@ -145,6 +147,12 @@ def add_scale_benchmarks(add: AddCommand) -> None:
     command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
     command.add_argument("--folder", type=Path, help=(
         "keeps the synthetic output, 2 GB a million faces, and has it from before; default: a temporary one"))
+    command = add("report", lambda given: report.bench_report(given.faces, given.seed, given.folder, given.rounds))
+    command.add_argument("--faces", type=positive, default=10_000, help="on the page; default: %(default)s")
+    command.add_argument("--seed", type=count, default=7, help="of the copies and vectors; default: %(default)s")
+    command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
+    command.add_argument("--folder", type=Path, help=(
+        "keeps photos and output, 45 MB a thousand faces, and has them from before; default: a temporary one"))
     command = add("scale", lambda given: scale.bench_scale(given.output, given.images))
     command.add_argument("output", metavar="OUTPUT", help="a finished output of jobs.extract")
     command.add_argument("--images", type=positive, default=1_000_000_000, help="to estimate; default: %(default)s")

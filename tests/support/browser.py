@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,11 +60,6 @@ class Tab:
     def dom(self) -> Dom:
         """What the page is now."""
         return Dom(self.page.content(), self.page.title())
-
-
-def find_browser() -> str | None:
-    """Chromium or Chrome, if one is installed."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextmanager
