@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType({
     "compare": Command("jobs.compare.__main__", "say whether the faces of photos are the same person"),
     "search": Command("jobs.search.__main__", "find the faces of an output that are most like those of a photo"),
     "blur": Command("jobs.blur.__main__", "copy photos with the faces made unrecognisable"),
+    "duplicates": Command("jobs.duplicates", "find images that are in an output more than once"),
     "erase": Command("jobs.erase.__main__", "delete images and their faces from an output"),
     "preflight": Command("jobs.preflight", "check that the code is small enough for `ray job submit`"),
     "evaluate": Command("jobs.evaluate.__main__", "measure a model on labelled data"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from jobs.blur.__main__ import argument_parser as blur
 from jobs.compare.__main__ import argument_parser as compare
+from jobs.duplicates import argument_parser as duplicates
 from jobs.erase.__main__ import argument_parser as erase
 from jobs.extract.options import argument_parser as extract
 from jobs.manifest import argument_parser as manifest
@@ -16,7 +17,7 @@ from jobs.search.__main__ import argument_parser as search
 
 PARSERS = {
     "extract": extract, "manifest": manifest, "preview": preview, "report": report, "compare": compare,
-    "search": search, "blur": blur, "erase": erase,
+    "search": search, "blur": blur, "duplicates": duplicates, "erase": erase,
 }
 
 

@@ -46,9 +46,10 @@ def write_output(
         embeddings=vectors.reshape(n, 512), embedding_norms=np.ones(n, np.float32),
     )
     names = sink.ModelNames(**{role: card.identity for role, card in cards.items()})
-    ledger.write_pair(
-        storage, ledger.part_name("part", "r1", [record.uri for record in records]),
-        sink.faces_table(batch, names, 512, "float32"), sink.images_table(batch, "r1"), lambda: None,
-    )
+    if records:
+        ledger.write_pair(
+            storage, ledger.part_name("part", "r1", [record.uri for record in records]),
+            sink.faces_table(batch, names, 512, "float32"), sink.images_table(batch, "r1"), lambda: None,
+        )
     storage.write("run.json", json.dumps({"run_id": "r1"}).encode())
     return storage
