@@ -46,7 +46,7 @@ _IMAGE_COLUMNS = ("uri", "width", "height", "file_bytes", "sha256")
 _EYES = ("left_eye_x", "left_eye_y", "right_eye_x", "right_eye_y")
 _FACE_COLUMNS = ["uri", "face_index", "x1", "y1", "x2", "y2", *_EYES, "align_ok", "embedding"]
 _GRIDS, _SIGNS = 8, 20
-_CELL_PHOTOS = 64         # compared with each other: a cell with more is split
+_CELL_PHOTOS = 16         # compared with each other: a cell with more is split
 _PAIRS = 20_000           # whose vectors are compared at a time: 80 MB
 
 _PHOTOS = pa.schema(
