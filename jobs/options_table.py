@@ -10,6 +10,7 @@ from jobs.compare.__main__ import argument_parser as compare
 from jobs.duplicates import argument_parser as duplicates
 from jobs.erase.__main__ import argument_parser as erase
 from jobs.extract.options import argument_parser as extract
+from jobs.index.__main__ import argument_parser as index
 from jobs.manifest import argument_parser as manifest
 from jobs.preview.__main__ import argument_parser as preview
 from jobs.report.__main__ import argument_parser as report
@@ -17,7 +18,7 @@ from jobs.search.__main__ import argument_parser as search
 
 PARSERS = {
     "extract": extract, "manifest": manifest, "preview": preview, "report": report, "compare": compare,
-    "search": search, "blur": blur, "duplicates": duplicates, "erase": erase,
+    "search": search, "index": index, "blur": blur, "duplicates": duplicates, "erase": erase,
 }
 
 

@@ -29,7 +29,9 @@ from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Faces, Subjects
 from jobs.search.probes import is_vectors, probes_in_file, probes_of
+from pipeline.output import ledger
 from pipeline.output.derived import Derived, Maker
+from pipeline.people.index import FaceIndex, open_index, read_manifest, refuse_other_output
 from pipeline.people.likeness import threshold_at
 from pipeline.people.outputs import Output, open_output
 from pipeline.people.search import MATCHES, Probes, Search
@@ -67,7 +69,10 @@ face, vectors of another embedder, or a rate that the embedder was not calibrate
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
-    arguments = argument_parser().parse_args(argv)
+    parser = argument_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.exact and arguments.index is None:
+        parser.error("--exact needs --index; a search without an index is exact")
     return run_command("search", partial(search, arguments), again="Run the same command again.")
 
 
@@ -84,6 +89,9 @@ def argument_parser() -> argparse.ArgumentParser:
     least.add_argument("--fpr", type=rate, metavar="RATE", help=(
         "leave out faces below the embedder's threshold at this false positive rate, one that it was calibrated for: "
         "0.001, 0.01, 0.05, 0.1 or 0.2 for the shipped ones"))
+    parser.add_argument("--index", metavar="DIR", help=(
+        "search the index that jobs.index made there: faster, but it may miss some faces"))
+    parser.add_argument("--exact", action="store_true", help="with --index: miss none, and take ten times as long")
     parser.add_argument("--out", metavar="FILE.parquet", help="write the matches there in place of printing them")
     parser.add_argument("--page", metavar="FILE", help=(
         "write a page that shows the most alike faces of each probe, one HTML file"))
@@ -124,7 +132,7 @@ def search(arguments: argparse.Namespace) -> None:
 
 def look(arguments: argparse.Namespace, output: Output, subjects: Subjects, least: float, maker: Maker) -> None:
     """Search for the faces, and print or write the matches."""
-    find = Search(output, arguments.k, least, say_progress)
+    find = Search(output, arguments.k, least, say_progress, index_of(arguments, output))
     faces = subjects.read(pictures=bool(arguments.page))
     started, probes, found = time.monotonic(), 0, 0
     shown = MATCHES.empty_table()
@@ -143,6 +151,25 @@ def look(arguments: argparse.Namespace, output: Output, subjects: Subjects, leas
 
         content = make_page(output, faces, shown)
         say(f"Page: {write_made(maker, page_file(arguments), content)}")
+
+
+def index_of(arguments: argparse.Namespace, output: Output) -> FaceIndex | None:
+    """The index of --index, and a line about what it lacks. Raises ArgumentError, OutputError."""
+    if arguments.index is None:
+        return None
+    storage = open_index(arguments.index)
+    manifest = read_manifest(storage)
+    if manifest is None:
+        raise ArgumentError(f"there is no index in {storage.root}: jobs.index makes one")
+    parts = ledger.committed_parts(output.storage)
+    refuse_other_output(storage, manifest, output, parts)
+    index = FaceIndex(storage, manifest, exact=arguments.exact)
+    if lacking := set(parts) - index.covers(parts)[0]:
+        say(
+            f"the index lacks {len(lacking):,} of {len(parts):,} parts, which are read from OUTPUT; "
+            f"`{program('index')} {shlex.quote(arguments.output)} {shlex.quote(arguments.index)}` adds them"
+        )
+    return index
 
 
 def matches_file(arguments: argparse.Namespace) -> Derived:

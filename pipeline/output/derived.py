@@ -121,6 +121,10 @@ class Maker:
         for source, here in located:
             write_record(source.storage, here, known_files(source.storage, here) | written)
 
+    def check(self, thing: Derived) -> None:
+        """Raises OutputError now if `write` would, for a command that works long before it writes."""
+        self._located(thing)
+
     def delete(self, thing: Derived, names: Sequence[str]) -> None:
         """Delete files of a thing that it needs no more."""
         located = self._located(thing)
@@ -141,6 +145,12 @@ class Maker:
                 return source.storage, here.folder
         here = locate(thing)
         return open_storage(here.folder, here.store), ""
+
+
+def as_folder(place: str) -> str:
+    """A folder as a user writes it, with the "/" at its end that `Derived.place` has: before the options of a store."""
+    uri, _ = parse_input_uri(place)
+    return f"{uri.rstrip('/')}/{place[len(uri) :]}"
 
 
 def locate(thing: Derived, source: Source | None = None) -> Derived:

@@ -131,3 +131,14 @@ def faces_of(storage: Storage, part: str, uris: Sequence[str]) -> list[Row]:
 def vector_of(face: Row) -> np.ndarray:
     """The embedding of a row of faces/; (dim,) float32."""
     return np.array(face["embedding"], np.float32)
+
+
+def check_vectors(storage: Storage, part: str, parquet: pq.ParquetFile, dim: int) -> None:
+    """Raises OutputError unless the vectors of a part have this many values."""
+    kind = parquet.schema_arrow.field("embedding").type
+    size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+    if size != dim:
+        raise OutputError(
+            f"the part {part} of {storage.root} has vectors of {size} values, the probes have {dim}: vectors of two "
+            "dimensions cannot be compared"
+        )

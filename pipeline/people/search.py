@@ -1,28 +1,26 @@
-"""Exact search: the most alike faces of an output, straight from its parts, by products of blocks of vectors."""
+"""Search: the most alike faces of an output, straight from its parts, by products of blocks of vectors.
+
+With an index the parts that it has are searched there; those that it lacks, because the output has grown or was
+rewritten, are read as ever. So the result is always of the output as it is now.
+"""
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.errors import OutputError
 from pipeline.output import claim, ledger
+from pipeline.people.best import Best
+from pipeline.people.index import FaceIndex
 from pipeline.people.likeness import unit
-from pipeline.people.outputs import Output, reading_part
+from pipeline.people.outputs import Output, check_vectors, reading_part
+from pipeline.people.parallel import in_order
 from pipeline.people.vectors import vector_blocks
 from pipeline.storage import Storage
-from pipeline.storage.uris import is_remote
-
-Result = TypeVar("Result")
 
 MATCHES = pa.schema(
     [
@@ -38,7 +36,6 @@ MATCHES = pa.schema(
 BLOCK_PROBES = 1024      # a product has 16 MB
 FEW_PROBES = 2           # up to so many NumPy's own loop beats BLAS, whose threads get in the way of ours
 _ROUNDING = 1e-6
-PART_THREADS = 4         # a part may have 110 MB, and its vectors as much
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,41 +59,10 @@ class Probes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Best:
-    """The most alike faces of every probe so far, best first: cosines (n, k), and part and row of each (n, k).
-
-    A part of −1 marks a place that is not taken yet.
-    """
-
-    cosines: np.ndarray
-    parts: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def none(cls, probes: int, k: int) -> _Best:
-        """Nothing found yet."""
-        return cls(
-            np.full((probes, k), -np.inf, np.float32), np.full((probes, k), -1, np.int32),
-            np.zeros((probes, k), np.int32),
-        )
-
-    def add(self, probes: np.ndarray, cosines: np.ndarray, parts: np.ndarray, rows: np.ndarray) -> None:
-        """Keep the best of these (m, any) and of those before, for the probes with these numbers (m,)."""
-        k = self.cosines.shape[1]
-        joined = [
-            np.concatenate([mine[probes], theirs], axis=1)
-            for mine, theirs in ((self.cosines, cosines), (self.parts, parts), (self.rows, rows))
-        ]
-        order = np.argsort(-joined[0], axis=1, kind="stable")[:, :k]
-        for mine, both in zip((self.cosines, self.parts, self.rows), joined, strict=True):
-            mine[probes] = np.take_along_axis(both, order, axis=1)
-
-
-@dataclass(frozen=True, slots=True)
 class _Found:
     """The best faces of one part, and how many it has."""
 
-    best: _Best
+    best: Best
     faces: int
 
 
@@ -104,14 +70,15 @@ class _Found:
 class Search:
     """Finds the k most alike committed faces of every probe in an output.
 
-    min_cosine: less alike ones are left out. progress: is told the number of parts that are done, and of all.
-    faces: searched so far, once for every call.
+    min_cosine: less alike ones are left out. progress: is told the number of parts that are done, and of all. index:
+    searched in place of the parts that it has; None: all are read. faces: searched so far, once for every call.
     """
 
     output: Output
     k: int
     min_cosine: float = -1.0
     progress: Callable[[int, int], None] = field(default=lambda done, all_: None)
+    index: FaceIndex | None = None
     faces: int = 0
 
     def __call__(self, probes: Probes) -> pa.Table:
@@ -123,7 +90,7 @@ class Search:
         parts = ledger.committed_parts(storage)
         # Its own row is no match; and a run that was killed may have written a face twice, see repair_duplicates.
         kept = self.k * (1 if claim.is_finished(storage) else 2) + any(probes.own)
-        best = _Best.none(len(probes), kept)
+        best = Best.none(len(probes), kept)
         vectors = unit(probes.vectors)
         everyone = np.arange(len(probes))
 
@@ -132,15 +99,20 @@ class Search:
             floors = np.maximum(best.cosines[:, -1], self.min_cosine - _ROUNDING)
             return _search_part(storage, parts[number], number, vectors, floors, kept)
 
-        self.faces = 0
-        for done, found in enumerate(_in_order(storage, of_part, len(parts)), 1):
+        self.faces, numbers = 0, list(range(len(parts)))
+        if self.index and self.index.suits(len(probes)):
+            known, self.faces = self.index.covers(parts)
+            near = self.index.search(self.output, vectors, kept, self.min_cosine - _ROUNDING, parts)
+            best.add(everyone, near.cosines, near.parts, near.rows)
+            numbers = [number for number in numbers if parts[number] not in known]
+        for done, found in enumerate(in_order(storage, lambda i: of_part(numbers[i]), len(numbers)), 1):
             best.add(everyone, found.best.cosines, found.best.parts, found.best.rows)
             self.faces += found.faces
-            self.progress(done, len(parts))
+            self.progress(done, len(numbers))
         best.parts[best.cosines < self.min_cosine] = -1
         return self._matches(probes, best, _Names(storage, parts, best))
 
-    def _matches(self, probes: Probes, best: _Best, names: _Names) -> pa.Table:
+    def _matches(self, probes: Probes, best: Best, names: _Names) -> pa.Table:
         columns: dict[str, list[object]] = {name: [] for name in MATCHES.names}
         for i, (probe, face, own) in enumerate(zip(probes.names, probes.faces, probes.own, strict=True)):
             found: dict[tuple[str, int], float] = {}
@@ -159,7 +131,7 @@ class Search:
 class _Names:
     """The uris and face indexes of the faces that were found. Only parts with such faces are read."""
 
-    def __init__(self, storage: Storage, parts: Sequence[str], best: _Best) -> None:
+    def __init__(self, storage: Storage, parts: Sequence[str], best: Best) -> None:
         self._places: dict[tuple[int, int], tuple[str, int]] = {}
         numbers = np.unique(best.parts[best.parts >= 0]).tolist()
 
@@ -168,29 +140,13 @@ class _Names:
             with reading_part(storage, ledger.FACES, parts[numbers[i]]) as file:
                 return rows.tolist(), file.parquet.read(columns=["uri", "face_index"]).take(pa.array(rows))
 
-        for i, (rows, table) in enumerate(_in_order(storage, read, len(numbers))):
+        for i, (rows, table) in enumerate(in_order(storage, read, len(numbers))):
             found = zip(table["uri"].to_pylist(), table["face_index"].to_pylist(), strict=True)
             self._places.update({(numbers[i], row): place for row, place in zip(rows, found, strict=True)})
 
     def at(self, part: int, row: int) -> tuple[str, int]:
         """The uri and the face index of a row of a part."""
         return self._places[part, row]
-
-
-def _in_order(storage: Storage, work: Callable[[int], Result], count: int) -> Iterator[Result]:
-    """The results of work(0), work(1), …, made by some threads, few of them ahead: for a bucket more than CPUs."""
-    threads = PART_THREADS if is_remote(storage.root) else min(PART_THREADS, os.cpu_count() or 1)
-    ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for number in range(count):
-                ahead.append(pool.submit(work, number))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _search_part(
@@ -201,8 +157,8 @@ def _search_part(
         committed = file.parquet.read(columns=["uri"])["uri"].combine_chunks()
     start = 0
     with reading_part(storage, ledger.FACES, part) as file:
-        best = _Best.none(len(probes), min(k, file.parquet.metadata.num_rows))
-        _check_vectors(storage, part, file.parquet, probes.shape[1])
+        best = Best.none(len(probes), min(k, file.parquet.metadata.num_rows))
+        check_vectors(storage, part, file.parquet, probes.shape[1])
         uris = file.parquet.read(columns=["uri"], use_threads=False)["uri"]
         counts = pc.is_in(uris, value_set=committed).to_numpy()
         for vectors in vector_blocks(file.content, file.parquet, "embedding", probes.shape[1]):
@@ -225,7 +181,7 @@ def _products(probes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.array([np.einsum("nd,d->n", vectors, probe) for probe in probes])
 
 
-def _keep(best: _Best, floors: np.ndarray, first: int, cosines: np.ndarray, part: int, start: int) -> None:
+def _keep(best: Best, floors: np.ndarray, first: int, cosines: np.ndarray, part: int, start: int) -> None:
     """Add the best of a block of cosines. first: number of its first probe. start: row of its first face."""
     end = first + len(cosines)
     k = min(best.cosines.shape[1], cosines.shape[1])
@@ -244,14 +200,3 @@ def _keep(best: _Best, floors: np.ndarray, first: int, cosines: np.ndarray, part
     chosen = np.take_along_axis(cosines, columns, axis=1)
     taken = np.where(np.isfinite(chosen), part, -1).astype(np.int32)
     best.add(better + first, chosen, taken, (columns + start).astype(np.int32))
-
-
-def _check_vectors(storage: Storage, part: str, parquet: pq.ParquetFile, dim: int) -> None:
-    """Raises OutputError unless the vectors of a part have this many values."""
-    kind = parquet.schema_arrow.field("embedding").type
-    size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
-    if size != dim:
-        raise OutputError(
-            f"the part {part} of {storage.root} has vectors of {size} values, the probes have {dim}: vectors of two "
-            "dimensions cannot be compared"
-        )

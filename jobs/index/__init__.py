@@ -1,0 +1,1 @@
+"""`python -m jobs.index`: make an index of an output, for a fast `jobs.search --index`."""
