@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from jobs.bench.start import Start
 from jobs.bench.sweep import bench_sweeps
 from jobs.bench.table import Results
 from jobs.command import say
+from jobs.demo import demo_photos
 from pipeline.boundary import STAGES
 from pipeline.errors import UserError
 from pipeline.run.cluster import REPOSITORY
@@ -172,14 +172,6 @@ def resident_commands(choices: Choices, photos: Path, slow: Path) -> dict[str, l
 def layout_name(layout: str) -> str:
     """A layout of pools in words, if it has some."""
     return "one pool" if layout == ONE_POOL else layout
-
-
-def demo_photos() -> Path:
-    """The two photos that ultralytics brings."""
-    spec = find_spec("ultralytics")
-    if spec is None or spec.origin is None:
-        raise UserError("the package ultralytics is not installed; name a folder of photos")
-    return Path(spec.origin).parent / "assets"
 
 
 def photo_files(folder: str) -> list[Path]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-_ULTRALYTICS = find_spec("ultralytics")      # it is not imported: that takes seconds
-assert _ULTRALYTICS and _ULTRALYTICS.origin
-ASSETS = Path(_ULTRALYTICS.origin).parent / "assets"
+from jobs.demo import demo_photos
+
+ASSETS = demo_photos()
 ZIDANE = ASSETS / "zidane.jpg"      # two faces
 BUS = ASSETS / "bus.jpg"            # several
 

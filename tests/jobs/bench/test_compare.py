@@ -2,10 +2,11 @@ import sys
 
 import pytest
 
-from jobs.bench.compare import LAYOUTS, demo_photos, layout_name, machine, named, photo_files, run_round
+from jobs.bench.compare import LAYOUTS, layout_name, machine, named, photo_files, run_round
 from jobs.bench.measurement import Measurement
 from jobs.bench.resident import LeftOut, Resident
 from jobs.bench.table import Results
+from jobs.demo import demo_photos
 from pipeline.errors import UserError
 
 SERVER = "from jobs.bench.measurement import Measurement, serve\nprint('noise')\n"

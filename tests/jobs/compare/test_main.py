@@ -14,6 +14,7 @@ import pytest
 
 from jobs.compare import __main__ as compare
 from jobs.compare.__main__ import main
+from jobs.demo import turned_copy
 from jobs.extract.stages import StageConfig, read_models, stage_builders
 from jobs.options import DEFAULT_MODELS
 from jobs.pages.template import is_page
@@ -31,12 +32,9 @@ ROOT = Path(__file__).parents[3]
 THRESHOLDS = read_card(DEFAULT_WEIGHTS_DIR, "embedder", "edgenext").thresholds
 
 
-def turned(path, degrees=12, light=0.6):
+def turned(path, **how):
     """A turned, darker, smaller copy of zidane.jpg."""
-    image = read_photo(ZIDANE)
-    height, width = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 0.6)
-    cv2.imwrite(str(path), (light * cv2.warpAffine(image, matrix, (width, height))).astype(np.uint8))
+    cv2.imwrite(str(path), turned_copy(read_photo(ZIDANE), **how)[0])
     return str(path)
 
 
