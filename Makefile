@@ -1,4 +1,4 @@
-# make setup | demo | test | test-faults | test-browser | test-gpu | bench | bench-peers | export-setup | lint | options | lock | help
+# make setup | demo | test | test-faults | test-browser | test-gpu | notebooks | bench | bench-peers | export-setup | lint | options | lock | help
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -7,14 +7,16 @@ PEERS := .venv-peers
 EXPORT := .venv-export
 BIN := $(VENV)/bin
 PHOTOS ?=
+DATA ?=
 DEMO := demo-output
-# Make would take a $ in the folder's name for one of its variables.
+# Make would take a $ in a folder's name for one of its variables.
 override PHOTOS := $(value PHOTOS)
-export PHOTOS
+override DATA := $(value DATA)
+export PHOTOS DATA
 # Files of tests run in two processes, in the order of the folders: those that start Ray and wait come first.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-faults test-browser test-gpu bench bench-peers export-setup lint options lock clean
+.PHONY: help setup demo test test-faults test-browser test-gpu notebooks bench bench-peers export-setup lint options lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -54,6 +56,9 @@ test-browser: setup ## show the preview page to Chromium or Chrome; skipped with
 
 test-gpu: setup ## run the job on a CUDA device; skipped without
 	@$(BIN)/python -m pytest -q -rs -m gpu tests
+
+notebooks: setup ## run the notebooks from start to end, on make notebooks PHOTOS=folder DATA=folder; writes nothing
+	@$(BIN)/python notebooks/run.py
 
 bench: setup ## measure the job beside its limit, a loop and other libraries, on make bench PHOTOS=folder BENCH="--rounds 5"
 	@$(BIN)/python -m jobs.bench all $${PHOTOS:+"$$PHOTOS"} $(BENCH)

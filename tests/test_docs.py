@@ -16,6 +16,7 @@ DOCS = {
     path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted([
         REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", REPOSITORY / "models/README.md",
+        REPOSITORY / "notebooks/README.md",
         *(REPOSITORY / "docs").glob("*.md"),
     ])
 }
