@@ -13,8 +13,8 @@ import numpy as np
 import simplejpeg
 
 from jobs.bench.browser import measure_paint
-from jobs.bench.compare import demo_photos
 from jobs.bench.people import PART_IMAGES, measure, person_vectors
+from jobs.demo import demo_photos
 from jobs.extract.stages import read_models
 from jobs.options import DEFAULT_MODELS
 from jobs.people.photos import PhotoReader
