@@ -91,7 +91,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "0.001, 0.01, 0.05, 0.1 or 0.2 for the shipped ones"))
     parser.add_argument("--index", metavar="DIR", help=(
         "search the index that jobs.index made there: faster, but it may miss some faces"))
-    parser.add_argument("--exact", action="store_true", help="with --index: miss none, and take ten times as long")
+    parser.add_argument("--exact", action="store_true", help="with --index: miss none, and take longer")
     parser.add_argument("--out", metavar="FILE.parquet", help="write the matches there in place of printing them")
     parser.add_argument("--page", metavar="FILE", help=(
         "write a page that shows the most alike faces of each probe, one HTML file"))

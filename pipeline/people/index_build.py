@@ -22,7 +22,7 @@ from pipeline.people.parallel import in_order
 from pipeline.people.vectors import vector_blocks
 from pipeline.storage import Storage
 
-FLAT_FACES = 100_000          # so many are compared one by one in 10 ms
+FLAT_FACES = 100_000          # fewer are compared one by one
 SEGMENT_FACES = 65_536        # 134 MB of vectors while one is made
 TRAINING_FACES = 8_192         # faiss uses 4,096 of them: 256 for each of 16 centroids
 TRAINING_PARTS = 64
@@ -206,7 +206,7 @@ def read_vectors(storage: Storage, part: str, dim: int) -> Vectors:
 
 
 def _train(storage: Storage, parts: Sequence[str], dim: int) -> Any:
-    """A product quantiser for these vectors: 4 bits for 2 values, so that one probe scans a million faces in 5 ms."""
+    """A product quantiser for these vectors: 4 bits for 2 values."""
     step = max(1, len(parts) // TRAINING_PARTS)
     chosen = parts[::step][:TRAINING_PARTS]
     each = -(-TRAINING_FACES // len(chosen))
