@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType({
     "compare": Command("jobs.compare.__main__", "say whether the faces of photos are the same person"),
     "search": Command("jobs.search.__main__", "find the faces of an output that are most like those of a photo"),
     "index": Command("jobs.index.__main__", "make an index of an output, for a fast search"),
+    "cluster": Command("jobs.cluster.__main__", "find out who is who among the faces of an output"),
     "blur": Command("jobs.blur.__main__", "copy photos with the faces made unrecognisable"),
     "duplicates": Command("jobs.duplicates", "find images that are in an output more than once"),
     "erase": Command("jobs.erase.__main__", "delete images and their faces from an output"),

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from jobs.blur.__main__ import argument_parser as blur
+from jobs.cluster.__main__ import argument_parser as cluster
 from jobs.compare.__main__ import argument_parser as compare
 from jobs.duplicates import argument_parser as duplicates
 from jobs.erase.__main__ import argument_parser as erase
@@ -18,7 +19,7 @@ from jobs.search.__main__ import argument_parser as search
 
 PARSERS = {
     "extract": extract, "manifest": manifest, "preview": preview, "report": report, "compare": compare,
-    "search": search, "index": index, "blur": blur, "duplicates": duplicates, "erase": erase,
+    "search": search, "index": index, "cluster": cluster, "blur": blur, "duplicates": duplicates, "erase": erase,
 }
 
 

@@ -24,13 +24,15 @@ OPERATIONS = "docs/operations.md"
 README_WORDS = 1300
 WITH_SUBCOMMANDS = ("jobs.bench", "jobs.evaluate", "jobs.train")
 COMMANDS = ("jobs.extract", "jobs.manifest", "jobs.erase", "jobs.preview", "jobs.report", "jobs.compare", "jobs.search",
-            "jobs.blur", "jobs.duplicates", "jobs.preflight", "jobs.convert_weights", "jobs.calibrate_alignment",
+            "jobs.cluster", "jobs.blur", "jobs.duplicates", "jobs.preflight", "jobs.convert_weights",
+            "jobs.calibrate_alignment",
             *WITH_SUBCOMMANDS)
 COMMAND = re.compile(r"(?<![\w/.])(?:(jobs\.\w+)|facelake(?= [a-z]))(?: +([a-z][a-z-]*)(?![\w/.=]))?([^|;&]*)")
 
 # Refusals of these have a row in the table; those of jobs/train and jobs/evaluate are only named there.
 DOCUMENTED = ("pipeline", "jobs/extract", "jobs/manifest.py", "jobs/erase", "jobs/preview", "jobs/report",
-              "jobs/people", "jobs/compare", "jobs/search", "jobs/blur", "jobs/duplicates.py", "models/store.py")
+              "jobs/people", "jobs/compare", "jobs/search", "jobs/cluster", "jobs/blur", "jobs/duplicates.py",
+              "models/store.py")
 
 
 # --- links and length

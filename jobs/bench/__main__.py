@@ -17,6 +17,7 @@ from jobs.bench import (
     memory,
     mosaics,
     people,
+    people_groups,
     plan,
     report,
     scale,
@@ -39,6 +40,7 @@ DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants
     python -m jobs.bench manifest --keys 10000000    jobs.manifest on a simulated S3: time and peak memory
     python -m jobs.bench plan                        10 million images listed, 9 million done: time to the first part
     python -m jobs.bench people                      jobs.search on a million synthetic faces: time and peak memory
+    python -m jobs.bench people --what groups        jobs.cluster on the same: time, peak memory, and accuracy
     python -m jobs.bench report                      jobs.report on 10,000 faces: time, size, first paint in a browser
     python -m jobs.bench scale OUTPUT                estimate for a billion images like those of OUTPUT
 """
@@ -138,13 +140,14 @@ def add_scale_benchmarks(add: AddCommand) -> None:
     command = add("plan", lambda given: plan.bench_plan(given.listed, given.done))
     command.add_argument("--listed", type=positive, default=10_000_000, help="images in all; default: %(default)s")
     command.add_argument("--done", type=count, default=9_000_000, help="of them in the ledger; default: %(default)s")
-    command = add("people", lambda given: people.bench_people(
-        given.faces, given.people, given.seed, given.folder, given.rounds
-    ))
+    command = add("people", bench_people)
+    command.add_argument("--what", choices=("search", "groups"), default="search", help=(
+        "jobs.search, or jobs.cluster, which takes minutes; default: %(default)s"))
     command.add_argument("--faces", type=positive, default=1_000_000, help="default: %(default)s")
     command.add_argument("--people", type=positive, default=100_000, help="that the faces are of; default: %(default)s")
     command.add_argument("--seed", type=count, default=7, help="of the vectors; default: %(default)s")
-    command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
+    command.add_argument("--rounds", type=positive, default=3, metavar="N", help=(
+        "of --what search; default: %(default)s"))
     command.add_argument("--folder", type=Path, help=(
         "keeps the synthetic output, 2 GB a million faces, and has it from before; default: a temporary one"))
     command = add("report", lambda given: report.bench_report(given.faces, given.seed, given.folder, given.rounds))
@@ -156,6 +159,14 @@ def add_scale_benchmarks(add: AddCommand) -> None:
     command = add("scale", lambda given: scale.bench_scale(given.output, given.images))
     command.add_argument("output", metavar="OUTPUT", help="a finished output of jobs.extract")
     command.add_argument("--images", type=positive, default=1_000_000_000, help="to estimate; default: %(default)s")
+
+
+def bench_people(given: argparse.Namespace) -> None:
+    """Search a synthetic output, or group its faces."""
+    if given.what == "groups":
+        people_groups.bench_groups(given.faces, given.people, given.seed, given.folder)
+    else:
+        people.bench_people(given.faces, given.people, given.seed, given.folder, given.rounds)
 
 
 def add_device(command: argparse.ArgumentParser) -> None:

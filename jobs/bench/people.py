@@ -107,15 +107,21 @@ def write_synthetic(output: Path, faces: int, people: int, seed: int) -> None:
     centres = person_vectors(people, seed)
     for start in range(0, faces, PART_IMAGES):
         numbers = range(start, min(start + PART_IMAGES, faces))
-        random = np.random.default_rng((seed, start))
-        noise = unit(random.standard_normal((len(numbers), EMBEDDING_DIM), np.float32))
-        vectors = unit(centres[random.integers(0, people, len(numbers))] + SPREAD * noise)
+        _, vectors = synthetic_faces(centres, start, len(numbers), seed)
         batch = synthetic_batch([f"/synthetic/{number:09}.jpg" for number in numbers], vectors)
         part = ledger.part_name("part", "synthetic", [record.uri for record in batch.records])
         tables = faces_table(batch, names, EMBEDDING_DIM, "float32"), images_table(batch, "synthetic")
         ledger.write_pair(storage, part, *tables, check=lambda: None)
     thresholds = cards["embedder"].thresholds
     storage.write(claim.RUN_JSON, json.dumps({"run_id": "synthetic", "cosine_thresholds": thresholds}).encode())
+
+
+def synthetic_faces(centres: np.ndarray, start: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The people, (count,), and the unit vectors of the faces from number `start` on. centres: see `person_vectors`."""
+    random = np.random.default_rng((seed, start))
+    noise = unit(random.standard_normal((count, EMBEDDING_DIM), np.float32))
+    people = random.integers(0, len(centres), count)
+    return people, unit(centres[people] + SPREAD * noise)
 
 
 def synthetic_batch(uris: Sequence[str], vectors: np.ndarray) -> FaceBatch:

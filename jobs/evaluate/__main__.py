@@ -16,6 +16,7 @@ from jobs.command import run_command, run_process
 from jobs.evaluate.detection import detection
 from jobs.evaluate.eyes import eyes
 from jobs.evaluate.identity import identification, verification
+from jobs.evaluate.people import people
 from jobs.evaluate.runtime import add_runtime_options
 from jobs.evaluate.stability import stability
 from jobs.options import DEFAULT_MODELS, command_parser, positive, share
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         (add_eyes, "eyes", "errors of eye points on annotated faces"),
         (add_stability, "stability", "how far eyes and vectors move when boxes are off by a little"),
         (add_identification, "identification", "true positive rates on photos of people not trained on"),
+        (add_people, "people", "how far the groups of jobs.cluster agree with the people"),
         (add_verification, "verification", "accuracy on pairs of photos, from an output of extract"),
     ):
         add_options(commands.add_parser(name, help=line, allow_abbrev=False))
@@ -97,6 +99,21 @@ def add_stability(command: argparse.ArgumentParser) -> None:
 
 def add_identification(command: argparse.ArgumentParser) -> None:
     """The options of `identification`."""
+    add_faces_of_people(command)
+    add_common(command, "embedder", "rates and thresholds")
+    command.set_defaults(evaluate=identification)
+
+
+def add_people(command: argparse.ArgumentParser) -> None:
+    """The options of `people`."""
+    add_faces_of_people(command)
+    add_network(command)
+    add_files(command)
+    command.set_defaults(evaluate=people, update_card=False)
+
+
+def add_faces_of_people(command: argparse.ArgumentParser) -> None:
+    """What names faces, who they are of, and the models."""
     command.add_argument("crops", type=Path, help="Parquet (file or folder) with identity, image, landmarks and "
                          f"perhaps role, {OUTPUT_TOO}")
     command.add_argument("--truth", type=Path, metavar="FILE", help="CSV or Parquet with name, identity, perhaps role")
@@ -110,8 +127,6 @@ def add_identification(command: argparse.ArgumentParser) -> None:
                          "says")
     command.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors; float16 "
                          "shows the cost of extract --embedding-dtype float16 (default: %(default)s)")
-    add_common(command, "embedder", "rates and thresholds")
-    command.set_defaults(evaluate=identification)
 
 
 def add_verification(command: argparse.ArgumentParser) -> None:
@@ -125,18 +140,28 @@ def add_verification(command: argparse.ArgumentParser) -> None:
 
 def add_outcome(parser: argparse.ArgumentParser, role: str, recorded: str) -> None:
     """The options about the outcome. role: of the model. recorded: what goes into its card."""
-    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder (default: shipped)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json, NAME.md and NAME.png there")
+    add_files(parser)
     parser.add_argument("--update-card", action="store_true", help=f"write {recorded} into the {role}'s card; for an "
                         "output, into the card of the model that made it")
 
 
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Where the models are, and where the outcome goes."""
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS_DIR, help="weights folder (default: shipped)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json, NAME.md and NAME.png there")
+
+
 def add_common(parser: argparse.ArgumentParser, role: str, recorded: str) -> None:
+    """The options of a subcommand that runs a network and has an outcome for a card."""
+    add_network(parser)
+    add_outcome(parser, role, recorded)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
     """The options of a subcommand that runs a network."""
     add_runtime_options(parser)
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N",
                         help="images a batch of every network (default: %(default)s)")
-    add_outcome(parser, role, recorded)
 
 
 def canvas_px(text: str) -> int:

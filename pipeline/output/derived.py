@@ -125,6 +125,10 @@ class Maker:
         """Raises OutputError now if `write` would, for a command that works long before it writes."""
         self._located(thing)
 
+    def where(self, thing: Derived) -> tuple[Storage, str]:
+        """A storage, and the folder in it where the files of a thing are."""
+        return self._target(thing, self._located(thing))
+
     def delete(self, thing: Derived, names: Sequence[str]) -> None:
         """Delete files of a thing that it needs no more."""
         located = self._located(thing)

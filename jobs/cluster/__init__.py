@@ -1,0 +1,1 @@
+"""`python -m jobs.cluster`: who is who among the faces of an output."""

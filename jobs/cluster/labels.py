@@ -1,0 +1,61 @@
+"""The people that a user knows: a file of faces and names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.evaluate.data import read_table
+from jobs.options import ArgumentError
+from pipeline.people.gallery import Gallery
+
+COLUMNS = ("uri", "face_index", "name")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """numbers: (n,) of each face the number of its name in `names`, −1 for none. absent: rows that are no face."""
+
+    numbers: np.ndarray
+    names: list[str]
+    absent: int = 0
+
+    @classmethod
+    def none(cls, gallery: Gallery) -> Labels:
+        """Nobody is known."""
+        return cls(np.full(len(gallery), -1, np.int64), [])
+
+    def of_people(self, person: np.ndarray) -> Mapping[int, str]:
+        """The names of the people of a grouping, by their numbers there."""
+        known = np.flatnonzero(self.numbers >= 0)
+        return {int(person[face]): self.names[self.numbers[face]] for face in known}
+
+
+def read_labels(file: str, gallery: Gallery) -> Labels:
+    """The names in a CSV or Parquet file. Raises ArgumentError, DataError."""
+    table = read_table(Path(file), COLUMNS)
+    try:
+        face_index = table["face_index"].cast(pa.int64()).to_numpy()
+        uris, names = (table[name].cast(pa.string()).combine_chunks() for name in ("uri", "name"))
+    except pa.ArrowInvalid as error:
+        raise ArgumentError(f"--labels {file}: {error}; face_index must be whole numbers") from None
+    faces = gallery.find(uris, face_index)
+    if not (faces >= 0).any():
+        raise ArgumentError(
+            f"--labels {file}: none of its {len(faces):,} rows is a face of the output; compare the columns uri"
+        )
+    coded = names.dictionary_encode()
+    codes = coded.indices.to_numpy()[faces >= 0].astype(np.int64)
+    found = faces[faces >= 0]
+    numbers = np.full(len(gallery), -1, np.int64)
+    numbers[found] = codes
+    if len(twice := np.flatnonzero(numbers[found] != codes)):
+        face = found[twice[0]]
+        uri = gallery.uris[int(gallery.photos[face])]
+        raise ArgumentError(f"--labels {file}: face {gallery.face_index[face]} of {uri} has two names; keep one")
+    return Labels(numbers, coded.dictionary.to_pylist(), int(pc.sum(pa.array(faces < 0)).as_py() or 0))
