@@ -7,9 +7,10 @@ it had points, and an output that was begun with that one goes on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from models.store import StoredModel, WeightCard, read_model, tensors_digest
 
@@ -37,10 +38,15 @@ def without_points(model: StoredModel) -> StoredModel:
     return StoredModel(card, content, model.folder)
 
 
+def form_of(model: StoredModel, fingerprint: Mapping[str, Any]) -> StoredModel | None:
+    """The form of a model that has this fingerprint of its card, if one has it."""
+    return next((form for form in forms(model) if form.card.fingerprint() == fingerprint), None)
+
+
 def read_known(weights_dir: Path, card: WeightCard) -> StoredModel:
     """The model of a card that was found before, in its form; as it is now where none has the card's fingerprint.
 
     Raises WeightsError.
     """
     model = read_model(weights_dir, card.role, card.name, known=card)
-    return next((form for form in forms(model) if form.card.fingerprint() == card.fingerprint()), model)
+    return form_of(model, card.fingerprint()) or model

@@ -71,6 +71,8 @@ def add_eyes(command: argparse.ArgumentParser) -> None:
                          help="name in the weights folder (default: %(default)s)")
     command.add_argument("--detector", default=DEFAULT_MODELS["detector"],
                          help="its boxes cut the chips (default: %(default)s)")
+    command.add_argument("--by", choices=("keypointer", "detector"), default="keypointer",
+                         help="whose eyes to measure; the detector's on points98 (default: %(default)s)")
     command.add_argument("--input-px", type=canvas_px, default=320,
                          help="side of the detector's input (default: %(default)s)")
     add_common(command, "keypointer", "figures")

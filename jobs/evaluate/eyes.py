@@ -45,6 +45,7 @@ class AnnotatedFaces:
 class FoundEyes:
     """Eye points (n, 12, 2) in image pixels, NaN for a face that was not found, and the models that found them.
 
+    Of a detector's points the six of an eye are all its centre.
     spreads: (n,), the larger of both eyes' in longer box sides; NaN if the network does not say it.
     """
 
@@ -65,6 +66,8 @@ def eyes(args: argparse.Namespace) -> Evaluation:
         card = card_of(args.weights, "keypointer", eyes_found.keypointer) if args.update_card else None
     elif (wild := read_wild(args.faces)) is not None:
         return wild_eyes(wild, args)
+    elif args.by == "detector":
+        raise DataError(f"--by detector measures eye centres: it needs a column {POINTS_COLUMN}, not 68 points")
     else:
         faces = read_annotated_faces(args.faces)
         points = faces.points
@@ -116,12 +119,15 @@ def read_annotated_faces(path: Path) -> AnnotatedFaces:
 
 
 def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
-    """Run our detector and then the keypointer over the crops."""
+    """Run our detector and then the keypointer over the crops; with `--by detector` the detector alone."""
     from models.keypointer import load_keypointer
     from pipeline.geometry import transform
     from pipeline.stages.operations import cut_chip
 
-    boxes = find_boxes(faces, args)
+    faces_found = find_faces(faces, args)
+    if args.by == "detector":
+        return eyes_of_detector(faces_found, args)
+    boxes = boxes_of(faces_found)
     found = [i for i, box in enumerate(boxes) if box is not None]
     cut = [cut_chip(image, box) for image, box in zip(faces.images, boxes, strict=True) if box is not None]
     model = read_model(args.weights, "keypointer", args.keypointer)
@@ -136,25 +142,45 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
     return FoundEyes(points, model.card.identity, args.detector, spreads)
 
 
+def eyes_of_detector(found: Sequence[tuple[np.ndarray, np.ndarray] | None], args: argparse.Namespace) -> FoundEyes:
+    """The eye centres that the detector gives with its boxes."""
+    card = read_card(args.weights, "detector", args.detector)
+    if "points" not in card.architecture:
+        raise DataError(f"--by detector: the detector {args.detector} finds no points; choose another with --detector")
+    missing = np.full((12, 2), np.nan)
+    points = [missing if face is None else np.repeat(face[1][:2], 6, axis=0) for face in found]
+    return FoundEyes(np.array(points), card.identity, args.detector, np.full(len(points), np.nan))
+
+
 def find_boxes(faces: AnnotatedFaces, args: argparse.Namespace) -> list[np.ndarray | None]:
     """For every face the box of our detector that overlaps its points most; None if there is none."""
+    return boxes_of(find_faces(faces, args))
+
+
+def boxes_of(found: Sequence[tuple[np.ndarray, np.ndarray] | None]) -> list[np.ndarray | None]:
+    """The boxes of `find_faces`."""
+    return [None if face is None else face[0] for face in found]
+
+
+def find_faces(faces: AnnotatedFaces, args: argparse.Namespace) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """For every face the box of our detector that overlaps its points most, and its five points; None without one."""
     from models.detector import load_detector
-    from pipeline.geometry import transform_boxes
+    from pipeline.geometry import transform, transform_boxes
     from pipeline.stages.operations import letterbox
 
     detect = load_detector(
         read_model(args.weights, "detector", args.detector), runtime_of(args), input_sides_px=[args.input_px],
         min_score=BOX_SCORE, nms_iou=BOX_NMS_IOU, batch_size=args.batch_size, max_detections=100,
     )
-    boxes: list[np.ndarray | None] = []
+    own_faces: list[tuple[np.ndarray, np.ndarray] | None] = []
     for start in range(0, len(faces.images), args.batch_size):
         boxed = [letterbox(image, args.input_px) for image in faces.images[start : start + args.batch_size]]
         finds = detect(np.stack([canvas for canvas, _ in boxed]))
-        for i, ((found, *_), (_, canvas_to_image)) in enumerate(zip(finds, boxed, strict=True), start):
+        for i, ((found, _, points), (_, canvas_to_image)) in enumerate(zip(finds, boxed, strict=True), start):
             candidates = transform_boxes(canvas_to_image, found)
             own = box_of_points(candidates, faces.points[i])
-            boxes.append(None if own is None else candidates[own])
-    return boxes
+            own_faces.append(None if own is None else (candidates[own], transform(canvas_to_image, points[own])))
+    return own_faces
 
 
 def box_of_points(boxes_xyxy: np.ndarray, points: np.ndarray) -> int | None:

@@ -70,10 +70,10 @@ def wild_eyes(table: pa.Table, args: argparse.Namespace) -> Evaluation:
     groups = groups_of(table)
     figures = {name: errors.figures(rows) for name, rows in groups.items() if rows.any()}
     by_spread = errors_by_spread(errors.centres, eyes.spreads)
-    card = read_card(args.weights, "keypointer", args.keypointer)
+    card = read_card(args.weights, args.by, getattr(args, args.by))
     evaluation = Evaluation(
         f"Eye centres on {len(points98)} faces in the wild: {eyes.keypointer}, boxes of {eyes.detector}",
-        {"keypointer": eyes.keypointer, "detector": eyes.detector, **figures} | ({"without_largest_spread": by_spread}
+        {"detector": eyes.detector, args.by: eyes.keypointer, **figures} | ({"without_largest_spread": by_spread}
                                                                                 if by_spread else {}),
         ("faces", "how many", "found", "median error by outer-eye distance", "above 10%", "error of the roll, p90"),
         [(name, str(of["faces"]), str(of["found"]), f"{of['median']:.1%}", f"{of['above_10']:.1%}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.forms import forms
+from models.forms import form_of
 from models.store import WeightCard, read_model
 from pipeline.errors import OutputError
 
@@ -17,8 +17,8 @@ def matching_card(weights_dir: Path, role: str, made_with: Mapping[str, Any]) ->
     A detector that has learnt points since is found without them.
     """
     models = (read_model(weights_dir, role, name) for name in _names(weights_dir, role))
-    cards = (form.card for model in models for form in forms(model))
-    return next((card for card in cards if card.fingerprint() == made_with), None)
+    found = (form_of(model, made_with) for model in models)
+    return next((form.card for form in found if form), None)
 
 
 def find_card(weights_dir: Path, role: str, made_with: Mapping[str, Any]) -> WeightCard:

@@ -13,7 +13,7 @@ from typing import cast
 from jobs.command import run_process
 from jobs.options import command_parser
 
-MODELS = ("detector", "eyes", "embedder", "label-eyes", "agree-eyes", "eyes-consensus")
+MODELS = ("detector", "eyes", "embedder", "label-eyes", "agree-eyes", "eyes-consensus", "points")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

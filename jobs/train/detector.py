@@ -36,6 +36,7 @@ from jobs.train.options import (
 )
 from models.device import torch_device
 from models.engines.onnx_export import write_export
+from models.forms import POINT_BRANCH
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model, save_model
 from models.training import TrainingError, average_tensors, check_precision
 
@@ -147,7 +148,8 @@ def start_tensors(start: str, weights_dir: Path) -> tuple[str, dict[str, torch.T
         network, tensors = box_tensors(unpickle(Path(start)))
         return network, tensors, f"{Path(start).name}, sha256 {digest}"
     model = read_model(weights_dir, "detector", start)
-    return model.card.architecture["network"], model.tensors(), f"{model.card.identity} ({model.card.started_from})"
+    tensors = {name: tensor for name, tensor in model.tensors().items() if POINT_BRANCH not in name}
+    return model.card.architecture["network"], tensors, f"{model.card.identity} ({model.card.started_from})"
 
 
 def train(args: argparse.Namespace) -> None:

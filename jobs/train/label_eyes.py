@@ -102,15 +102,15 @@ def kept_matrix(box_xyxy: np.ndarray, turn_deg: float = 0.0) -> np.ndarray:
     return np.column_stack([linear, FACE_PX / 2 - linear @ middle])
 
 
-def kept_face(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The face (192, 192, 3) by the 2×3 similarity; by areas where it shrinks, edges repeated."""
+def kept_face(pixels: np.ndarray, matrix: np.ndarray, side_px: int = FACE_PX) -> np.ndarray:
+    """The face (side_px, side_px, 3) by the 2×3 similarity; by areas where it shrinks, edges repeated."""
     scale = float(np.hypot(matrix[0, 0], matrix[0, 1]))
     if scale < 1:
         height, width = pixels.shape[:2]
         small_wh = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA)
         matrix = geometry.compose(matrix, geometry.scale_shift((width / small_wh[0], height / small_wh[1]), (0.0, 0.0)))
-    return cv2.warpAffine(pixels, geometry.for_opencv(matrix), (FACE_PX, FACE_PX), flags=cv2.INTER_LINEAR,
+    return cv2.warpAffine(pixels, geometry.for_opencv(matrix), (side_px, side_px), flags=cv2.INTER_LINEAR,
                           borderMode=cv2.BORDER_REPLICATE)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from jobs.people.cards import matching_card
 from models.forms import forms, read_known
-from models.store import WeightCard, read_model, save_model
+from models.store import DEFAULT_WEIGHTS_DIR, WeightCard, read_model, save_model
 
 BOXES = {"model.22.cv2.0.weight": torch.arange(6.0).reshape(2, 3), "model.0.bias": torch.ones(4)}
 POINTS = {"model.22.cv4.0.weight": torch.full((3,), 0.5)}
@@ -54,3 +55,11 @@ def test_a_model_is_found_by_its_fingerprint_in_each_form(tmp_path: Path) -> Non
 def test_a_card_that_no_form_has_gives_the_model_as_it_is(tmp_path: Path) -> None:
     now = save(tmp_path, POINTS | BOXES, points=5)
     assert read_known(tmp_path, replace(now, tensors_sha256="0" * 64)).card == now
+
+
+def test_the_shipped_detector_is_that_of_version_0_1_0_without_its_points() -> None:
+    output = Path(__file__).parents[1] / "outputs/0.1.0/output.json"
+    begun_with = json.loads(output.read_text())["models"]["detector"]
+    card = matching_card(DEFAULT_WEIGHTS_DIR, "detector", begun_with)
+    assert card is not None and card.identity == "yolov8n-face@540c8fca5402"
+    assert "points" not in card.architecture

@@ -79,3 +79,6 @@ def test_eyes_in_the_wild_by_the_command(tmp_path: Path, capsys: pytest.CaptureF
     assert figures["turned"]["above_10"] == 1.0                       # the face that is not there
     assert "| occlusion | 1 | 1 |" in capsys.readouterr().out
     assert read_card(weights, "keypointer", "tiny").metrics["eyes_wild"]["all"]["found"] == 1
+    by_detector = ["--weights", str(weights), "--by", "detector", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["eyes", str(tmp_path / "wild.parquet"), *by_detector]) == 0
+    assert json.loads((tmp_path / "out/eyes.json").read_text())["all"]["found"] == 1

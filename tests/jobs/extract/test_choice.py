@@ -9,6 +9,7 @@ from jobs.options import DEFAULT_MODELS
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_card
 from pipeline.errors import OutputError
 from pipeline.storage import open_storage
+from tests.jobs.extract.running import ROOT
 
 OTHERS = {"keypointer": sorted({"resnet18", "resnet18-maps"} - {DEFAULT_MODELS["keypointer"]})[0], "embedder": "resnet"}
 UNKNOWN = {"architecture": {"network": "resnet50"}, "preprocessing": {}, "tensors_sha256": "0" * 64}
@@ -39,6 +40,15 @@ def test_which_models_a_run_uses(named, begun_with, expected):
     said = "\n".join(begun_lines(models, named, made_with))
     for role in OTHERS:
         assert (f"begun with the {role} {OTHERS[role]}" in said) == (role in expected and role not in named)
+
+
+@pytest.mark.parametrize("named", [{}, {"detector": "yolov8n"}])
+def test_an_output_of_the_detector_without_points_goes_on_without_them(named):
+    begun_with = json.loads((ROOT / "tests/outputs/0.1.0/output.json").read_text())["models"]
+    models = choose_models(None, named, begun_with)
+    assert models.detector.identity == "yolov8n-face@540c8fca5402"
+    assert "begun with the detector yolov8n without points" in "\n".join(begun_lines(models, named, begun_with))
+    assert "points" in choose_models(None, named, {}).detector.architecture
 
 
 def test_where_no_model_is_that_of_the_output_the_default_is_left_to_be_refused():
