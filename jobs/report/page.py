@@ -14,6 +14,7 @@ from markupsafe import Markup
 from jobs.pages.pictures import eye_points
 from jobs.pages.template import load_template, plural, visible
 from jobs.report import TEMPLATES
+from jobs.report.groups import Groups
 from jobs.report.photos import Shown, ShownFace
 from jobs.report.run import Run
 from jobs.report.survey import Survey
@@ -39,10 +40,13 @@ class Mark:
     label_ends_at_x: bool
 
 
-def render_page(output: Output, run: Run, found: Survey, shown: Shown, *, gallery: bool) -> str:
+def render_page(
+    output: Output, run: Run, found: Survey, shown: Shown, groups: Groups | None = None, *, gallery: bool
+) -> str:
     """The page as HTML. Every value from a file, a name or a table is escaped.
 
-    gallery: with all faces, and the script that filters and sorts them. Without, the page has no script.
+    groups: of the faces, if they were grouped. gallery: with all faces, and the script that filters and sorts them.
+    Without, the page has no script.
     """
     of_photo: dict[int, list[ShownFace]] = {}
     for face in shown.faces:
@@ -54,7 +58,7 @@ def render_page(output: Output, run: Run, found: Survey, shown: Shown, *, galler
     return load_template(TEMPLATES, "report.html").render(
         root=output.storage.root, output=output, run=run, found=found, shown=shown, of_photo=of_photo,
         numbers=numbers, gallery=with_gallery, script=Markup(script), script_hash=script_hash(script),
-        data=page_data(shown, output) if with_gallery else "",
+        data=page_data(shown, output, groups) if with_gallery else "", groups=groups,
         counts=counts, images=sum(counts.values()),
         statuses=[(status.value, counts[status]) for status in Status if counts.get(status)],
         failed=sum(counts.values()) - sum(counts.get(status, 0) for status in GOOD),
@@ -73,9 +77,10 @@ def script_hash(script: str) -> str:
     return f"'sha256-{digest}'" if script else ""
 
 
-def page_data(shown: Shown, output: Output) -> Markup:
+def page_data(shown: Shown, output: Output, groups: Groups | None) -> Markup:
     """What the script needs of every face, as columns, in JSON that cannot end its element."""
     rows = [face.row for face in shown.faces]
+    persons = groups.persons_of([record["uri"] for record in shown.records]) if groups else {}
 
     def column(name: str, per_unit: int = 1) -> list[int | None]:
         values = (row[name] for row in rows)
@@ -87,6 +92,7 @@ def page_data(shown: Shown, output: Output) -> Markup:
         "index": column("face_index"),
         "box": [[round(row[name]) for name in ("x1", "y1", "x2", "y2")] for row in rows],
         "score": column("det_score", 100),
+        "person": [persons.get((row["uri"], row["face_index"])) for row in rows],
         "roll": column("roll_deg"),
         "eyes": [int(row["align_ok"]) for row in rows],
         "sharpness": column("sharpness"),

@@ -27,6 +27,7 @@ function matches(i) {
   return names[data.photo[i]].includes(find("name").value.toLowerCase())
     && data.size[i] >= Number(find("size").value)
     && data.score[i] >= 100 * Number(find("score").value)
+    && (!find("person")?.value || data.person[i] === Number(find("person").value))
     && (find("eyes").value === "" || data.eyes[i] === Number(find("eyes").value));
 }
 
@@ -98,6 +99,7 @@ function show(i) {
     ["file", data.photos[data.photo[i]][0]], ["score", (data.score[i] / 100).toFixed(2)], ["size", `${data.size[i]} px`],
     ["roll", data.roll[i] === null ? "–" : `${written(data.roll[i], 0)}°`], ["sharpness", data.sharpness[i] ?? "–"],
     ["norm", data.norm[i] === null ? "–" : (data.norm[i] / 100).toFixed(2)],
+    ...(data.person[i] === null ? [] : [["person", data.person[i]]]),
     ["aligned by", data.eyes[i] ? "its eyes" : "its box"],
   ].map(([name, value]) => {
     const row = make("div");

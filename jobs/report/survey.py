@@ -72,16 +72,18 @@ class Survey:
     faces: Mapping[str, Sequence[Face]]
 
 
-def survey(storage: Storage, *, photos: int, faces: int, max_parts: int, progress: Progress) -> Survey:
+def survey(
+    storage: Storage, *, photos: int, faces: int, max_parts: int, progress: Progress, also: Sequence[str] = ()
+) -> Survey:
     """Read an output. Raises OutputError for damaged parts.
 
     photos: shown at least, of those with faces, and of those without together with them. faces: how many faces may be
-    shown of further photos. max_parts: of more parts so many are read, spread evenly over their names. Memory holds
-    some parts, and what is shown.
+    shown of further photos. also: images to show besides. max_parts: of more parts so many are read, spread evenly over
+    their names. Memory holds some parts, and what is shown.
     """
     all_parts = ledger.committed_parts(storage)
     parts = spread(all_parts, max_parts)
-    found = _Images(photos, faces)
+    found = _Images(photos, faces, also)
     for rows in _scan(storage, parts):
         found.add(rows)
         progress(f"read the rows of {found.counts.total():,} images")
@@ -129,9 +131,10 @@ def _scan(storage: Storage, parts: Sequence[str]) -> Iterator[pa.Table]:
 class _Images:
     """What is counted and chosen of the rows of images/."""
 
-    def __init__(self, photos: int, faces: int) -> None:
+    def __init__(self, photos: int, faces: int, also: Sequence[str]) -> None:
         schema = pa.schema([*(schemas.IMAGES.field(name) for name in _RECORD_COLUMNS), ("part", pa.string())])
         self._photos = photos
+        self._wanted, self._also = pa.array(also, pa.string()), schema.empty_table()
         self._with_faces, self._without = Choice(schema, photos, faces), Choice(schema, photos, 0)
         self._reasons: dict[tuple[str, str], Reason] = {}
         self.counts: Counter[str] = Counter()
@@ -144,6 +147,7 @@ class _Images:
         good = rows.filter(is_good)
         has_faces = pc.greater(pc.fill_null(good["n_faces"], 0), 0)
         self._with_faces.add(good.filter(has_faces))
+        self._also = pa.concat_tables([self._also, good.filter(pc.is_in(good["uri"], value_set=self._wanted))])
         self._without.add(good.filter(pc.invert(has_faces)))
         self.histograms.add({"faces": good["n_faces"].fill_null(0).to_numpy()})
         self._add_reasons(rows.filter(pc.invert(is_good)))
@@ -165,10 +169,12 @@ class _Images:
         ]
 
     def chosen(self) -> list[Row]:
-        """The photos to show, those with faces first."""
+        """The photos to show, those with faces first, and last those that were asked for by name."""
         with_faces = self._with_faces.table.to_pylist()
         without = self._without.table.to_pylist()
-        return [*with_faces, *without[: max(0, self._photos - len(with_faces))]]
+        by_choice = [*with_faces, *without[: max(0, self._photos - len(with_faces))]]
+        by_name = {row["uri"]: row for row in [*self._also.to_pylist(), *by_choice]}
+        return [*by_choice, *(row for uri, row in by_name.items() if uri not in {row["uri"] for row in by_choice})]
 
 
 class _PartFaces(NamedTuple):

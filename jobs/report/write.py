@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from jobs.people.files import place_of
 from jobs.people.making import making, write_made
+from jobs.report.groups import read_groups
 from jobs.report.page import render_page
 from jobs.report.photos import Sizes, collect
 from jobs.report.run import read_run
@@ -39,9 +40,11 @@ def write_report(output: str, page: Page, *, single_writer: bool, progress: Prog
     opened = open_output(output)
     sizes = page.sizes
     with making(page.maker, [opened.storage], single_writer=single_writer) as maker:
+        groups = read_groups(opened) if sizes.faces else None
+        also = sorted({uri for uri, _ in groups.places()}) if groups else []
         found = survey(
-            opened.storage, photos=sizes.photos, faces=sizes.faces, max_parts=sizes.parts, progress=progress
+            opened.storage, photos=sizes.photos, faces=sizes.faces, max_parts=sizes.parts, progress=progress, also=also
         )
         shown = collect(opened, found, sizes, progress)
-        html = render_page(opened, read_run(opened), found, shown, gallery=sizes.faces > 0)
+        html = render_page(opened, read_run(opened), found, shown, groups, gallery=sizes.faces > 0)
         return write_made(maker, Derived("page", page.place, page.again), html.encode())
