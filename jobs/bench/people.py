@@ -118,7 +118,7 @@ def write_synthetic(output: Path, faces: int, people: int, seed: int) -> None:
 
 def synthetic_faces(centres: np.ndarray, start: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The people, (count,), and the unit vectors of the faces from number `start` on. centres: see `person_vectors`."""
-    random = np.random.default_rng((seed, start))
+    random = np.random.default_rng((seed, 1, start))     # (seed, 0) would be that of the people
     noise = unit(random.standard_normal((count, EMBEDDING_DIM), np.float32))
     people = random.integers(0, len(centres), count)
     return people, unit(centres[people] + SPREAD * noise)
