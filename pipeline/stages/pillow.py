@@ -160,8 +160,9 @@ def open_image(content: bytes, format: str) -> ImageFile.ImageFile:
 
 def _open(content: bytes, format: str, whole: bytes) -> ImageFile.ImageFile:
     """The image of a file, or of a plane of the file `whole`. Raises `DecodeError`."""
+    plugin = plugin_of(format)
     try:
-        return plugin_of(format)(io.BytesIO(headers.strip_metadata(content, format)))
+        return plugin(io.BytesIO(headers.strip_metadata(content, format)))
     except MemoryError:
         raise
     except Exception as error:        # broken headers too

@@ -282,7 +282,7 @@ def test_missing_and_changed_photos_are_shown_as_notes(tmp_path):
     assert page.pictures == {}
 
 
-@pytest.mark.parametrize(("max_images", "shown"), [(0, []), (1, ["a.jpg"]), (9, ["a.jpg", "c.jpg", "b.jpg"])])
+@pytest.mark.parametrize(("max_images", "shown"), [(0, []), (2, ["a.jpg", "c.jpg"]), (9, ["a.jpg", "c.jpg", "b.jpg"])])
 def test_no_more_photos_than_asked_for_those_with_faces_first(tmp_path, max_images, shown):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         write_photo(tmp_path, name, photo(1))

@@ -97,7 +97,7 @@ def test_the_threads_are_those_of_the_runtime() -> None:
 @pytest.mark.parametrize(
     ("role", "name", "side", "shape"),
     [
-        ("detector", "yolov8n", 64, (2, 65, 84)), ("keypointer", "resnet18", 112, (2, 12, 2)),
+        ("detector", "yolov8n", 64, (2, 75, 84)), ("keypointer", "resnet18", 112, (2, 12, 2)),
         ("keypointer", "resnet18-maps", 112, (2, 13, 2)),
         ("embedder", "edgenext", 112, (2, 512)),
     ],
