@@ -56,6 +56,18 @@ def say(line: str) -> None:
     print("\n".join(map(printable, line.split("\n"))), file=sys.stderr, flush=True)
 
 
+def say_progress(line: str) -> None:
+    """Show a line in the place of the last one, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Begin a new line after those of `say_progress`."""
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
 def original(error: BaseException) -> BaseException:
     """The error that Ray has wrapped in others."""
     while isinstance(inner := getattr(error, "cause", None), BaseException):

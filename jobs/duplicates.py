@@ -12,10 +12,11 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.command import run_command, run_process, say
-from jobs.options import add_single_writer, command_parser, number, program
+from jobs.command import end_progress, run_command, run_process, say, say_progress
+from jobs.options import add_single_writer, command_parser, program
 from jobs.people.files import place_of
 from jobs.people.making import making, write_made
+from jobs.people.options import positive_cosine
 from pipeline.output.derived import Derived, Maker
 from pipeline.output.ledger import to_parquet
 from pipeline.people.duplicates import (
@@ -64,20 +65,17 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = command_parser("duplicates", DESCRIPTION)
     parser.add_argument("output", metavar="OUTPUT", help="a folder or a bucket prefix that jobs.extract wrote")
     parser.add_argument("--out", metavar="FILE.parquet", help="write the groups there in place of printing them")
-    parser.add_argument("--min-cosine", type=cosine, default=NEAR_COSINE, metavar="C", help=(
+    parser.add_argument("--min-cosine", type=positive_cosine, default=NEAR_COSINE, metavar="C", help=(
         "near: the lowest cosine of the largest faces; default: %(default)s"))
-    parser.add_argument("--same-cosine", type=cosine, default=SAME_COSINE, metavar="C", help=(
+    parser.add_argument("--same-cosine", type=positive_cosine, default=SAME_COSINE, metavar="C", help=(
         "same_person: the lowest cosine of two faces; default: %(default)s. Relatives and people in uniform reach 0.5"))
     add_single_writer(parser)
     return parser
 
 
-def cosine(text: str) -> float:
-    """A cosine of faces that are alike."""
-    value = number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
-    return value
+def say_read(done: int, parts: int) -> None:
+    """How far the reading is."""
+    say_progress(f"read {done:,} of {parts:,} parts")
 
 
 def duplicates(arguments: argparse.Namespace) -> None:
@@ -89,11 +87,10 @@ def duplicates(arguments: argparse.Namespace) -> None:
     sources = [output.storage] if arguments.out else []
     with (
         making("duplicates", sources, single_writer=arguments.single_writer) as maker,
-        Duplicates(output, arguments.same_cosine, arguments.min_cosine, say_progress) as find,
+        Duplicates(output, arguments.same_cosine, arguments.min_cosine, say_read) as find,
     ):
         found = find()
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
+        end_progress()
         write(arguments, maker, found)
     say(f"{find.images:,} images with {find.faces:,} faces, {time.monotonic() - started:.1f} s")
     for line in summary(found):
@@ -127,12 +124,6 @@ def summary(found: pa.Table) -> list[str]:
             spare = f", {(pc.sum(rows['file_bytes']).as_py() - pc.sum(firsts).as_py()) / 1e6:,.1f} MB of copies"
         lines.append(f"{what}: {groups:,} groups of {members}{spare}")
     return lines
-
-
-def say_progress(done: int, parts: int) -> None:
-    """One line that changes, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\rread {done:,} of {parts:,} parts", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import posixpath
 import shlex
-import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -13,9 +12,10 @@ from functools import partial
 import numpy as np
 
 from jobs.cluster.labels import Labels, read_labels
-from jobs.command import run_command, run_process, say
-from jobs.options import ArgumentError, add_single_writer, command_parser, number, program
+from jobs.command import end_progress, run_command, run_process, say, say_progress
+from jobs.options import ArgumentError, add_single_writer, command_parser, program
 from jobs.people.making import making
+from jobs.people.options import positive_cosine
 from jobs.people.subjects import Subjects
 from pipeline.errors import OutputError
 from pipeline.output import claim, ledger
@@ -78,7 +78,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = command_parser("cluster", DESCRIPTION)
     parser.add_argument("output", metavar="OUTPUT", help="a folder or a bucket prefix that jobs.extract wrote")
     parser.add_argument("--to", metavar="DIR", help=f"the folder of the tables; default: OUTPUT/{DEFAULT_FOLDER}")
-    parser.add_argument("--min-cosine", type=least_cosine, metavar="C", help=(
+    parser.add_argument("--min-cosine", type=positive_cosine, metavar="C", help=(
         "from which cosine on two single faces are one person; larger groups need less, down to "
         f"C / {PAIR_BY_LARGE}; default: {PAIR_BY_LARGE} times the embedder's threshold for a false positive rate of "
         f"{DEFAULT_FPR}, which is 0.447 for edgenext"))
@@ -90,14 +90,6 @@ def argument_parser() -> argparse.ArgumentParser:
         "the folder with the card of the embedder, for its threshold; default: models/weights of this repository"))
     add_single_writer(parser)
     return parser
-
-
-def least_cosine(text: str) -> float:
-    """A cosine above 0."""
-    value = number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to 1")
-    return value
 
 
 def cluster(arguments: argparse.Namespace) -> None:
@@ -115,10 +107,10 @@ def cluster_output(arguments: argparse.Namespace, output: Output) -> None:
         started = time.monotonic()
         before = made_before(arguments, output, maker)       # grouping may take long: refuse now
         parts = ledger.committed_parts(output.storage)
-        gallery = read_gallery(output.storage, parts, folder.path, CLEAR, partial(say_progress, "read"))
+        gallery = read_gallery(output.storage, parts, folder.path, CLEAR, partial(say_step, "read"))
         labels = read_labels(arguments.labels, gallery) if arguments.labels else Labels.none(gallery)
         group = partial(
-            group_faces, gallery, folder.path, threshold, same_photo=arguments.same_photo, progress=say_progress
+            group_faces, gallery, folder.path, threshold, same_photo=arguments.same_photo, progress=say_step
         )
         if labels.names:
             say_agreement(group(names=Labels.none(gallery).numbers), labels)
@@ -219,16 +211,9 @@ def in_words(made: Made) -> str:
     )
 
 
-def say_progress(what: str, done: int, of: int) -> None:
-    """One line that changes, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r{what} {done:,} of {of:,}   ", end="", file=sys.stderr, flush=True)
-
-
-def end_progress() -> None:
-    """Begin a new line."""
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+def say_step(what: str, done: int, of: int) -> None:
+    """How far a step is."""
+    say_progress(f"{what} {done:,} of {of:,}")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 
-from jobs.command import run_command, run_process, say
+from jobs.command import end_progress, run_command, run_process, say, say_progress
 from jobs.options import ArgumentError, add_single_writer, command_parser, program
 from jobs.people.making import making
 from pipeline.output.derived import Derived, Maker, as_folder
@@ -77,10 +76,9 @@ def index(arguments: argparse.Namespace) -> None:
 def build(output: Output, storage: Storage, thing: Derived, maker: Maker) -> Built:
     """Make the index, and delete the files that it needs no more."""
     try:
-        built = build_index(output, storage, read_manifest(storage), partial(maker.write, thing), say_progress)
+        built = build_index(output, storage, read_manifest(storage), partial(maker.write, thing), say_indexed)
     finally:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
+        end_progress()
     stale = sorted({file.path for file in storage.list("") if OURS.fullmatch(file.path)} - files_of(built.manifest))
     if stale:
         maker.delete(thing, stale)
@@ -115,10 +113,9 @@ def summary(storage: Storage, built: Built, seconds: float) -> Sequence[str]:
     return lines
 
 
-def say_progress(done: int, faces: int) -> None:
-    """One line that changes, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\rindexed {done:,} of {faces:,} faces", end="", file=sys.stderr, flush=True)
+def say_indexed(done: int, faces: int) -> None:
+    """How far the index is."""
+    say_progress(f"indexed {done:,} of {faces:,} faces")
 
 
 if __name__ == "__main__":

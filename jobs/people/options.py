@@ -1,4 +1,4 @@
-"""Options that `jobs.compare` and `jobs.search` share."""
+"""Options that the commands for people share."""
 
 from __future__ import annotations
 
@@ -21,4 +21,12 @@ def rate(text: str) -> float:
     value = number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate between 0 and 1")
+    return value
+
+
+def positive_cosine(text: str) -> float:
+    """A cosine above 0."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
     return value

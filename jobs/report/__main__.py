@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from dataclasses import replace
 
-from jobs.command import run_command, run_process
+from jobs.command import end_progress, run_command, run_process, say_progress
 from jobs.options import add_single_writer, command_parser, count, positive, program
 from jobs.report.write import LARGE, MAX_FACES, Page, write_report
 
@@ -70,18 +69,6 @@ def faces(text: str) -> int:
     if value > MAX_FACES:
         raise argparse.ArgumentTypeError(f"{text} is more than {MAX_FACES:,}")
     return value
-
-
-def say_progress(line: str) -> None:
-    """One line that changes, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-
-def end_progress() -> None:
-    """Begin a new line."""
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.command import run_command, run_process, say
+from jobs.command import end_progress, run_command, run_process, say, say_progress
 from jobs.options import (
     DEFAULT_MODELS,
     ArgumentError,
@@ -132,7 +132,7 @@ def search(arguments: argparse.Namespace) -> None:
 
 def look(arguments: argparse.Namespace, output: Output, subjects: Subjects, least: float, maker: Maker) -> None:
     """Search for the faces, and print or write the matches."""
-    find = Search(output, arguments.k, least, say_progress, index_of(arguments, output))
+    find = Search(output, arguments.k, least, say_searched, index_of(arguments, output))
     faces = subjects.read(pictures=bool(arguments.page))
     started, probes, found = time.monotonic(), 0, 0
     shown = MATCHES.empty_table()
@@ -238,16 +238,9 @@ class Matches:
                 say(f"Matches: {write_made(self._maker, self._out, self._buffer.getvalue())}")
 
 
-def say_progress(done: int, parts: int) -> None:
-    """One line that changes, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\rsearched {done:,} of {parts:,} parts", end="", file=sys.stderr, flush=True)
-
-
-def end_progress() -> None:
-    """Begin a new line."""
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+def say_searched(done: int, parts: int) -> None:
+    """How far the search is."""
+    say_progress(f"searched {done:,} of {parts:,} parts")
 
 
 if __name__ == "__main__":
