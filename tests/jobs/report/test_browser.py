@@ -28,21 +28,19 @@ def page_file(tmp_path_factory):
     return folder.parent / "report.html"
 
 
-def shown(tab):
-    return tab.page.locator("#tiles button:visible").count()
-
-
 def test_filter_sort_and_click(page_file, open_file):
+    from playwright.sync_api import expect  # takes a moment, and only tests of pages need it
+
     tab = open_file(page_file)
-    page = tab.page
-    assert shown(tab) == len(NAMES) and page.locator("#matching").inner_text() == "11 of 11 faces"
+    page, tiles = tab.page, tab.page.locator("#tiles button")
+    assert tiles.count() == len(NAMES) and page.locator("#matching").inner_text() == "11 of 11 faces"
     page.get_by_role("searchbox").press_sequentially("PLAIN")
-    page.wait_for_function("document.getElementById('tiles').children.length === 2")
+    expect(tiles).to_have_count(2)
     assert page.locator("#matching").inner_text() == "2 of 11 faces"
     page.get_by_label("reversed").check()
-    page.wait_for_function("document.querySelector('#tiles button').title === 'plain b.jpg #0'")
+    expect(tiles.first).to_have_attribute("title", "plain b.jpg #0")
     page.get_by_label("Size from").fill("9999")
-    page.wait_for_function("document.getElementById('tiles').children.length === 0")
+    expect(tiles).to_have_count(0)
     page.get_by_label("Size from").fill("")
     page.get_by_role("button", name="plain a.jpg #0").click()
     dialog = page.get_by_role("dialog", name="plain a.jpg #0")
