@@ -388,8 +388,13 @@ def insert(content: bytes, before: bytes, stray: bytes, *, last: bool = False) -
     return content[:index] + stray + content[index:]
 
 
-def good_samples() -> Iterator[Sample]:
+@functools.cache
+def good_samples() -> tuple[Sample, ...]:
     """Files that are decoded."""
+    return tuple(_good_samples())
+
+
+def _good_samples() -> Iterator[Sample]:
     rgb = picture()
     luma = grey(rgb)
     image = Image.fromarray(rgb)

@@ -1,16 +1,19 @@
-"""Runs of the main job in its own process, with the shipped weights, and what they wrote."""
+"""Runs of the main job with the shipped weights, and what they wrote."""
 
 import importlib.util
 import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 import jobs.extract.job
+from pipeline.run import cluster
 
 ROOT = Path(__file__).parents[3]
 ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
@@ -22,18 +25,38 @@ def command(*arguments):
     return [sys.executable, "-m", "jobs.extract", *map(str, arguments)]
 
 
-def extract(*arguments, expect=0, ray_address=None):
-    """Run the job, on a Ray of its own or on one that is up. Returns what it printed."""
+def extract(*arguments, expect=0):
+    """Run the job in its own process, on a Ray of its own. Returns what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    if ray_address:
-        wait_until_free()
-        environment["RAY_ADDRESS"] = ray_address
     result = subprocess.run(
         command(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
     )
     assert result.returncode == expect, result.stderr
     assert result.stdout == ""
     return result.stderr
+
+
+def extract_here(capfd, *arguments, expect=0):
+    """Run the job in this process, on the Ray that it is connected to: its own would take 13 s of a CPU.
+
+    Returns what was printed.
+    """
+    capfd.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "connect", connected)
+        code = jobs.extract.job.main([*map(str, arguments)])
+    printed = capfd.readouterr()
+    assert code == expect, printed.err
+    assert printed.out == ""
+    return printed.err
+
+
+@contextmanager
+def connected(*_, **__):
+    """In the place of `cluster.connect`: the Ray that this process is connected to, which stays up."""
+    wait_until_free()
+    _, free = cluster.all_and_free_resources()
+    yield cluster.Connection(free["CPU"], free.get("GPU", 0.0), cluster.alive_nodes(), cluster.cpus_beside_gpus())
 
 
 def wait_until_free(seconds=60):

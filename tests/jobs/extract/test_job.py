@@ -1,4 +1,4 @@
-"""The main job as users run it: in its own process, with the shipped weights, on real photos."""
+"""The main job with the shipped weights on real photos: once as users run it, then on the Ray of the tests."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 import jobs.extract.job
-from tests.jobs.extract.running import ASSETS, LAYOUTS, assert_same_rows, extract, parts, refused, table
+from tests.jobs.extract.running import ASSETS, LAYOUTS, assert_same_rows, extract, extract_here, parts, refused, table
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def test_run_json_describes_the_run(undisturbed):
     ("layout", "detect_batch", "face_batch"), [(LAYOUTS[1], 1, 7), (LAYOUTS[2], 16, 64)]
 )
 def test_golden_the_same_rows_in_every_layout_and_batch(
-    photos, undisturbed, tmp_path, ray_address, layout, detect_batch, face_batch
+    photos, undisturbed, tmp_path, ray_session, capfd, layout, detect_batch, face_batch
 ):
-    extract(photos, tmp_path / "out", "--pools", layout, "--detect-batch", detect_batch, "--face-batch", face_batch,
-            "--rows-per-file", 7, ray_address=ray_address)
+    extract_here(capfd, photos, tmp_path / "out", "--pools", layout, "--detect-batch", detect_batch,
+                 "--face-batch", face_batch, "--rows-per-file", 7)
     assert_same_rows(tmp_path / "out", undisturbed[0])
 
 
@@ -103,7 +103,7 @@ def test_other_settings_are_refused_with_both_fingerprints(photos, undisturbed, 
     assert ours[:12] in said and "settings.min_score: 0.6 now" in said and "Traceback" not in said
 
 
-def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path, ray_address):
+def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path, ray_session, capfd):
     output, folder = tmp_path / "out", tmp_path / "new"
     shutil.copytree(undisturbed[0], output)
     folder.mkdir()
@@ -111,13 +111,13 @@ def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path, 
     shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")
     (folder / "later.jpg").symlink_to(tmp_path / "target")
     before = parts(output)
-    said = extract(folder, output, expect=3, ray_address=ray_address)           # half of the listed images failed
+    said = extract_here(capfd, folder, output, expect=3)     # half of the listed images failed
     assert "2 images listed; 0 done before; 2 to do" in said and "fetch_failed 1" in said
     assert before.items() <= parts(output).items() and len(table(output, "images")) == 24
 
     shutil.copy(ASSETS / "zidane.jpg", tmp_path / "target")
     shutil.copy(ASSETS / "zidane.jpg", folder / "changes.jpg")
-    said = extract(folder, output, "--redo-changed", ray_address=ray_address)
+    said = extract_here(capfd, folder, output, "--redo-changed")
     assert "2 to do; 1 of them tried again" in said and "ok 2" in said
     images = {Path(row["uri"]).name: row for row in table(output, "images").to_pylist()}
     assert len(images) == 24 and images["changes.jpg"]["n_faces"] == images["later.jpg"]["n_faces"] == 2
@@ -129,11 +129,11 @@ def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path, 
     assert "1 changed since" in said and "nothing to do" in said
 
 
-def test_overwrite_starts_again(undisturbed, tmp_path, ray_address):
+def test_overwrite_starts_again(undisturbed, tmp_path, ray_session, capfd):
     output = tmp_path / "out"
     shutil.copytree(undisturbed[0], output)
-    extract(ASSETS / "zidane.jpg", output, "--overwrite", "--min-score", "0.6", "--embedding-dtype", "float16",
-            "--embedder", "resnet", ray_address=ray_address)
+    extract_here(capfd, ASSETS / "zidane.jpg", output, "--overwrite", "--min-score", "0.6",
+                 "--embedding-dtype", "float16", "--embedder", "resnet")
     assert len(table(output, "images")) == 1
     faces = table(output, "faces")
     assert faces.schema.field("embedding").type == pa.list_(pa.float16(), 512)

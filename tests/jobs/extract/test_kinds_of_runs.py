@@ -1,4 +1,4 @@
-"""The main job on inputs and outputs of many kinds, in its own process, with the shipped weights."""
+"""The main job on inputs and outputs of many kinds, with the shipped weights."""
 
 import gzip
 import json
@@ -23,12 +23,12 @@ from pipeline.output import lease, ledger
 from pipeline.settings import RowSettings, fingerprint
 from pipeline.storage import open_storage
 from pipeline.storage.uris import local_uri
-from tests.jobs.extract.running import ASSETS, ROOT, extract, refused, table
+from tests.jobs.extract.running import ASSETS, ROOT, extract, extract_here, refused, table
 from tests.support.archives import tar, zipped
 from tests.support.corpus import build_corpus
 
 
-def test_a_network_that_openvino_answers_wrongly_runs_with_torch_and_the_user_reads_why(tmp_path, ray_address):
+def test_a_network_that_openvino_answers_wrongly_runs_with_torch_and_the_user_reads_why(tmp_path, ray_session, capfd):
     weights = tmp_path / "weights"
     shutil.copytree(DEFAULT_WEIGHTS_DIR, weights)
     file = weights / f"keypointer-{DEFAULT_MODELS['keypointer']}.json"
@@ -37,8 +37,7 @@ def test_a_network_that_openvino_answers_wrongly_runs_with_torch_and_the_user_re
         side: [value + 1 for value in answer] for side, answer in card["exports"]["onnx"]["answers"].items()
     }
     file.write_text(json.dumps(card))
-    said = extract(ASSETS / "zidane.jpg", tmp_path / "out", "--weights", weights, "--precision", "float32",
-                   ray_address=ray_address)
+    said = extract_here(capfd, ASSETS / "zidane.jpg", tmp_path / "out", "--weights", weights, "--precision", "float32")
     identity = read_card(weights, "keypointer", DEFAULT_MODELS["keypointer"]).identity
     reason = f"{identity} runs with torch, not with OpenVINO: its answer to the check differs"
     assert said.count(reason) == 1
@@ -107,15 +106,14 @@ def test_photos_in_the_place_of_the_tables_are_kept(tmp_path, capsys, options):
     assert sorted((tmp_path / "images").iterdir()) == before
 
 
-def test_a_run_whose_images_all_fail_stops_and_goes_on_if_asked(tmp_path, ray_address):
+def test_a_run_whose_images_all_fail_stops_and_goes_on_if_asked(tmp_path, ray_session, capfd):
     (tmp_path / "list.txt").write_text("\n".join(f"/no/such/folder/{number}.jpg" for number in range(300)))
     said = extract(tmp_path / "list.txt", tmp_path / "out", expect=1)
     assert "images are fetch_failed or failed, most of the newest: no such file or directory; --max-error-rate" in said
     assert "Committed images are kept" in said and "Traceback" not in said
     assert "Started a local Ray" not in said
     assert not (tmp_path / "out/run.json").exists() and len(table(tmp_path / "out", "images"))
-    said = extract(tmp_path / "list.txt", tmp_path / "out", "--keep-going", expect=3,
-                   ray_address=ray_address)
+    said = extract_here(capfd, tmp_path / "list.txt", tmp_path / "out", "--keep-going", expect=3)
     assert "100.0% of the listed images failed" in said and len(table(tmp_path / "out", "images")) == 300
 
 
@@ -132,12 +130,11 @@ def test_an_output_in_use_is_refused_with_the_run_that_uses_it(tmp_path):
     assert "the-first-run" in said and str(os.getpid()) in said
 
 
-def test_every_broken_and_odd_file_gets_its_row(tmp_path, ray_address):
+def test_every_broken_and_odd_file_gets_its_row(tmp_path, ray_session, capfd):
     folder = tmp_path / "corpus"
     folder.mkdir()
     expected = build_corpus(folder)
-    said = extract(folder, tmp_path / "out", "--detect-px", "320", "--second-pass-px", "0", expect=3,
-                   ray_address=ray_address)
+    said = extract_here(capfd, folder, tmp_path / "out", "--detect-px", "320", "--second-pass-px", "0", expect=3)
     found = {row["uri"]: (row["status"], row["error"]) for row in table(tmp_path / "out", "images").to_pylist()}
     assert len(found) == len(expected) > 1000
     for name, outcomes in expected:
@@ -202,15 +199,15 @@ def test_what_is_read_follows_from_the_options(options, expected, tmp_path):
     assert job.rules == expected
 
 
-def test_an_output_of_version_0_1_0_goes_on(tmp_path, ray_address, capsys):
+def test_an_output_of_version_0_1_0_goes_on(tmp_path, ray_session, capfd):
     """It keeps its columns and its settings; a setting that came later and is given is refused."""
     output, photos = tmp_path / "out", tmp_path / "photos"
     shutil.copytree(ROOT / "tests/outputs/0.1.0", output)
     photos.mkdir()
     shutil.copy(ASSETS / "bus.jpg", photos)
     before = {name: table(output, name) for name in ("faces", "images")}
-    assert "settings.long_pictures" in refused(capsys, photos, output, "--long-pictures", "windows")
-    said = extract(photos, output, ray_address=ray_address)
+    assert "settings.long_pictures" in refused(capfd, photos, output, "--long-pictures", "windows")
+    said = extract_here(capfd, photos, output)
     assert "OUTPUT was begun without --long-pictures, so this run goes on with: whole" in said
     assert "OUTPUT was begun with the keypointer resnet18, so this run goes on with it" in said
     for name, rows in before.items():
