@@ -71,8 +71,9 @@ def add_eyes(command: argparse.ArgumentParser) -> None:
                          help="name in the weights folder (default: %(default)s)")
     command.add_argument("--detector", default=DEFAULT_MODELS["detector"],
                          help="its boxes cut the chips (default: %(default)s)")
-    command.add_argument("--by", choices=("keypointer", "detector"), default="keypointer",
-                         help="whose eyes to measure; the detector's on points98 (default: %(default)s)")
+    command.add_argument("--by", choices=("keypointer", "detector", "both"), default="keypointer",
+                         help="whose eyes to measure; both: by the rule that faces are aligned by; the last two on "
+                         "points98 (default: %(default)s)")
     command.add_argument("--input-px", type=canvas_px, default=320,
                          help="side of the detector's input (default: %(default)s)")
     add_common(command, "keypointer", "figures")
@@ -95,6 +96,7 @@ def add_stability(command: argparse.ArgumentParser) -> None:
                          help="least score of a face (default: %(default)s)")
     command.add_argument("--min-face-px", type=positive, default=40, help="least longer side (default: %(default)s)")
     command.add_argument("--seed", type=int, default=7, help="of the jitter (default: %(default)s)")
+    command.add_argument("--jitter-points", action="store_true", help="move the detector's points too")
     add_common(command, "keypointer", "figures")
     command.set_defaults(evaluate=stability)
 

@@ -45,7 +45,7 @@ class AnnotatedFaces:
 class FoundEyes:
     """Eye points (n, 12, 2) in image pixels, NaN for a face that was not found, and the models that found them.
 
-    Of a detector's points the six of an eye are all its centre.
+    With `--by detector` and `--by both` the six points of an eye are all its centre.
     spreads: (n,), the larger of both eyes' in longer box sides; NaN if the network does not say it.
     """
 
@@ -66,8 +66,8 @@ def eyes(args: argparse.Namespace) -> Evaluation:
         card = card_of(args.weights, "keypointer", eyes_found.keypointer) if args.update_card else None
     elif (wild := read_wild(args.faces)) is not None:
         return wild_eyes(wild, args)
-    elif args.by == "detector":
-        raise DataError(f"--by detector measures eye centres: it needs a column {POINTS_COLUMN}, not 68 points")
+    elif args.by != "keypointer":
+        raise DataError(f"--by {args.by} measures eye centres: it needs a column {POINTS_COLUMN}, not 68 points")
     else:
         faces = read_annotated_faces(args.faces)
         points = faces.points
@@ -119,9 +119,12 @@ def read_annotated_faces(path: Path) -> AnnotatedFaces:
 
 
 def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
-    """Run our detector and then the keypointer over the crops; with `--by detector` the detector alone."""
+    """Run our detector and then the keypointer over the crops; with `--by detector` the detector alone.
+
+    With `--by both`: the eyes that both are aligned by, see `geometry.best_eyes`.
+    """
     from models.keypointer import load_keypointer
-    from pipeline.geometry import transform
+    from pipeline.geometry import best_eyes, eye_centres, transform
     from pipeline.stages.operations import cut_chip
 
     faces_found = find_faces(faces, args)
@@ -139,6 +142,11 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
         points[found] = transform(to_image, chip_points.astype(np.float64))
         longer = np.array([max(box[2] - box[0], box[3] - box[1]) for box in boxes if box is not None])
         spreads[found] = chip_spreads.max(1) * to_image[:, 0, 0] / longer
+    if args.by == "both":
+        by_detector = eyes_of_detector(faces_found, args).points
+        eyes, others = (np.stack(eye_centres(of[found]), 1) for of in (points, by_detector))
+        own = np.array([boxes[i] for i in found]).reshape(-1, 4)
+        points[found] = np.repeat(best_eyes(own, eyes, spreads[found], others).centres, 6, axis=1)
     return FoundEyes(points, model.card.identity, args.detector, spreads)
 
 
@@ -146,7 +154,7 @@ def eyes_of_detector(found: Sequence[tuple[np.ndarray, np.ndarray] | None], args
     """The eye centres that the detector gives with its boxes."""
     card = read_card(args.weights, "detector", args.detector)
     if "points" not in card.architecture:
-        raise DataError(f"--by detector: the detector {args.detector} finds no points; choose another with --detector")
+        raise DataError(f"--by {args.by}: the detector {args.detector} finds no points; choose another with --detector")
     missing = np.full((12, 2), np.nan)
     points = [missing if face is None else np.repeat(face[1][:2], 6, axis=0) for face in found]
     return FoundEyes(np.array(points), card.identity, args.detector, np.full(len(points), np.nan))

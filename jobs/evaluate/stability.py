@@ -1,7 +1,7 @@
 """`jobs.evaluate stability`: how far eyes and vectors move when the detector's boxes are off by a little.
 
-Boxes of the same face differ from photo to photo by 1 to 2% of their longer side. What does not hold under that says
-nothing about the face.
+Boxes of the same face differ from photo to photo by 1 to 2% of their longer side, and so do the detector's points. What
+does not hold under that says nothing about the face.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.stages.align import align_chip
 from pipeline.stages.operations import cut_chip, letterbox
 
 JITTERS = (0.005, 0.01, 0.02)         # standard deviations, shares of the longer side
+DRAWS = 5                             # of the jitter for every face: the first percentile of one draw varies by 0.03
 SPREAD_SHARE_LEFT_OUT = 0.05          # of the faces, those with the largest spread
 SIZES = ((40, 80), (80, 160), (160, float("inf")))     # longer sides in pixels
 LOWEST_COSINE = 0.5                   # of the plot
@@ -42,6 +43,11 @@ class Looks:
     spreads: np.ndarray
     align_ok: np.ndarray
 
+    def repeated(self, times: int) -> Looks:
+        """All faces, several times."""
+        each = (self.eyes, self.vectors, self.spreads, self.align_ok)
+        return Looks(*(np.concatenate([of] * times) for of in each))
+
 
 def stability(args: argparse.Namespace) -> Evaluation:
     """Cosines of every face with itself under jittered boxes, and how far its eyes move."""
@@ -49,7 +55,7 @@ def stability(args: argparse.Namespace) -> Evaluation:
     from models.embedder import load_embedder
     from models.keypointer import load_keypointer
 
-    photos, boxes = find_faces(args)
+    photos, boxes, points5 = find_faces(args)
     eye_model = read_model(args.weights, "keypointer", args.keypointer)
     embed_model = read_model(args.weights, "embedder", args.embedder)
     template = alignment_template(embed_model.card)
@@ -57,18 +63,27 @@ def stability(args: argparse.Namespace) -> Evaluation:
     embed = load_embedder(embed_model, runtime_of(args), batch_size=args.batch_size)
     sides = np.concatenate([(of[:, 2:] - of[:, :2]).max(1) for of in boxes])
 
-    def look(jittered: Sequence[np.ndarray]) -> Looks:
-        return look_at(photos, boxes, jittered, keypointer.with_spreads, embed, template)
+    def look(jitter: float) -> Looks:
+        jittered = jitter_boxes(boxes, jitter, rng)
+        moved5 = jitter_points(points5, boxes, jitter, rng) if args.jitter_points else points5
+        return look_at(photos, boxes, jittered, moved5, keypointer.with_spreads, embed, template)
 
     rng = np.random.default_rng(args.seed)
-    unmoved = look(boxes)
-    by_jitter = {jitter: moved_by(unmoved, look(jitter_boxes(boxes, jitter, rng)), sides) for jitter in JITTERS}
-    figures = {f"{jitter:.1%}": jitter_figures(*moved, unmoved, sides) for jitter, moved in by_jitter.items()}
+    unmoved = look(0.0)
+    by_jitter = {
+        jitter: np.concatenate([moved_by(unmoved, look(jitter), sides) for _ in range(DRAWS)], axis=1)
+        for jitter in JITTERS
+    }
+    figures = {
+        f"{jitter:.1%}": jitter_figures(*moved, unmoved.repeated(DRAWS), np.tile(sides, DRAWS))
+        for jitter, moved in by_jitter.items()
+    }
     evaluation = Evaluation(
         f"Stability of {len(sides)} faces of {args.min_face_px} px and more: {eye_model.card.identity}, "
-        f"{embed_model.card.identity}, boxes of {args.detector}",
+        f"{embed_model.card.identity}, boxes {'and points ' if args.jitter_points else ''}of {args.detector}",
         {"keypointer": eye_model.card.identity, "embedder": embed_model.card.identity, "detector": args.detector,
-         "faces": len(sides), "seed": args.seed, "jitter": figures},
+         "faces": len(sides), "seed": args.seed, "draws": DRAWS, "jitter_points": args.jitter_points,
+         "jitter": figures},
         ("box jitter, share of the longer side", "p1", "p5", "median", "eyes move (share of the side)",
          "p1 without the 5% of largest spread", "p1, p5 where align_ok"),
         [(name, *(f"{of[key]:.3f}" for key in ("p1", "p5", "median")), f"{of['eyes_move']:.2%}",
@@ -79,34 +94,38 @@ def stability(args: argparse.Namespace) -> Evaluation:
              {f"{jitter:.1%}": _curve(cosines) for jitter, (cosines, _) in by_jitter.items()}, (LOWEST_COSINE, 1)),
     )
     if args.update_card:
-        evaluation.record(args.weights, eye_model.card, "stability", args.command_line)
+        name = "stability_with_points" if args.jitter_points else "stability"
+        evaluation.record(args.weights, eye_model.card, name, args.command_line)
     return evaluation
 
 
-def find_faces(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The photos of the folder that have faces, and their boxes (n, 4) of at least --min-face-px. Raises DataError."""
+def find_faces(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """The photos of the folder that have faces, and their boxes (n, 4) of at least --min-face-px with the detector's
+    points (n, 5, 2), NaN if it finds none. Raises DataError.
+    """
     from models.detector import load_detector
 
     detect = load_detector(
         read_model(args.weights, "detector", args.detector), runtime_of(args), input_sides_px=[args.input_px],
         min_score=args.min_score, nms_iou=0.5, batch_size=1, max_detections=1000,
     )
-    photos, boxes = [], []
+    photos, boxes, points5 = [], [], []
     for path in sorted(args.photos.iterdir()) if args.photos.is_dir() else []:
         pixels = decode_image(path.read_bytes()) if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else None
         if pixels is None:
             continue
         canvas, to_image = letterbox(pixels, args.input_px)
-        found = transform_boxes(to_image, detect(canvas[None])[0][0])
+        on_canvas, _, five = detect(canvas[None])[0]
         height, width = pixels.shape[:2]
-        found = np.clip(found, 0, np.array([width, height] * 2, np.float32))
-        found = found[(found[:, 2:] - found[:, :2]).max(1, initial=0) >= args.min_face_px]
-        if len(found):
+        found = np.clip(transform_boxes(to_image, on_canvas), 0, np.array([width, height] * 2, np.float32))
+        large = (found[:, 2:] - found[:, :2]).max(1, initial=0) >= args.min_face_px
+        if large.any():
             photos.append(pixels)
-            boxes.append(found)
+            boxes.append(found[large])
+            points5.append(transform(to_image, five[large].astype(np.float64)))
     if not photos:
         raise DataError(f"{args.photos} holds no photo with a face of {args.min_face_px} px")
-    return photos, boxes
+    return photos, boxes, points5
 
 
 def jitter_boxes(boxes: Sequence[np.ndarray], jitter: float, rng: np.random.Generator) -> list[np.ndarray]:
@@ -117,9 +136,20 @@ def jitter_boxes(boxes: Sequence[np.ndarray], jitter: float, rng: np.random.Gene
     ]
 
 
+def jitter_points(
+    points: Sequence[np.ndarray], boxes: Sequence[np.ndarray], jitter: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Points (n, k, 2) by photo, every coordinate moved on its own, as the sides of a box."""
+    return [
+        of + rng.normal(0, jitter, of.shape) * (box[:, 2:] - box[:, :2]).max(1)[:, None, None]
+        for of, box in zip(points, boxes, strict=True)
+    ]
+
+
 def look_at(
-    photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray], jittered: Sequence[np.ndarray], keypointer: EyeModel,
-    embed: Callable[[np.ndarray], np.ndarray], template: AlignmentTemplate,
+    photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray], jittered: Sequence[np.ndarray],
+    points5: Sequence[np.ndarray], keypointer: EyeModel, embed: Callable[[np.ndarray], np.ndarray],
+    template: AlignmentTemplate,
 ) -> Looks:
     """Eyes and vectors of all faces, cut out and aligned by the jittered boxes; spreads by the sides of the others."""
     cut = [(*cut_chip(photo, box), box) for photo, of in zip(photos, jittered, strict=True) for box in of]
@@ -129,8 +159,8 @@ def look_at(
     points = transform(to_image, chip_points.astype(np.float64))
     spreads = chip_spreads.max(1) * to_image[:, 0, 0] / sides
     aligned = [
-        align_chip(chip, matrix, box, eyes, template, spread)
-        for (chip, matrix, box), eyes, spread in zip(cut, points, spreads, strict=True)
+        align_chip(chip, matrix, box, eyes, template, spread, five)
+        for (chip, matrix, box), eyes, spread, five in zip(cut, points, spreads, np.concatenate(points5), strict=True)
     ]
     vectors = embed(np.stack([face.crop for face in aligned]))
     return Looks(
@@ -155,7 +185,7 @@ def jitter_figures(cosines: np.ndarray, moves: np.ndarray, unmoved: Looks, sides
         sure = np.argsort(spreads, kind="stable")[: round(len(spreads) * (1 - SPREAD_SHARE_LEFT_OUT))]
         figures["p1_sure"] = _percentiles(cosines[sure])["p1"]
     figures["by_size"] = {
-        f"{low}-{high}" if np.isfinite(high) else f"{low}-": {"faces": int(rows.sum())} | _percentiles(cosines[rows])
+        f"{low}-{high}" if np.isfinite(high) else f"{low}-": {"looks": int(rows.sum())} | _percentiles(cosines[rows])
         for low, high in SIZES if (rows := (sides >= low) & (sides < high)).any()
     }
     return figures

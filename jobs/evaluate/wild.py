@@ -70,10 +70,12 @@ def wild_eyes(table: pa.Table, args: argparse.Namespace) -> Evaluation:
     groups = groups_of(table)
     figures = {name: errors.figures(rows) for name, rows in groups.items() if rows.any()}
     by_spread = errors_by_spread(errors.centres, eyes.spreads)
-    card = read_card(args.weights, args.by, getattr(args, args.by))
+    role = "detector" if args.by == "detector" else "keypointer"
+    card = read_card(args.weights, role, getattr(args, role))
     evaluation = Evaluation(
-        f"Eye centres on {len(points98)} faces in the wild: {eyes.keypointer}, boxes of {eyes.detector}",
-        {"detector": eyes.detector, args.by: eyes.keypointer, **figures} | ({"without_largest_spread": by_spread}
+        f"Eye centres on {len(points98)} faces in the wild: {eyes.keypointer}, boxes "
+        f"{'and points ' if args.by == 'both' else ''}of {eyes.detector}",
+        {"detector": eyes.detector, role: eyes.keypointer, **figures} | ({"without_largest_spread": by_spread}
                                                                                 if by_spread else {}),
         ("faces", "how many", "found", "median error by outer-eye distance", "above 10%", "error of the roll, p90"),
         [(name, str(of["faces"]), str(of["found"]), f"{of['median']:.1%}", f"{of['above_10']:.1%}",
@@ -85,7 +87,8 @@ def wild_eyes(table: pa.Table, args: argparse.Namespace) -> Evaluation:
              (0, 100 * MAX_NME)),
     )
     if args.update_card:
-        evaluation.record(args.weights, card, "eyes_wild", args.command_line)
+        evaluation.record(args.weights, card, "eyes_wild_by_both" if args.by == "both" else "eyes_wild",
+                          args.command_line)
     return evaluation
 
 

@@ -237,8 +237,8 @@ def add_row_options(group: argparse._ArgumentGroup) -> None:
         "nvjpeg: the GPU decodes common JPEGs. It halves the CPU's work, but smooths no colours between pixels, so "
         "boxes and vectors differ more than between engines, see docs/results.md; default: %(default)s"))
     group.add_argument("--align-by", choices=ALIGN_BY, help=(
-        "both: align_ok is false also where the eye model is unsure, or where the points of the detector, if it gives "
-        "some, say otherwise; they replace eye points that are not plausible. eyes: by the eye points alone, as in "
+        "both: by the eye points and, where the eye model is less sure, also by the points of the detector, if it "
+        "gives some; align_ok is false where it is unsure or they say otherwise. eyes: by the eye points alone, as in "
         f"outputs of earlier versions; default: {default.align_by}"))
     group.add_argument("--max-pixels", type=positive, default=default.max_pixels, metavar="N", help=(
         "larger images get the status too_large; default: %(default)s"))

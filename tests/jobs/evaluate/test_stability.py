@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jobs.evaluate.__main__ import main
-from jobs.evaluate.stability import Looks, jitter_boxes, jitter_figures, look_at, moved_by
+from jobs.evaluate.stability import Looks, jitter_boxes, jitter_figures, jitter_points, look_at, moved_by
 from models.store import read_card, write_card
-from pipeline.geometry import AlignmentTemplate
+from pipeline.geometry import AlignmentTemplate, no_points
 from tests.support.evaluation import tiny_weights, zidane
 
 
@@ -20,6 +20,9 @@ def test_boxes_move_by_shares_of_their_longer_side() -> None:
     moved = jitter_boxes(boxes, 0.01, np.random.default_rng(1))[0] - boxes[0]
     assert np.allclose(moved.std(0), 1.0, atol=0.05) and np.abs(moved.mean(0)).max() < 0.06
     assert len(jitter_boxes([np.zeros((0, 4))], 0.01, np.random.default_rng(1))[0]) == 0
+    points = np.ones((4000, 5, 2))
+    moved = jitter_points([points], boxes, 0.01, np.random.default_rng(1))[0] - points
+    assert np.allclose(moved.std(0), 1.0, atol=0.06)
 
 
 def test_what_moved() -> None:
@@ -44,7 +47,7 @@ def test_figures_of_a_jitter() -> None:
     assert figures["align_ok"] == {"share": round(51 / 101, 5), "p1": 0.505, "p5": 0.525, "median": 0.75}
     assert (figures["p1"], figures["p5"], figures["median"], figures["eyes_move"]) == (0.01, 0.05, 0.5, 0.002)
     assert figures["p1_sure"] == pytest.approx(0.0595, abs=1e-4)      # 96 left, from 0.05: 1% of the way to 1
-    assert figures["by_size"]["40-80"]["faces"] == 51 and figures["by_size"]["80-160"]["median"] == 0.755
+    assert figures["by_size"]["40-80"]["looks"] == 51 and figures["by_size"]["80-160"]["median"] == 0.755
     assert not {"p1_sure", "align_ok"} & figures_with(np.full(101, np.nan), np.zeros(101, bool)).keys()
 
 
@@ -61,7 +64,7 @@ def test_a_face_is_looked_at_where_its_box_is() -> None:
     def embed(crops: np.ndarray) -> np.ndarray:
         return crops.reshape(len(crops), -1)[:, ::5000].astype(np.float64) + 1
 
-    looks = look_at([photo], [box], [box], keypointer, embed, AlignmentTemplate())
+    looks = look_at([photo], [box], [box], [no_points(1)], keypointer, embed, AlignmentTemplate())
     # The chip begins at 100 − 32: its points come to 90 and 110.
     assert np.allclose(looks.eyes, [[[90, 100], [110, 100]]])
     assert np.allclose(looks.spreads, [0.11]) and not looks.align_ok[0]
@@ -84,5 +87,8 @@ def test_stability_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert figures["faces"] == 2 and list(figures["jitter"]) == ["0.5%", "1.0%", "2.0%"]
     assert all(0 < of["p1"] <= of["p5"] <= of["median"] <= 1.00001 for of in figures["jitter"].values())
     assert read_card(weights, "keypointer", "tiny").metrics["stability"]["faces"] == 2
+    assert main([*command, "--jitter-points"]) == 0
+    metrics = read_card(weights, "keypointer", "tiny").metrics
+    assert metrics["stability_with_points"]["jitter_points"] and not metrics["stability"]["jitter_points"]
     assert main([*command, "--min-face-px", "900"]) == 2
     assert "holds no photo with a face of 900 px" in capsys.readouterr().err

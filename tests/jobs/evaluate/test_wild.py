@@ -82,3 +82,7 @@ def test_eyes_in_the_wild_by_the_command(tmp_path: Path, capsys: pytest.CaptureF
     by_detector = ["--weights", str(weights), "--by", "detector", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main(["eyes", str(tmp_path / "wild.parquet"), *by_detector]) == 0
     assert json.loads((tmp_path / "out/eyes.json").read_text())["all"]["found"] == 1
+    both = ["--keypointer", "tiny", "--by", "both", "--update-card"]
+    assert main(["eyes", str(tmp_path / "wild.parquet"), *by_detector, *both]) == 0
+    assert "boxes and points of yolov8n" in capsys.readouterr().out
+    assert read_card(weights, "keypointer", "tiny").metrics["eyes_wild_by_both"]["all"]["found"] == 1

@@ -88,32 +88,43 @@ def five_at(left, right):
     return np.array([left, right, (0, 0), (0, 0), (0, 0)], np.float32)
 
 
+def share(spread, moved):
+    """The part of the way to the detector's eyes, `moved` pixels away on a face of 220 px."""
+    return spread**2 / (spread**2 + 0.035**2) * (1 - (moved / (0.08 * 220)) ** 2)
+
+
 @pytest.mark.parametrize(
-    ("spread", "moved", "turned_deg", "align_ok"),
+    ("spread", "moved", "turned_deg", "align_ok", "part"),
     [
-        (np.nan, None, 0, True),           # one source that says nothing of itself, as version 0.1.0
-        (0.02, None, 0, True),             # one source, sure
-        (0.2, None, 0, False),             # none sure
-        (0.02, 8.0, 10, True),             # they agree
-        (np.nan, 8.0, 10, True),
-        (0.2, 8.0, 10, False),             # they agree, but the keypointer is unsure
-        (0.02, 30.0, 0, False),            # another place
-        (0.02, 8.0, 40, False),            # another angle
-        (0.02, 0.0, 180, False),           # one of them sees the face upside down
+        (np.nan, None, 0, True, 0),        # one source that says nothing of itself, as version 0.1.0
+        (0.02, None, 0, True, 0),          # one source, sure
+        (0.2, None, 0, False, 0),          # none sure
+        (0.02, 8.0, 10, True, share(0.02, 8.0)),      # they agree
+        (np.nan, 8.0, 10, True, 0),
+        (0.2, 8.0, 10, False, share(0.2, 8.0)),       # they agree, but the keypointer is unsure
+        (0.035, 1.0, 10, True, share(0.035, 1.0)),    # both are as sure: almost half
+        (0.2, 17.5, 10, False, share(0.2, 17.5)),     # as far apart as counts: hardly anything
+        (0.02, 30.0, 0, False, 0),         # another place
+        (0.02, 8.0, 40, False, share(0.02, 8.0)),     # another angle
+        (0.02, 0.0, 180, False, 0),        # one of them sees the face upside down
     ],
 )
 @pytest.mark.parametrize("roll", [0, -135, 180])
-def test_two_sources_of_eyes(roll, spread, moved, turned_deg, align_ok):
-    """The crop follows the keypointer. Of a face of 220 px: how far the detector's eyes are moved, and turned."""
+def test_two_sources_of_eyes(roll, spread, moved, turned_deg, align_ok, part):
+    """Of a face of 220 px: how far the detector's eyes are moved, and turned.
+
+    The crop has the angle and the scale of the keypointer's eyes, which move a part of the way to the detector's.
+    """
     chip, box, left, right = face_turned_by(roll)
     middle, turn = (left + right) / 2, np.radians(roll + turned_deg)
     along = 35.24 * np.array([np.cos(turn), np.sin(turn)])
     other = middle + np.array([moved or 0.0, 0.0])
     five = None if moved is None else five_at(other - along, other + along)
     found = align_chip(chip, geometry.IDENTITY, box, eyes(left, right), TEMPLATE, spread, five)
-    expected = align_chip(chip, geometry.IDENTITY, box, eyes(left, right), TEMPLATE)
-    assert found.align_ok == align_ok and found.roll_deg == expected.roll_deg
-    assert np.array_equal(found.crop, expected.crop)
+    way = np.array([part * (moved or 0.0), 0.0])
+    expected = align_chip(chip, geometry.IDENTITY, box, eyes(left + way, right + way), TEMPLATE)
+    assert found.align_ok == align_ok and found.roll_deg == pytest.approx(expected.roll_deg, abs=1e-4)
+    assert np.abs(found.crop.astype(int) - expected.crop).max() <= 1
     batch = one_face(chip, box, eyes(left, right), spread, five)
     for eyes_alone, expected_ok in ((False, align_ok), (True, True)):
         assert Align(TEMPLATE, eyes_alone=eyes_alone)(batch).align_ok.tolist() == [expected_ok]
