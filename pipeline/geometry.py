@@ -214,7 +214,7 @@ def best_eyes(boxes_xyxy: np.ndarray, eyes: np.ndarray, spread: np.ndarray, othe
         np.isfinite(of).all(axis=(1, 2)) & eyes_plausible(boxes_xyxy, of[:, 0], of[:, 1]) for of in (eyes, other)
     )
     apart = other.mean(axis=1) - eyes.mean(axis=1)
-    distance = np.linalg.norm(apart, axis=1) / (MOST_APART * longer_sides(boxes_xyxy))
+    distance = np.linalg.norm(apart, axis=1) / np.maximum(MOST_APART * longer_sides(boxes_xyxy), 1e-6)
     turned = np.abs((roll_deg(other[:, 0], other[:, 1]) - roll_deg(eyes[:, 0], eyes[:, 1]) + 180) % 360 - 180)
     share = spread**2 / (spread**2 + DETECTOR_SPREAD**2) * (1 - distance**2)
     moved = np.where(by_eyes & by_other & (share > 0), share * apart.T, 0.0).T

@@ -75,8 +75,8 @@ def stability(args: argparse.Namespace) -> Evaluation:
         for jitter in JITTERS
     }
     figures = {
-        f"{jitter:.1%}": jitter_figures(*moved, unmoved.repeated(DRAWS), np.tile(sides, DRAWS))
-        for jitter, moved in by_jitter.items()
+        f"{jitter:.1%}": jitter_figures(cosines, moves, unmoved.repeated(DRAWS), np.tile(sides, DRAWS))
+        for jitter, (cosines, moves) in by_jitter.items()
     }
     evaluation = Evaluation(
         f"Stability of {len(sides)} faces of {args.min_face_px} px and more: {eye_model.card.identity}, "
