@@ -46,7 +46,8 @@ _IMAGE_COLUMNS = ("uri", "width", "height", "file_bytes", "sha256")
 _EYES = ("left_eye_x", "left_eye_y", "right_eye_x", "right_eye_y")
 _FACE_COLUMNS = ["uri", "face_index", "x1", "y1", "x2", "y2", *_EYES, "align_ok", "embedding"]
 _GRIDS, _SIGNS = 8, 20
-_CELL_PHOTOS = 16         # compared with each other: a cell with more is split
+_BLOCK_PHOTOS = 32        # compared with each other: a cell with more is cut
+_KEPT_PAIRS = 1_000_000   # in memory, and twice as many as there are photos in groups
 _PAIRS = 20_000           # whose vectors are compared at a time: 80 MB
 
 _PHOTOS = pa.schema(
@@ -69,22 +70,23 @@ _EQUAL = """
 """
 
 # Two photos that are near are in one cell of some of these grids, each shifted by half a cell in some directions.
-# Where pictures are framed alike a cell has many: it is split by the signs of the vectors at random planes.
+# Where pictures are framed alike, as in a video, a cell has many: they are sorted by the sides of random planes that
+# their vectors lie on, which is another order for every grid, and cut into blocks.
 _CELLS = f"""
     CREATE TABLE cells AS
-    SELECT * EXCLUDE (code, members),
-           code & ((1 << greatest(0, ceil(log2(members / {_CELL_PHOTOS}))::INTEGER)) - 1) AS signs
-    FROM (SELECT *, count(*) OVER (PARTITION BY shift, cell_x, cell_y, cell_size) AS members FROM (
+    SELECT * EXCLUDE (code), (row_number() OVER (
+        PARTITION BY shift, cell_x, cell_y, cell_size ORDER BY code, id) - 1) // {_BLOCK_PHOTOS} AS block
+    FROM (
         SELECT id, x, y, size, shape, left_x, left_y, right_x, right_y, shift, codes[shift + 1] AS code,
                floor(x / {2 * NEAR_PLACE} + (shift & 1) / 2)::INTEGER AS cell_x,
                floor(y / {2 * NEAR_PLACE} + (shift >> 1 & 1) / 2)::INTEGER AS cell_y,
                floor(size / {2 * NEAR_SIZE} + (shift >> 2 & 1) / 2)::INTEGER AS cell_size
         FROM (SELECT DISTINCT ON (coalesce(sha256, uri)) * FROM photos WHERE id IS NOT NULL ORDER BY uri),
-             range({_GRIDS}) AS shifts(shift)))
+             range({_GRIDS}) AS shifts(shift))
 """
 _NEAR = f"""
     SELECT DISTINCT first.id, other.id
-    FROM cells first JOIN cells other USING (shift, cell_x, cell_y, cell_size, signs)
+    FROM cells first JOIN cells other USING (shift, cell_x, cell_y, cell_size, block)
     WHERE first.id < other.id AND abs(first.x - other.x) <= {NEAR_PLACE} AND abs(first.y - other.y) <= {NEAR_PLACE}
       AND abs(first.size - other.size) <= {NEAR_SIZE} AND abs(first.shape - other.shape) <= {NEAR_SIZE}
       AND coalesce(sqrt((first.left_x - other.left_x) ** 2 + (first.left_y - other.left_y) ** 2)
@@ -195,31 +197,41 @@ class Duplicates:
         pairs = self._near_pairs() if self._photos else np.zeros((0, 2), np.int64)
         if not len(pairs):
             return DUPLICATES.empty_table()
-        ids, numbers = np.unique(pairs, return_inverse=True)
-        numbers = numbers.reshape(-1, 2)
-        graph = coo_array((np.ones(len(pairs)), (numbers[:, 0], numbers[:, 1])), shape=(len(ids), len(ids)))
-        groups = connected_components(graph, directed=False)[1]
-        first = np.zeros(groups.max() + 1, np.int64)
-        first[groups[::-1]] = ids[::-1]                       # the lowest id of each group
+        ids, groups, first = linked(pairs)
         vectors = self._vectors()
-        found = np.einsum("nd,nd->n", unit(vectors[ids]), unit(vectors[first[groups]]))
-        self._database.register("near", pa.table({"id": ids, "group": groups.astype(np.int64), "cosine": found}))
+        found = np.einsum("nd,nd->n", unit(vectors[ids]), unit(vectors[first]))
+        self._database.register("near", pa.table({"id": ids, "group": groups, "cosine": found}))
         query = """SELECT 'near' AS kind, "group", uri, face_index, cosine::FLOAT AS cosine, width, height, file_bytes
                    FROM near JOIN photos USING (id) ORDER BY "group", uri"""
         return self._database.sql(query).to_arrow_table().cast(DUPLICATES)
 
     def _near_pairs(self) -> np.ndarray:
-        """The ids (n, 2) of photos that are nearly equal."""
+        """The ids (n, 2) of photos that are nearly equal: enough of them to link each group."""
         self._database.execute(_CELLS)
-        vectors, kept = self._vectors(), [np.zeros((0, 2), np.int64)]
+        vectors, kept, most = self._vectors(), [np.zeros((0, 2), np.int64)], _KEPT_PAIRS
         for batch in self._database.sql(_NEAR).to_arrow_reader(_PAIRS):
             pairs = np.stack([column.to_numpy() for column in batch.columns], axis=1)
             alike = np.einsum("nd,nd->n", unit(vectors[pairs[:, 0]]), unit(vectors[pairs[:, 1]]))
             kept.append(pairs[alike >= self.min_cosine])
+            if sum(map(len, kept)) > most:
+                ids, _, first = linked(np.concatenate(kept))
+                kept = [np.stack([first, ids], axis=1)[first != ids]]
+                most = _KEPT_PAIRS + 2 * len(kept[0])
         return np.concatenate(kept)
 
     def _vectors(self) -> np.ndarray:
         return np.memmap(self._folder.path / "vectors", np.float16, "r", shape=(self._photos, self._dim))
+
+
+def linked(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The groups that pairs of ids (n, 2) link: the ids in them, sorted, the group of each, and its lowest id; (m,)."""
+    ids, numbers = np.unique(pairs, return_inverse=True)
+    first, other = numbers.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs), bool), (first, other)), shape=(len(ids), len(ids)))
+    groups = connected_components(graph, directed=False)[1].astype(np.int64)
+    lowest = np.zeros(groups.max(initial=-1) + 1, np.int64)
+    lowest[groups[::-1]] = ids[::-1]
+    return ids, groups, lowest[groups]
 
 
 def sign_codes(vectors: np.ndarray) -> np.ndarray:

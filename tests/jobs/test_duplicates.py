@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.duplicates import main
-from pipeline.people.duplicates import DUPLICATES
+from pipeline.people.duplicates import DUPLICATES, Duplicates
+from pipeline.people.likeness import unit
+from pipeline.people.outputs import open_output
 from tests.jobs.blur.outputs import write_output
 
 AXES = np.eye(512, dtype=np.float32)
@@ -53,6 +55,24 @@ def test_near_is_the_same_wherever_the_face_is(tmp_path, left, shift_px, is_near
     images = {f"/{i}.jpg": (b"%d" % i, [box]) for i, box in enumerate(boxes)}
     assert main([write_output(tmp_path / "out", images, vectors=np.stack([ANN, ANN])).root]) == 0
     assert [row[2] for row in found(capsys)] == (["/0.jpg", "/1.jpg"] if is_near else [])
+
+
+@pytest.mark.parametrize("kept_pairs", [500, 1_000_000])
+def test_a_video_is_one_group_and_copies_at_the_same_place_are_found(tmp_path, kept_pairs, monkeypatch):
+    """Frames are not compared each with each: a long video would take hours, and its pairs much memory."""
+    monkeypatch.setattr("pipeline.people.duplicates._KEPT_PAIRS", kept_pairs)
+    rng = np.random.default_rng(1)
+    frames = unit(unit(rng.standard_normal((1, 512))) + 0.02 * rng.standard_normal((1000, 512)))      # cosine 0.83
+    people = unit(rng.standard_normal((100, 512)))
+    copies = unit(people + 0.015 * rng.standard_normal((100, 512)))                                   # cosine 0.95
+    images = {f"/{i:04}.jpg": (b"%d" % i, [BOX]) for i in range(1200)}
+    output = write_output(tmp_path / "out", images, vectors=np.concatenate([frames, people, copies]))
+    with Duplicates(open_output(output.root)) as find:
+        rows = [(int(row["uri"][1:5]), row["group"]) for row in find().to_pylist() if row["kind"] == "near"]
+    groups = dict(rows)
+    assert len(rows) == len(groups) and len({groups[i] for i in range(1000)}) == 1
+    assert sum(groups.get(i, -1) == groups.get(i + 100, -2) for i in range(1000, 1100)) >= 95
+    assert len(set(groups.values())) == 1 + sum(i in groups for i in range(1000, 1100))
 
 
 def test_one_person_twice_in_a_photo(tmp_path, capsys):
