@@ -68,9 +68,9 @@ def read_photos(records: Sequence[Row], output: Output) -> Iterator[tuple[Row, n
                     yield record, pixels
 
 
-def view_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTemplate) -> FaceView:
+def view_face(face: Row, record: Row, pixels: np.ndarray, output: Output) -> FaceView:
     """Cut a face out of its photo's decoded pixels and align it, as the pipeline did."""
-    cut = cut_face(face, record, pixels, template)
+    cut = cut_face(face, record, pixels, output)
     return draw_face(face, cut.eyes_in_chip, cut.chip, cut.crop)
 
 
@@ -82,7 +82,7 @@ class CutFace(NamedTuple):
     crop: np.ndarray
 
 
-def cut_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTemplate) -> CutFace:
+def cut_face(face: Row, record: Row, pixels: np.ndarray, output: Output) -> CutFace:
     """The pixels that the networks saw of a face."""
     height, width = pixels.shape[:2]
     rotation_deg = record["rotation_deg"] or 0
@@ -92,7 +92,8 @@ def cut_face(face: Row, record: Row, pixels: np.ndarray, template: AlignmentTemp
     box_turned = geometry.transform_boxes(geometry.invert(turned_to_image), box_xyxy[None])[0]
     chip, chip_to_turned = cut_chip(np.rot90(pixels, -(rotation_deg // 90)), box_turned)
     chip_to_image = geometry.compose(turned_to_image, chip_to_turned)
-    aligned = align_chip(chip, chip_to_image, box_xyxy, eye_points(face), template, points5=five_points(face))
+    others = (face.get("eye_spread"), five_points(face)) if output.settings.align_by == "both" else (None, None)
+    aligned = align_chip(chip, chip_to_image, box_xyxy, eye_points(face), template_of(output), *others)
     eyes_in_chip = geometry.transform(geometry.invert(chip_to_image), eye_points(face).astype(np.float64)) / len(chip)
     return CutFace(chip, eyes_in_chip, aligned.crop)
 

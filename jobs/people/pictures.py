@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from jobs.pages.pictures import FaceView, read_photos, template_of, view_face
+from jobs.pages.pictures import FaceView, read_photos, view_face
 from pipeline.output import ledger
 from pipeline.people.outputs import RECORD_COLUMNS, Output, Row, faces_of
 
@@ -30,8 +30,7 @@ def draw(
     output: Output, records: Sequence[Row], rows: dict[str, list[Row]]
 ) -> Iterator[tuple[tuple[str, int], FaceView | str]]:
     """The pictures of these rows of faces/, by uri. records: the rows of images/ of their photos."""
-    template = template_of(output)
     for record, pixels in read_photos(records, output):
         for face in rows.get(record["uri"], []):
-            view = pixels if isinstance(pixels, str) else view_face(face, record, pixels, template)
+            view = pixels if isinstance(pixels, str) else view_face(face, record, pixels, output)
             yield (record["uri"], face["face_index"]), view

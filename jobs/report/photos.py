@@ -14,7 +14,6 @@ from jobs.pages.pictures import (
     draw_face,
     photo_jpeg,
     read_photos,
-    template_of,
     thumbnail,
 )
 from jobs.report.alike import Alike, most_alike
@@ -73,14 +72,13 @@ def collect(output: Output, found: Survey, sizes: Sizes, progress: Progress) -> 
     """Read the photos that were chosen again, and cut out their faces."""
     viewed = {record["uri"] for record in found.photos[: sizes.photos]}
     records = sorted(found.photos, key=lambda record: (not record["n_faces"], record["uri"]))
-    template = template_of(output)
     faces: list[ShownFace] = []
     vectors: list[np.ndarray] = []
     views: dict[int, PhotoView] = {}
     for number, (record, pixels) in enumerate(read_photos(records, output)):
         of_photo = found.faces.get(record["uri"], [])
         rows = [face.row for face in of_photo]
-        cuts = [] if isinstance(pixels, str) else [cut_face(row, record, pixels, template) for row in rows]
+        cuts = [] if isinstance(pixels, str) else [cut_face(row, record, pixels, output) for row in rows]
         small = [thumbnail(cut.crop) for cut in cuts] or [b""] * len(rows)
         faces += (ShownFace(row, number, picture) for row, picture in zip(rows, small, strict=True))
         vectors += (face.vector for face in of_photo)

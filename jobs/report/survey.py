@@ -28,6 +28,7 @@ _HELD_REASONS = 5_000         # errors may quote the file, so that each is anoth
 _THREADS = 4                  # a part may have 110 MB
 _MEASURED = ("det_score", "roll_deg", "sharpness", "embedding_norm")
 _FACE_COLUMNS = ["uri", "face_index", "x1", "y1", "x2", "y2", "eye_distance_px", "align_ok", *_MEASURED]
+_ALIGNED_BY = ("eye_points", "eye_spread", "points5")       # where the output has them
 _RECORD_COLUMNS = (
     "uri", "status", "error", "width", "height", "format", "exif_orientation", "rotation_deg", "decode_scale",
     "detect_pass", "n_faces", "faces_truncated",
@@ -173,8 +174,9 @@ class _Images:
         with_faces = self._with_faces.table.to_pylist()
         without = self._without.table.to_pylist()
         by_choice = [*with_faces, *without[: max(0, self._photos - len(with_faces))]]
-        by_name = {row["uri"]: row for row in [*self._also.to_pylist(), *by_choice]}
-        return [*by_choice, *(row for uri, row in by_name.items() if uri not in {row["uri"] for row in by_choice})]
+        chosen = {row["uri"] for row in by_choice}
+        by_name = {row["uri"]: row for row in self._also.to_pylist() if row["uri"] not in chosen}
+        return [*by_choice, *by_name.values()]
 
 
 class _PartFaces(NamedTuple):
@@ -192,8 +194,10 @@ def _read_faces(storage: Storage, part: str, uris: Sequence[str]) -> _PartFaces:
         rows = np.flatnonzero(pc.is_in(table["uri"], value_set=pa.array(uris, pa.string())).to_numpy())
         if not len(rows):
             return _PartFaces(measured, [])
-        points = file.parquet.read(columns=["eye_points"], use_threads=False)["eye_points"]
-        wanted = table.append_column("eye_points", points).take(pa.array(rows)).to_pylist()
+        names = [name for name in _ALIGNED_BY if name in file.parquet.schema_arrow.names]
+        for name, column in zip(names, file.parquet.read(columns=names, use_threads=False).columns, strict=True):
+            table = table.append_column(name, column)
+        wanted = table.take(pa.array(rows)).to_pylist()
         dim = file.parquet.schema_arrow.field("embedding").type.list_size
         vectors = _vectors(vector_blocks(file.content, file.parquet, "embedding", dim), rows)
     return _PartFaces(measured, [Face(row, vector) for row, vector in zip(wanted, vectors, strict=True)])

@@ -14,6 +14,7 @@ from PIL import Image
 from jobs.extract.stages import min_side_of
 from jobs.options import ArgumentError
 from jobs.preview.write import write_preview
+from jobs.report.__main__ import main as report_main
 from pipeline.batch import FaceBatch, ImageRecord, Status, TodoRow
 from pipeline.errors import OutputError
 from pipeline.geometry import AlignmentTemplate, no_points
@@ -43,16 +44,17 @@ ODD_NAME = "<img src=x onerror=alert(1)> & 'q\"\n.jpg"
 class FakeDetector:
     """Finds one face of 160 by 200 px in the middle of every canvas, from its call number `from_look` on."""
 
-    def __init__(self, from_look=1):
+    def __init__(self, from_look=1, points5=None):
         self.looks = 0
         self.from_look = from_look
+        self.points5 = no_points(1) if points5 is None else points5
 
     def __call__(self, canvases):
         self.looks += 1
         if self.looks < self.from_look:
             return [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), no_points(0)) for _ in canvases]
         box, score = np.array([[240, 220, 400, 420]], np.float32), np.array([0.9], np.float32)
-        return [(box, score, no_points(1)) for _ in canvases]
+        return [(box, score, self.points5) for _ in canvases]
 
 
 def fake_eyes(chips):
@@ -78,7 +80,7 @@ def photo(seed, width=900, height=700):
     return cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def process(folder, names, detector=None, eyes=fake_eyes):
+def process(folder, names, detector=None, eyes=fake_eyes, spread_px=np.nan):
     """The chips and the aligned faces of files, from the real stages with fake models."""
     detect = Detect(
         detector or FakeDetector(), looks=Looks(640), nms_iou=0.5, second_pass_px=320, min_face_px=0,
@@ -89,7 +91,7 @@ def process(folder, names, detector=None, eyes=fake_eyes):
         batch_bytes=256 << 20,
     )
     (decoded,) = decode([TodoRow(f"{folder}/{name}") for name in names])
-    found = Keypoint(lambda chips: (eyes(chips), np.full((len(chips), 2), np.nan, np.float32)))(detect(decoded))
+    found = Keypoint(lambda chips: (eyes(chips), np.full((len(chips), 2), spread_px, np.float32)))(detect(decoded))
     return found.chips, Align(TEMPLATE, eyes_alone=False)(found)
 
 
@@ -181,14 +183,29 @@ def test_the_page_shows_the_chips_and_crops_of_the_networks(
     page = Page(write_preview(tmp_path / "out", tmp_path / "p.html"))
     assert fact in page.text
 
-    def differ(shown, seen):
-        return np.abs(shown.astype(int) - seen).mean()
-
     # JPEG costs up to 3; a shift by one pixel costs more.
     (shown,) = page.pictures["aligned"]
     assert differ(shown, batch.crops[0]) < 3 < 4 < differ(np.roll(shown, 1, axis=0), batch.crops[0])
     (shown,) = page.pictures["in the photo"]
     assert differ(shown, cv2.resize(chip, (224, 224), interpolation=cv2.INTER_AREA)) < 3
+
+
+def differ(shown, seen):
+    return np.abs(shown.astype(int) - seen).mean()
+
+
+def test_the_crop_of_unsure_eyes_is_by_both_sources(tmp_path):
+    """On both pages. The detector's eyes are lower by a twentieth of the face."""
+    write_photo(tmp_path, "a.jpg", photo(1))
+    points5 = np.array([[[288, 304], [352, 311], [320, 340], [300, 370], [340, 370]]], np.float32)
+    _, batch = process(tmp_path, ["a.jpg"], FakeDetector(points5=points5), spread_px=25.0)
+    _, by_eyes = process(tmp_path, ["a.jpg"], spread_px=25.0)
+    write_output(tmp_path / "out", batch)
+    pages = write_preview(tmp_path / "out", tmp_path / "p.html"), tmp_path / "r.html"
+    assert report_main([str(tmp_path / "out"), str(pages[1])]) == 0
+    for page in pages:
+        (shown,) = Page(page).pictures["aligned"]
+        assert differ(shown, batch.crops[0]) < 3 < 4 < differ(shown, by_eyes.crops[0])
 
 
 def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path):
