@@ -25,8 +25,9 @@ class Choice:
         table = pa.concat_tables([self._table, rows.select(self._table.column_names)])
         keys = np.concatenate([self._keys, hashes(rows["uri"])])
         order = np.argsort(keys, kind="stable")
-        faces = np.cumsum(table["n_faces"].fill_null(0).to_numpy()[order])
-        kept = order[(np.arange(len(order)) < self._photos) | (faces <= self._faces)]
+        faces = table["n_faces"].fill_null(0).to_numpy()[order]
+        within = (faces > 0) & (np.cumsum(faces) <= self._faces)
+        kept = order[(np.arange(len(order)) < self._photos) | within]
         self._table, self._keys = table.take(pa.array(kept)).combine_chunks(), keys[kept]
 
     @property

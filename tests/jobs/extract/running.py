@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 import jobs.extract.job
 from pipeline.run import cluster
+from pipeline.storage.local import LocalStorage
 
 ROOT = Path(__file__).parents[3]
 ASSETS = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0]) / "assets"
@@ -57,6 +59,20 @@ def connected(*_, **__):
     wait_until_free()
     _, free = cluster.all_and_free_resources()
     yield cluster.Connection(free["CPU"], free.get("GPU", 0.0), cluster.alive_nodes(), cluster.cpus_beside_gpus())
+
+
+@contextmanager
+def counted_listings():
+    """How often this process lists each folder of a local output."""
+    counts, listed = Counter(), LocalStorage.list
+
+    def counting(storage, folder):
+        counts[folder] += 1
+        return listed(storage, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "list", counting)
+        yield counts
 
 
 def wait_until_free(seconds=60):

@@ -11,7 +11,17 @@ import pyarrow.compute as pc
 import pytest
 
 import jobs.extract.job
-from tests.jobs.extract.running import ASSETS, LAYOUTS, assert_same_rows, extract, extract_here, parts, refused, table
+from tests.jobs.extract.running import (
+    ASSETS,
+    LAYOUTS,
+    assert_same_rows,
+    counted_listings,
+    extract,
+    extract_here,
+    parts,
+    refused,
+    table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +121,9 @@ def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path, 
     shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")
     (folder / "later.jpg").symlink_to(tmp_path / "target")
     before = parts(output)
-    said = extract_here(capfd, folder, output, expect=3)     # half of the listed images failed
+    with counted_listings() as listings:
+        said = extract_here(capfd, folder, output, expect=3)     # half of the listed images failed
+    assert listings["faces"] == listings["images"] == 2          # of a large output each takes minutes
     assert "2 images listed; 0 done before; 2 to do" in said and "fetch_failed 1" in said
     assert before.items() <= parts(output).items() and len(table(output, "images")) == 24
 

@@ -27,6 +27,14 @@ def test_as_many_as_asked_for(photos, faces, count):
     assert len(chosen([rows(NAMES)], photos, faces)) == count
 
 
+@pytest.mark.parametrize("faces", [0, 40])
+def test_of_photos_without_faces_no_more_are_held_than_asked_for(faces):
+    choice = Choice(SCHEMA, 5, faces)
+    for part in range(50):
+        choice.add(rows([f"/p/{part}/{i}.jpg" for i in range(100)], faces=0))
+    assert choice.table.num_rows == 5
+
+
 def test_the_order_of_the_parts_does_not_matter():
     parts = [rows(NAMES[i : i + 7]) for i in range(0, 200, 7)]
     assert chosen(parts, 5, 40) == chosen(reversed(parts), 5, 40) == chosen([rows(NAMES)], 5, 40)
