@@ -132,9 +132,11 @@ def say_agreement(grouping: Grouping, labels: Labels) -> None:
     """Say how well groups that were made without the names agree with them."""
     known = labels.numbers >= 0
     end_progress()
-    absent = f"; {labels.absent:,} rows are no faces of the output" if labels.absent else ""
-    say(f"{known.sum():,} faces of {len(set(labels.numbers[known].tolist())):,} people have names{absent}. Groups made "
-        f"without the names agree with them so: {agreement(grouping.person[known], labels.numbers[known]).words()}")
+    counts = ((labels.absent, "are no faces of the output"), (labels.unnamed, "have no name"))
+    left_out = "".join(f"; {number:,} rows {what}" for number, what in counts if number)
+    agreed = agreement(grouping.person[known], labels.numbers[known])
+    say(f"{known.sum():,} faces of {len(set(labels.numbers[known].tolist())):,} people have names{left_out}. Groups "
+        f"made without the names agree with them so: {agreed.words()}")
 
 
 def made_before(arguments: argparse.Namespace, output: Output, maker: Maker) -> Made:

@@ -19,11 +19,15 @@ COLUMNS = ("uri", "face_index", "name")
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """numbers: (n,) of each face the number of its name in `names`, −1 for none. absent: rows that are no face."""
+    """numbers: (n,) of each face the number of its name in `names`, −1 for none.
+
+    absent: rows that are no face of the output. unnamed: rows without a name, which say nothing.
+    """
 
     numbers: np.ndarray
     names: list[str]
     absent: int = 0
+    unnamed: int = 0
 
     @classmethod
     def none(cls, gallery: Gallery) -> Labels:
@@ -40,16 +44,18 @@ def read_labels(file: str, gallery: Gallery) -> Labels:
     """The names in a CSV or Parquet file. Raises ArgumentError, DataError."""
     table = read_table(Path(file), COLUMNS)
     try:
-        face_index = table["face_index"].cast(pa.int64()).to_numpy()
-        uris, names = (table[name].cast(pa.string()).combine_chunks() for name in ("uri", "name"))
+        table = pa.table({"uri": table["uri"].cast(pa.string()), "face_index": table["face_index"].cast(pa.int64()),
+                          "name": table["name"].cast(pa.string())})
     except pa.ArrowInvalid as error:
         raise ArgumentError(f"--labels {file}: {error}; face_index must be whole numbers") from None
-    faces = gallery.find(uris, face_index)
+    named = table.filter(pc.not_equal(pc.utf8_trim_whitespace(table["name"]), ""))
+    faces = gallery.find(named["uri"], named["face_index"].to_numpy())
     if not (faces >= 0).any():
         raise ArgumentError(
-            f"--labels {file}: none of its {len(faces):,} rows is a face of the output; compare the columns uri"
+            f"--labels {file}: none of its {len(faces):,} rows with a name is a face of the output; compare the "
+            "columns uri"
         )
-    coded = names.dictionary_encode()
+    coded = named["name"].combine_chunks().dictionary_encode()
     codes = coded.indices.to_numpy()[faces >= 0].astype(np.int64)
     found = faces[faces >= 0]
     numbers = np.full(len(gallery), -1, np.int64)
@@ -58,4 +64,4 @@ def read_labels(file: str, gallery: Gallery) -> Labels:
         face = found[twice[0]]
         uri = gallery.uris[int(gallery.photos[face])]
         raise ArgumentError(f"--labels {file}: face {gallery.face_index[face]} of {uri} has two names; keep one")
-    return Labels(numbers, coded.dictionary.to_pylist(), int(pc.sum(pa.array(faces < 0)).as_py() or 0))
+    return Labels(numbers, coded.dictionary.to_pylist(), int((faces < 0).sum()), len(table) - len(named))

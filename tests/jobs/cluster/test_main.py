@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -126,6 +127,20 @@ def test_labels_fix_who_is_who_and_say_how_good_the_groups_are(tmp_path, capsys)
     assert "BCubed F 0.6667 (precision 0.6667, recall 0.6667), pairwise F 0.0000" in said
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_rows_without_a_name_say_nothing(tmp_path, capsys, suffix):
+    """A table of all faces in which only some have a name."""
+    write_output(tmp_path)
+    rows = [("/p/ann.jpg", 0, "Ann"), ("/p/bob.jpg", 0, ""), ("/p/like ann.jpg", 0, " "), ("/p/x.jpg", 0, "X")]
+    table = pa.table([list(column) for column in zip(*rows, strict=True)], ["uri", "face_index", "name"])
+    labels = tmp_path / f"labels.{suffix}"
+    (pq.write_table if suffix == "parquet" else pa.csv.write_csv)(table, labels)
+    assert main([str(tmp_path), "--labels", str(labels)]) == 0
+    said = capsys.readouterr().err
+    assert "1 faces of 1 people have names; 1 rows are no faces of the output; 2 rows have no name" in said
+    assert [row["name"] for row in tables(tmp_path)[1].to_pylist() if row["name"] is not None] == ["Ann"]
+
+
 def test_faces_of_one_photo(tmp_path):
     write_output(tmp_path, [{"/p/twins.jpg": [ANN, ANN], "/p/ann.jpg": [ANN]}])
     assert main([str(tmp_path)]) == 0 and sorted(persons(tmp_path).values()) == [1, 1, 2]
@@ -145,7 +160,7 @@ def test_an_erasure_finds_the_tables(tmp_path, capsys):
     [
         (["{folder}"], "this is not an output of jobs.extract"),
         (["{out}", "--labels", "{folder}/gone.csv"], "gone.csv does not exist"),
-        (["{out}", "--labels", "{folder}/other.csv"], "none of its 1 rows is a face of the output"),
+        (["{out}", "--labels", "{folder}/other.csv"], "none of its 1 rows with a name is a face of the output"),
         (["{out}", "--labels", "{folder}/twice.csv"], "face 0 of /p/ann.jpg has two names"),
         (["{out}", "--labels", "{folder}/word.csv"], "face_index must be whole numbers"),
         (["{out}", "--to", "{out}/faces"], "is a place that .* itself uses; choose another"),
