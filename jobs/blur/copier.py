@@ -55,7 +55,7 @@ class Copier:
             return row | {"outcome": Outcome.FAILED, "reason": f"cannot be read: {answer.error}"}
         if hashlib.sha256(answer.content).hexdigest() != image.record["sha256"]:
             return row | {"outcome": Outcome.CHANGED, "reason": "changed since OUTPUT was made"}
-        reason = self._keeps_back(image, name)
+        reason = self._keeps_back(image, name, len(faces.hidden))
         if name is None or reason:
             return row | {"outcome": Outcome.KEPT_BACK, "reason": reason}
         try:
@@ -67,10 +67,12 @@ class Copier:
                 raise fault from error
             return row | {"outcome": Outcome.FAILED, "reason": f"cannot be written: {error.strerror or error}"}
 
-    def _keeps_back(self, image: Image, name: str | None) -> str | None:
-        """Why an image is not copied; None if it is."""
+    def _keeps_back(self, image: Image, name: str | None, rows: int) -> str | None:
+        """Why an image is not copied; None if it is. rows: of its faces in OUTPUT."""
         if name is None or not self._may_write(name, image.row.uri):
             return "its name cannot be used in DEST"
+        if image.record["n_faces"] != rows:
+            return "OUTPUT has not the rows of all its faces"
         if image.record["faces_truncated"] and not self._choice.hides:
             return "more faces than --max-faces of jobs.extract, so not all are known"
         return None

@@ -18,11 +18,11 @@ from pipeline.output.todo import MEMORY_LIMIT, NEIGHBOURS, in_tables
 from pipeline.schemas import LISTING
 from pipeline.storage.scratch import ScratchFolder
 
-RECORD_COLUMNS = ("uri", "status", "sha256", "width", "height", "faces_truncated")
+RECORD_COLUMNS = ("uri", "status", "sha256", "width", "height", "n_faces", "faces_truncated")
 READ_ROWS = 10_000
 
 _RECORDS = pa.schema([*(schemas.IMAGES.field(name) for name in RECORD_COLUMNS), ("part", pa.string())])
-_OF_RECORD = ("status", "sha256", "width", "height", "faces_truncated", "part")
+_OF_RECORD = ("status", "sha256", "width", "height", "n_faces", "faces_truncated", "part")
 _WORK = pa.schema([*LISTING, *(_RECORDS.field(name) for name in _OF_RECORD)])
 _GOOD = ", ".join(f"'{status}'" for status in GOOD)
 _SETTLED = ", ".join(f"'{outcome}'" for outcome in SETTLED)
@@ -37,7 +37,7 @@ _WANTED = f"""
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image to copy. record: its status, sha256, width, height, faces_truncated. part: of OUTPUT, that has it."""
+    """An image to copy. record: its row of images/, RECORD_COLUMNS. part: of OUTPUT, that has it."""
 
     row: TodoRow
     record: Mapping[str, Any]

@@ -146,6 +146,20 @@ def test_what_could_show_a_face_is_kept_back(tmp_path, photos, capsys):
     assert rows_of(tmp_path / "dest")["face.jpg"]["outcome"] == "kept_back"
 
 
+def test_an_image_whose_faces_are_not_all_in_the_tables_is_kept_back(tmp_path, capsys):
+    """Its copy would show a face."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "face.jpg").write_bytes(jpeg())
+    out = write_output(tmp_path / "out", {f"{photos}/face.jpg": (jpeg(), [BOX, BOX])}).root
+    (part,) = (tmp_path / "out/faces").iterdir()
+    pq.write_table(pq.read_table(part).slice(1), part)
+    assert main([str(photos), out, str(tmp_path / "dest"), FAST]) == 0
+    assert "1 OUTPUT has not the rows of all its faces" in capsys.readouterr().err
+    assert rows_of(tmp_path / "dest")["face.jpg"]["outcome"] == "kept_back"
+    assert not (tmp_path / "dest/face.jpg").exists()
+
+
 def test_members_of_archives_and_odd_names(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
