@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -36,12 +37,16 @@ _BATCH_IMAGES, _BATCH_BYTES = 16, 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class FaceView:
-    """One face: its row, its eye points as fractions of the chip's side (12, 2), and its chip and crop as JPEG."""
+    """One face: its row, its eye points as fractions of the chip's side (12, 2), and its chip and crop as JPEG.
+
+    five_in_chip: the detector's points as such fractions, (5, 2); None without.
+    """
 
     row: Row
     eyes_in_chip: np.ndarray
     chip_jpeg: bytes
     crop_jpeg: bytes
+    five_in_chip: np.ndarray | None = None
 
 
 def read_photos(records: Sequence[Row], output: Output) -> Iterator[tuple[Row, np.ndarray | str]]:
@@ -71,15 +76,19 @@ def read_photos(records: Sequence[Row], output: Output) -> Iterator[tuple[Row, n
 def view_face(face: Row, record: Row, pixels: np.ndarray, output: Output) -> FaceView:
     """Cut a face out of its photo's decoded pixels and align it, as the pipeline did."""
     cut = cut_face(face, record, pixels, output)
-    return draw_face(face, cut.eyes_in_chip, cut.chip, cut.crop)
+    return draw_face(face, cut.eyes_in_chip, cut.chip, cut.crop, cut.five_in_chip)
 
 
 class CutFace(NamedTuple):
-    """A face's chip (s, s, 3), its eye points as fractions of s (12, 2), and its aligned crop (112, 112, 3)."""
+    """A face's chip (s, s, 3), its eye points as fractions of s (12, 2), and its aligned crop (112, 112, 3).
+
+    five_in_chip: the detector's points as such fractions, (5, 2); None without.
+    """
 
     chip: np.ndarray
     eyes_in_chip: np.ndarray
     crop: np.ndarray
+    five_in_chip: np.ndarray | None
 
 
 def cut_face(face: Row, record: Row, pixels: np.ndarray, output: Output) -> CutFace:
@@ -92,10 +101,14 @@ def cut_face(face: Row, record: Row, pixels: np.ndarray, output: Output) -> CutF
     box_turned = geometry.transform_boxes(geometry.invert(turned_to_image), box_xyxy[None])[0]
     chip, chip_to_turned = cut_chip(np.rot90(pixels, -(rotation_deg // 90)), box_turned)
     chip_to_image = geometry.compose(turned_to_image, chip_to_turned)
-    others = (face.get("eye_spread"), five_points(face)) if output.settings.align_by == "both" else (None, None)
+    five = five_points(face)
+    others = (face.get("eye_spread"), five) if output.settings.align_by == "both" else (None, None)
     aligned = align_chip(chip, chip_to_image, box_xyxy, eye_points(face), template_of(output), *others)
-    eyes_in_chip = geometry.transform(geometry.invert(chip_to_image), eye_points(face).astype(np.float64)) / len(chip)
-    return CutFace(chip, eyes_in_chip, aligned.crop)
+    in_chip = partial(geometry.transform, geometry.invert(chip_to_image))
+    return CutFace(
+        chip, in_chip(eye_points(face).astype(np.float64)) / len(chip), aligned.crop,
+        None if five is None else in_chip(five.astype(np.float64)) / len(chip),
+    )
 
 
 def thumbnail(crop: np.ndarray) -> bytes:
@@ -111,9 +124,12 @@ def template_of(output: Output) -> AlignmentTemplate:
     return AlignmentTemplate(values["box_side_px"], tuple(values["eyes_in_box_xy"]))
 
 
-def draw_face(face: Row, eyes_in_chip: np.ndarray, chip: np.ndarray, crop: np.ndarray) -> FaceView:
+def draw_face(
+    face: Row, eyes_in_chip: np.ndarray, chip: np.ndarray, crop: np.ndarray, five_in_chip: np.ndarray | None = None
+) -> FaceView:
     """The pictures of a face from the pixels of its chip and its crop."""
-    return FaceView(face, eyes_in_chip, _jpeg(_shrunk(chip, 2 * geometry.CROP_PX), 85), _jpeg(crop, 92))
+    return FaceView(face, eyes_in_chip, _jpeg(_shrunk(chip, 2 * geometry.CROP_PX), 85), _jpeg(crop, 92),
+                    five_in_chip)
 
 
 def locate(uris: Sequence[str], parquet: ParquetColumns | None, options: StoreOptions) -> list[TodoRow]:

@@ -63,6 +63,7 @@ def render_page(
         statuses=[(status.value, counts[status]) for status in Status if counts.get(status)],
         failed=sum(counts.values()) - sum(counts.get(status, 0) for status in GOOD),
         settings=asdict(output.settings), facts=facts, marks=marks,
+        has_five=any(face.five_in_chip is not None for view in shown.views.values() for face in view.views),
     )
 
 

@@ -96,7 +96,7 @@ def view_photo(
     if isinstance(pixels, str):
         return PhotoView(record, note=pixels)
     views = [
-        draw_face(row, cut.eyes_in_chip, cut.chip, cut.crop)
+        draw_face(row, cut.eyes_in_chip, cut.chip, cut.crop, cut.five_in_chip)
         for row, cut in zip(rows[:VIEWED_FACES], cuts[:VIEWED_FACES], strict=True)
     ]
     return PhotoView(record, photo_jpeg(pixels, photo_px), views)

@@ -100,7 +100,7 @@ function show(i) {
     ["roll", data.roll[i] === null ? "–" : `${written(data.roll[i], 0)}°`], ["sharpness", data.sharpness[i] ?? "–"],
     ["norm", data.norm[i] === null ? "–" : (data.norm[i] / 100).toFixed(2)],
     ...(data.person[i] === null ? [] : [["person", data.person[i]]]),
-    ["aligned by", data.eyes[i] ? "its eyes" : "its box"],
+    ["eyes", data.eyes[i] ? "sure" : "not sure"],
   ].map(([name, value]) => {
     const row = make("div");
     row.append(make("dt", name), make("dd", value));

@@ -168,7 +168,7 @@ def write_photo(folder, name, pixels, **options):
         ((900, 700), 1, 2, fake_eyes, "found in the second pass"),
         ((900, 700), 1, 3, fake_eyes, "found when turned by 90°"),
         ((900, 700), 1, 5, fake_eyes, "found when turned by 180°"),
-        ((900, 700), 1, 1, lost_eyes, "aligned by its box"),
+        ((900, 700), 1, 1, lost_eyes, "eyes not sure"),
         ((900, 700), 1, 4, lost_eyes, "found when turned by 270°"),
     ],
 )
@@ -206,6 +206,8 @@ def test_the_crop_of_unsure_eyes_is_by_both_sources(tmp_path):
     for page in pages:
         (shown,) = Page(page).pictures["aligned"]
         assert differ(shown, batch.crops[0]) < 3 < 4 < differ(shown, by_eyes.crops[0])
+        assert re.search(r"spread\s+0\.\d{3}", Page(page).text)
+        assert "the five points of the detector" in Page(page).text and "class=\"five\"" in page.read_text("utf-8")
 
 
 def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path):
