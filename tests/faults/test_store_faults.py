@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.extract import job as extract
+from jobs.options import DEFAULT_MODELS
 from models.store import DEFAULT_WEIGHTS_DIR
 from tests.faults.harness import assert_exact, committed
 from tests.faults.proxy import Rule, failing
@@ -125,7 +126,8 @@ def test_too_little_memory_changes_no_row(on_disk, new_output, shared_ray, figur
     ("file", "damage", "message"),
     [
         ("detector-yolov8n.safetensors", lambda content: content[:-1], "damaged or not its card's"),
-        ("keypointer-resnet18.safetensors", lambda content: content[:9000] + b"\0\1\2\3" + content[9004:], "damaged"),
+        (f"keypointer-{DEFAULT_MODELS['keypointer']}.safetensors",
+         lambda content: content[:9000] + b"\0\1\2\3" + content[9004:], "damaged"),
         ("embedder-edgenext.safetensors", lambda content: b"", "damaged"),
         ("embedder-edgenext.json", lambda content: content[:500], "is not JSON"),
         ("detector-yolov8n.json", lambda content: json.dumps(json.loads(content) | {"sha256": "0" * 64}).encode(),
