@@ -14,7 +14,7 @@ from jobs.evaluate.data import read_table
 from jobs.options import ArgumentError
 from pipeline.people.gallery import Gallery
 
-COLUMNS = ("uri", "face_index", "name")
+COLUMNS = pa.schema([("uri", pa.string()), ("face_index", pa.int64()), ("name", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,9 @@ class Labels:
 
 def read_labels(file: str, gallery: Gallery) -> Labels:
     """The names in a CSV or Parquet file. Raises ArgumentError, DataError."""
-    table = read_table(Path(file), COLUMNS)
+    table = read_table(Path(file), COLUMNS.names)
     try:
-        table = pa.table({"uri": table["uri"].cast(pa.string()), "face_index": table["face_index"].cast(pa.int64()),
-                          "name": table["name"].cast(pa.string())})
+        table = table.select(COLUMNS.names).cast(COLUMNS)
     except pa.ArrowInvalid as error:
         raise ArgumentError(f"--labels {file}: {error}; face_index must be whole numbers") from None
     named = table.filter(pc.not_equal(pc.utf8_trim_whitespace(table["name"]), ""))

@@ -124,7 +124,7 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
     With `--by both`: the eyes that both are aligned by, see `geometry.best_eyes`.
     """
     from models.keypointer import load_keypointer
-    from pipeline.geometry import best_eyes, eye_centres, transform
+    from pipeline.geometry import best_eyes, eye_centres, longer_sides, transform
     from pipeline.stages.operations import cut_chip
 
     faces_found = find_faces(faces, args)
@@ -132,7 +132,8 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
         return eyes_of_detector(faces_found, args)
     boxes = boxes_of(faces_found)
     found = [i for i, box in enumerate(boxes) if box is not None]
-    cut = [cut_chip(image, box) for image, box in zip(faces.images, boxes, strict=True) if box is not None]
+    own = np.array([boxes[i] for i in found]).reshape(-1, 4)
+    cut = [cut_chip(faces.images[i], box) for i, box in zip(found, own, strict=True)]
     model = read_model(args.weights, "keypointer", args.keypointer)
     keypointer = load_keypointer(model, runtime_of(args), batch_size=args.batch_size)
     points, spreads = np.full((len(boxes), 12, 2), np.nan), np.full(len(boxes), np.nan)
@@ -140,12 +141,10 @@ def find_eyes(faces: AnnotatedFaces, args: argparse.Namespace) -> FoundEyes:
         to_image = np.array([matrix for _, matrix in cut])
         chip_points, chip_spreads = keypointer.with_spreads([chip for chip, _ in cut])
         points[found] = transform(to_image, chip_points.astype(np.float64))
-        longer = np.array([max(box[2] - box[0], box[3] - box[1]) for box in boxes if box is not None])
-        spreads[found] = chip_spreads.max(1) * to_image[:, 0, 0] / longer
+        spreads[found] = chip_spreads.max(1) * to_image[:, 0, 0] / longer_sides(own)
     if args.by == "both":
         by_detector = eyes_of_detector(faces_found, args).points
         eyes, others = (np.stack(eye_centres(of[found]), 1) for of in (points, by_detector))
-        own = np.array([boxes[i] for i in found]).reshape(-1, 4)
         points[found] = np.repeat(best_eyes(own, eyes, spreads[found], others).centres, 6, axis=1)
     return FoundEyes(points, model.card.identity, args.detector, spreads)
 

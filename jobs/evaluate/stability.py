@@ -17,7 +17,7 @@ from jobs.evaluate.data import DataError, decode_image
 from jobs.evaluate.evaluation import Evaluation, Plot
 from jobs.evaluate.runtime import runtime_of
 from models.store import read_model
-from pipeline.geometry import AlignmentTemplate, eye_centres, transform, transform_boxes
+from pipeline.geometry import AlignmentTemplate, eye_centres, longer_sides, transform, transform_boxes
 from pipeline.stages.align import align_chip
 from pipeline.stages.operations import cut_chip, letterbox
 
@@ -61,12 +61,12 @@ def stability(args: argparse.Namespace) -> Evaluation:
     template = alignment_template(embed_model.card)
     keypointer = load_keypointer(eye_model, runtime_of(args), batch_size=args.batch_size)
     embed = load_embedder(embed_model, runtime_of(args), batch_size=args.batch_size)
-    sides = np.concatenate([(of[:, 2:] - of[:, :2]).max(1) for of in boxes])
+    sides = longer_sides(np.concatenate(boxes))
 
     def look(jitter: float) -> Looks:
-        jittered = jitter_boxes(boxes, jitter, rng)
-        moved5 = jitter_points(points5, boxes, jitter, rng) if args.jitter_points else points5
-        return look_at(photos, boxes, jittered, moved5, keypointer.with_spreads, embed, template)
+        moved = jittered(boxes, boxes, jitter, rng)
+        moved5 = jittered(points5, boxes, jitter, rng) if args.jitter_points else points5
+        return look_at(photos, boxes, moved, moved5, keypointer.with_spreads, embed, template)
 
     rng = np.random.default_rng(args.seed)
     unmoved = look(0.0)
@@ -118,7 +118,7 @@ def find_faces(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
         on_canvas, _, five = detect(canvas[None])[0]
         height, width = pixels.shape[:2]
         found = np.clip(transform_boxes(to_image, on_canvas), 0, np.array([width, height] * 2, np.float32))
-        large = (found[:, 2:] - found[:, :2]).max(1, initial=0) >= args.min_face_px
+        large = longer_sides(found) >= args.min_face_px
         if large.any():
             photos.append(pixels)
             boxes.append(found[large])
@@ -128,32 +128,24 @@ def find_faces(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
     return photos, boxes, points5
 
 
-def jitter_boxes(boxes: Sequence[np.ndarray], jitter: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Boxes (n, 4) by photo, every side moved on its own: normal, `jitter` of the box's longer side."""
-    return [
-        (of + rng.normal(0, jitter, of.shape) * (of[:, 2:] - of[:, :2]).max(1, keepdims=True)).astype(np.float32)
-        for of in boxes
-    ]
-
-
-def jitter_points(
-    points: Sequence[np.ndarray], boxes: Sequence[np.ndarray], jitter: float, rng: np.random.Generator
+def jittered(
+    coordinates: Sequence[np.ndarray], boxes: Sequence[np.ndarray], jitter: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Points (n, k, 2) by photo, every coordinate moved on its own, as the sides of a box."""
+    """Coordinates of faces (n, …) by photo, each moved on its own: normal, `jitter` of the longer side of its box."""
     return [
-        of + rng.normal(0, jitter, of.shape) * (box[:, 2:] - box[:, :2]).max(1)[:, None, None]
-        for of, box in zip(points, boxes, strict=True)
+        (of + (rng.normal(0, jitter, of.shape).T * longer_sides(box)).T).astype(of.dtype)
+        for of, box in zip(coordinates, boxes, strict=True)
     ]
 
 
 def look_at(
-    photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray], jittered: Sequence[np.ndarray],
+    photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray], moved: Sequence[np.ndarray],
     points5: Sequence[np.ndarray], keypointer: EyeModel, embed: Callable[[np.ndarray], np.ndarray],
     template: AlignmentTemplate,
 ) -> Looks:
-    """Eyes and vectors of all faces, cut out and aligned by the jittered boxes; spreads by the sides of the others."""
-    cut = [(*cut_chip(photo, box), box) for photo, of in zip(photos, jittered, strict=True) for box in of]
-    sides = np.concatenate([(of[:, 2:] - of[:, :2]).max(1) for of in boxes])
+    """Eyes and vectors of all faces, cut out and aligned by the moved boxes; spreads by the sides of the others."""
+    cut = [(*cut_chip(photo, box), box) for photo, of in zip(photos, moved, strict=True) for box in of]
+    sides = longer_sides(np.concatenate(boxes))
     to_image = np.array([matrix for _, matrix, _ in cut])
     chip_points, chip_spreads = keypointer([chip for chip, _, _ in cut])
     points = transform(to_image, chip_points.astype(np.float64))

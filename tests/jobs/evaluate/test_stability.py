@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.evaluate.__main__ import main
-from jobs.evaluate.stability import Looks, jitter_boxes, jitter_figures, jitter_points, look_at, moved_by
+from jobs.evaluate.stability import Looks, jitter_figures, jittered, look_at, moved_by
 from models.store import read_card, write_card
 from pipeline.geometry import AlignmentTemplate, no_points
 from tests.support.evaluation import tiny_weights, zidane
@@ -17,11 +17,11 @@ from tests.support.evaluation import tiny_weights, zidane
 
 def test_boxes_move_by_shares_of_their_longer_side() -> None:
     boxes = [np.tile(np.array([[0.0, 0, 50, 100]], np.float32), (4000, 1))]
-    moved = jitter_boxes(boxes, 0.01, np.random.default_rng(1))[0] - boxes[0]
+    moved = jittered(boxes, boxes, 0.01, np.random.default_rng(1))[0] - boxes[0]
     assert np.allclose(moved.std(0), 1.0, atol=0.05) and np.abs(moved.mean(0)).max() < 0.06
-    assert len(jitter_boxes([np.zeros((0, 4))], 0.01, np.random.default_rng(1))[0]) == 0
+    assert len(jittered([np.zeros((0, 4))], [np.zeros((0, 4))], 0.01, np.random.default_rng(1))[0]) == 0
     points = np.ones((4000, 5, 2))
-    moved = jitter_points([points], boxes, 0.01, np.random.default_rng(1))[0] - points
+    moved = jittered([points], boxes, 0.01, np.random.default_rng(1))[0] - points
     assert np.allclose(moved.std(0), 1.0, atol=0.06)
 
 
