@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from jobs.streams import keep_streams
 from pipeline.errors import EnvironmentFault, UserError
-from pipeline.run.interrupt import Interrupted, Stalled, interruptible, leave
+from pipeline.run.interrupt import Interrupted, Stalled, interruptible, leave, not_replaced
 from pipeline.text import printable
 
 DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
@@ -30,9 +30,10 @@ def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
     run: returns the exit code, or None for 0. A UserError gives 2. An EnvironmentFault, here or in a process of Ray,
     gives 1. again: printed after every other error and after an interruption; it says how to continue.
     """
-    with interruptible():
+    with interruptible() as received:
         try:
-            return run() or DONE
+            with not_replaced(received):
+                return run() or DONE
         except UserError as error:
             say(f"{name}: {error}")
             return REFUSED

@@ -28,28 +28,45 @@ class Stalled(BaseException):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[list[int]]:
     """Within it the first SIGINT or SIGTERM raises Interrupted, and later ones are ignored; the old handlers come back.
 
-    A process forked within it, such as a loader of torch, exits without output instead.
+    Gives a list that the signal's number is added to, for `not_replaced`. A process forked within it, such as a loader
+    of torch, exits without output instead.
     """
     owner = os.getpid()
+    received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
             os._exit(128 + number)
         for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
+        received.append(number)
         raise Interrupted(number)
 
     before = {number: signal.getsignal(number) for number in ENDING}
     for number in ENDING:
         signal.signal(number, interrupt)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def not_replaced(received: list[int]) -> Iterator[None]:
+    """Raise Interrupted where a library raises an error in its place, as DuckDB does: "Query interrupted".
+
+    received: the list that `interruptible` gives.
+    """
+    try:
+        yield
+    except Exception as error:
+        if received:
+            raise Interrupted(received[0]) from error
+        raise
 
 
 @contextmanager

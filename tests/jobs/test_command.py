@@ -20,6 +20,14 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def replace_an_interruption() -> None:
+    """As DuckDB and faiss do, which look for signals between their steps."""
+    try:
+        interrupt()
+    except BaseException as error:
+        raise RuntimeError("Query interrupted") from error
+
+
 @pytest.mark.parametrize(
     ("outcome", "code", "said"),
     [
@@ -27,6 +35,7 @@ def interrupt() -> None:
         (3, 3, ""),
         (UserError("no such file"), 2, "job: no such file\n"),
         (interrupt, 143, "\njob: interrupted. Go on: job\n"),
+        (replace_an_interruption, 143, "\njob: interrupted. Go on: job\n"),
         (Stalled("no progress"), 1, "\njob: the run broke: no progress. Go on: job\n"),
         (Broke("3 are missing"), 1, "\njob: the run broke: 3 are missing. Go on: job\n"),
         (OSError(28, "No space left"), 1, "\njob: the run broke. OSError: [Errno 28] No space left\nGo on: job\n"),
