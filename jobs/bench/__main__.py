@@ -18,6 +18,7 @@ from jobs.bench import (
     mosaics,
     people,
     people_groups,
+    people_index,
     plan,
     report,
     scale,
@@ -40,6 +41,7 @@ DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants
     python -m jobs.bench manifest --keys 10000000    jobs.manifest on a simulated S3: time and peak memory
     python -m jobs.bench plan                        10 million images listed, 9 million done: time to the first part
     python -m jobs.bench people                      jobs.search on a million synthetic faces: time and peak memory
+    python -m jobs.bench people --what index         jobs.index on the same, beside faiss: time, memory, and recall
     python -m jobs.bench people --what groups        jobs.cluster on the same: time, peak memory, and accuracy
     python -m jobs.bench report                      jobs.report on 10,000 faces: time, size, first paint in a browser
     python -m jobs.bench scale OUTPUT                estimate for a billion images like those of OUTPUT
@@ -141,8 +143,8 @@ def add_scale_benchmarks(add: AddCommand) -> None:
     command.add_argument("--listed", type=positive, default=10_000_000, help="images in all; default: %(default)s")
     command.add_argument("--done", type=count, default=9_000_000, help="of them in the ledger; default: %(default)s")
     command = add("people", bench_people)
-    command.add_argument("--what", choices=("search", "groups"), default="search", help=(
-        "jobs.search, or jobs.cluster, which takes minutes; default: %(default)s"))
+    command.add_argument("--what", choices=("search", "index", "groups"), default="search", help=(
+        "jobs.search, jobs.index, or jobs.cluster, which takes minutes; default: %(default)s"))
     command.add_argument("--faces", type=positive, default=1_000_000, help="default: %(default)s")
     command.add_argument("--people", type=positive, default=100_000, help="that the faces are of; default: %(default)s")
     command.add_argument("--seed", type=count, default=7, help="of the vectors; default: %(default)s")
@@ -162,9 +164,11 @@ def add_scale_benchmarks(add: AddCommand) -> None:
 
 
 def bench_people(given: argparse.Namespace) -> None:
-    """Search a synthetic output, or group its faces."""
+    """Search a synthetic output, index it, or group its faces."""
     if given.what == "groups":
         people_groups.bench_groups(given.faces, given.people, given.seed, given.folder)
+    elif given.what == "index":
+        people_index.bench_index(given.faces, given.people, given.seed, given.folder)
     else:
         people.bench_people(given.faces, given.people, given.seed, given.folder, given.rounds)
 
