@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from jobs.command import end_progress, run_command, run_process, say, say_progress
 from jobs.options import (
     DEFAULT_MODELS,
+    DEVICES,
     ArgumentError,
     add_single_writer,
     command_parser,
@@ -34,7 +35,7 @@ from pipeline.output.derived import Derived, Maker
 from pipeline.people.index import FaceIndex, open_index, read_manifest, refuse_other_output
 from pipeline.people.likeness import threshold_at
 from pipeline.people.outputs import Output, open_output
-from pipeline.people.search import MATCHES, Probes, Search
+from pipeline.people.search import MATCHES, Nearest, Probes, Search, nearest_in_block
 from pipeline.text import printable
 
 MAX_K = 100_000
@@ -92,6 +93,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", metavar="DIR", help=(
         "search the index that jobs.index made there: faster, but it may miss some faces"))
     parser.add_argument("--exact", action="store_true", help="with --index: miss none, and take longer")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help=(
+        "where faces are compared without an index: a GPU helps from some hundred probes on; auto takes one if there "
+        "is one; default: %(default)s"))
     parser.add_argument("--out", metavar="FILE.parquet", help="write the matches there in place of printing them")
     parser.add_argument("--page", metavar="FILE", help=(
         "write a page that shows the most alike faces of each probe, one HTML file"))
@@ -125,14 +129,26 @@ def search(arguments: argparse.Namespace) -> None:
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
     subjects = Subjects(named, names, arguments.weights, output)
     least = least_cosine(arguments, subjects)
+    nearest = nearest_on(arguments.device)
     sources = [source.storage for source in subjects.outputs] if arguments.out or arguments.page else []
     with making("search", sources, single_writer=arguments.single_writer) as maker:
-        look(arguments, output, subjects, least, maker)
+        find = Search(output, arguments.k, least, say_searched, index_of(arguments, output), nearest)
+        look(arguments, output, subjects, find, maker)
 
 
-def look(arguments: argparse.Namespace, output: Output, subjects: Subjects, least: float, maker: Maker) -> None:
+def nearest_on(device: str) -> Nearest:
+    """What compares vectors on "auto", "cpu" or "cuda". Raises WeightsError for cuda when there is none."""
+    if device == "cpu":
+        return nearest_in_block           # without torch, which takes seconds to import
+    from models.device import torch_device
+    from models.device_nearest import DeviceNearest
+
+    found = torch_device(device)
+    return nearest_in_block if found.type == "cpu" else DeviceNearest(found)
+
+
+def look(arguments: argparse.Namespace, output: Output, subjects: Subjects, find: Search, maker: Maker) -> None:
     """Search for the faces, and print or write the matches."""
-    find = Search(output, arguments.k, least, say_searched, index_of(arguments, output))
     faces = subjects.read(pictures=bool(arguments.page))
     started, probes, found = time.monotonic(), 0, 0
     shown = MATCHES.empty_table()

@@ -37,6 +37,9 @@ BLOCK_PROBES = 1024      # a product has 16 MB
 FEW_PROBES = 2           # up to so many NumPy's own loop beats BLAS, whose threads get in the way of ours
 _ROUNDING = 1e-6
 
+Nearest = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""See `nearest_in_block`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probes:
@@ -58,6 +61,33 @@ class Probes:
         return Probes(self.names[start:end], self.faces[start:end], self.vectors[start:end], self.own[start:end])
 
 
+def nearest_in_block(
+    probes: np.ndarray, vectors: np.ndarray, left_out: np.ndarray, least: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k vectors with the highest products with each probe, in NumPy.
+
+    probes: (m, dim) float32. vectors: (n, dim) float32, k <= n. left_out: (n,) which do not count; nor does a product
+    that is not finite. least: (m,). Returns the numbers of the probes that have a product above their least one, (b,),
+    and of these the products and the rows of the vectors, both (b, k); −inf for a vector that does not count.
+    """
+    if len(probes) > FEW_PROBES:
+        products = probes @ vectors.T
+    else:
+        products = np.array([np.einsum("nd,d->n", vectors, probe) for probe in probes])
+    products[:, left_out] = -np.inf
+    peaks = products.max(axis=1)
+    if not np.isfinite(peaks).all():
+        products = np.where(np.isfinite(products), products, -np.inf)
+        peaks = products.max(axis=1)
+    better = np.flatnonzero(peaks > least)
+    products = products[better]
+    if k < products.shape[1]:
+        rows = np.sort(np.argpartition(-products, k - 1, axis=1)[:, :k], axis=1)
+    else:
+        rows = np.tile(np.arange(k), (len(better), 1))
+    return better, np.take_along_axis(products, rows, axis=1), rows
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """The best faces of one part, and how many it has."""
@@ -71,7 +101,8 @@ class Search:
     """Finds the k most alike committed faces of every probe in an output.
 
     min_cosine: less alike ones are left out. progress: is told the number of parts that are done, and of all. index:
-    searched in place of the parts that it has; None: all are read. faces: searched so far, once for every call.
+    searched in place of the parts that it has; None: all are read. nearest: compares a block of vectors of a part with
+    probes. faces: searched so far, once for every call.
     """
 
     output: Output
@@ -79,6 +110,7 @@ class Search:
     min_cosine: float = -1.0
     progress: Callable[[int, int], None] = field(default=lambda done, all_: None)
     index: FaceIndex | None = None
+    nearest: Nearest = nearest_in_block
     faces: int = 0
 
     def __call__(self, probes: Probes) -> pa.Table:
@@ -97,7 +129,7 @@ class Search:
         def of_part(number: int) -> _Found:
             # Parts are added in their order, so what a probe has by now is of earlier ones: only better faces count.
             floors = np.maximum(best.cosines[:, -1], self.min_cosine - _ROUNDING)
-            return _search_part(storage, parts[number], number, vectors, floors, kept)
+            return _search_part(storage, parts[number], number, vectors, floors, kept, self.nearest)
 
         self.faces, numbers = 0, list(range(len(parts)))
         if self.index and self.index.suits(len(probes)):
@@ -150,7 +182,7 @@ class _Names:
 
 
 def _search_part(
-    storage: Storage, part: str, number: int, probes: np.ndarray, floors: np.ndarray, k: int
+    storage: Storage, part: str, number: int, probes: np.ndarray, floors: np.ndarray, k: int, nearest: Nearest
 ) -> _Found:
     """The k best faces of a part for every probe, above its floor. probes: unit vectors."""
     with reading_part(storage, ledger.IMAGES, part) as file:
@@ -166,37 +198,11 @@ def _search_part(
                 vectors = unit(vectors)                     # float16 has rounded their lengths
             left_out = ~counts[start : start + len(vectors)]
             for first in range(0, len(probes), BLOCK_PROBES):
-                cosines = _products(probes[first : first + BLOCK_PROBES], vectors)
-                cosines[:, left_out] = -np.inf
-                _keep(best, floors, first, cosines, number, start)
+                some = slice(first, first + BLOCK_PROBES)
+                least = np.maximum(best.cosines[some, -1], floors[some])
+                count = min(best.cosines.shape[1], len(vectors))
+                better, cosines, rows = nearest(probes[some], vectors, left_out, least, count)
+                taken = np.where(np.isfinite(cosines), number, -1).astype(np.int32)
+                best.add(better + first, cosines, taken, (rows + start).astype(np.int32))
             start += len(vectors)
     return _Found(best, int(counts.sum()))
-
-
-def _products(probes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """The dot product of every probe (m, dim) with every vector (n, dim), which has the length 1; (m, n)."""
-    if len(probes) > FEW_PROBES:
-        products: np.ndarray = probes @ vectors.T
-        return products
-    return np.array([np.einsum("nd,d->n", vectors, probe) for probe in probes])
-
-
-def _keep(best: Best, floors: np.ndarray, first: int, cosines: np.ndarray, part: int, start: int) -> None:
-    """Add the best of a block of cosines. first: number of its first probe. start: row of its first face."""
-    end = first + len(cosines)
-    k = min(best.cosines.shape[1], cosines.shape[1])
-    peaks = cosines.max(axis=1)
-    if not np.isfinite(peaks).all():                  # a vector that is not finite is like none
-        cosines = np.where(np.isfinite(cosines), cosines, -np.inf)
-        peaks = cosines.max(axis=1)
-    better = np.flatnonzero(peaks > np.maximum(best.cosines[first:end, -1], floors[first:end]))
-    if not len(better):
-        return
-    cosines = cosines[better]
-    if k < cosines.shape[1]:
-        columns = np.sort(np.argpartition(-cosines, k - 1, axis=1)[:, :k], axis=1)
-    else:
-        columns = np.broadcast_to(np.arange(k), cosines.shape)
-    chosen = np.take_along_axis(cosines, columns, axis=1)
-    taken = np.where(np.isfinite(chosen), part, -1).astype(np.int32)
-    best.add(better + first, chosen, taken, (columns + start).astype(np.int32))

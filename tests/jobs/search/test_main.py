@@ -126,6 +126,16 @@ def test_many_probes_are_searched_in_groups(tmp_path, capsys, monkeypatch):
     ]
 
 
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds(tmp_path, vectors, capsys):
+    write_output(tmp_path / "out")
+    found = {}
+    for device in ("cpu", "cuda"):
+        assert main([str(tmp_path / "out"), str(vectors), "--device", device]) == 0
+        found[device] = capsys.readouterr().out
+    assert found["cuda"] == found["cpu"] and found["cpu"].count("\n") > 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -139,6 +149,7 @@ def test_many_probes_are_searched_in_groups(tmp_path, capsys, monkeypatch):
         (["{other}", "{zidane}"], "was made with another embedder"),
         (["{out}", "{other}#/p/ann.jpg#0"], "vectors of two embedders cannot be compared"),
         (["{out}", "{out}#/p/ann.jpg#7"], "has no face 7"),
+        (["{out}", "{ann}", "--device", "cuda"], "--device cuda, but torch sees no CUDA device"),
         (["{out}", "{ann}", "--out", "{folder}"], "names a folder"),
         (["{out}", "{ann}", "--page", "https://h/p.html"], "cannot write .*choose another file"),
         (["{out}", "{ann}", "--out", "{ann}/x.parquet"], "cannot write .*choose another file"),

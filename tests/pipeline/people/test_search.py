@@ -2,18 +2,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from models.device_nearest import DeviceNearest
 from pipeline.errors import OutputError
 from pipeline.output import claim, ledger, sink
 from pipeline.people import search as module
 from pipeline.people import vectors as blocks
 from pipeline.people.likeness import cosines
 from pipeline.people.outputs import open_output
-from pipeline.people.search import MATCHES, Probes, Search
+from pipeline.people.search import MATCHES, Probes, Search, nearest_in_block
 from tests.jobs.erase.test_main import ANN, BOB, batch, write_output
 
 NAMES = sink.ModelNames("d@1", "k@1", "e@1")
 ALIKE = 0.6 * ANN + 0.8 * BOB
+ON_CPU_BY_TORCH = DeviceNearest(torch.device("cpu"))
 
 
 def probes(*vectors, own=None):
@@ -79,14 +82,16 @@ def test_the_most_alike_come_first_for_every_probe(where, request, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
-@pytest.mark.parametrize("k", [1, 20, 100_000])
-def test_it_finds_what_all_cosines_say(tmp_path, monkeypatch, dtype, count, k):
+@pytest.mark.parametrize(("k", "nearest"), [
+    (1, nearest_in_block), (20, nearest_in_block), (100_000, nearest_in_block), (20, ON_CPU_BY_TORCH),
+])  # fmt: skip
+def test_it_finds_what_all_cosines_say(tmp_path, monkeypatch, dtype, count, k, nearest):
     monkeypatch.setattr(blocks, "BLOCK_FACES", 16)
     monkeypatch.setattr(module, "BLOCK_PROBES", 7)
     vectors = random_output(tmp_path, dtype)
     wanted = np.random.default_rng(2).standard_normal((count, 512)).astype(np.float32)
     progress = []
-    find_ = Search(open_output(str(tmp_path)), k, progress=lambda *done: progress.append(done))
+    find_ = Search(open_output(str(tmp_path)), k, progress=lambda *done: progress.append(done), nearest=nearest)
     found = find_(probes(*wanted)).to_pylist()
     assert progress == [(i, 5) for i in range(1, 6)] and find_.faces == len(vectors)
     all_cosines = cosines(wanted, np.array(list(vectors.values())).astype(dtype))
@@ -106,20 +111,23 @@ def test_the_least_cosine(tmp_path, least, count):
     assert len(find(tmp_path, probes(ANN), min_cosine=least)) == count
 
 
-def test_zero_vectors_have_the_cosine_0_and_broken_ones_are_no_match(tmp_path):
+@pytest.mark.parametrize("nearest", [nearest_in_block, ON_CPU_BY_TORCH])
+def test_zero_vectors_have_the_cosine_0_and_broken_ones_are_no_match(tmp_path, nearest):
     broken = np.full(512, np.nan, np.float32)
     write_output(tmp_path, [{"/p/a.jpg": [0 * ANN, ANN, broken]}])
-    assert rows(find(tmp_path, probes(ANN))) == [("p0", 1, "/p/a.jpg", 1, 1.0), ("p0", 2, "/p/a.jpg", 0, 0.0)]
-    assert {cosine for *_, cosine in rows(find(tmp_path, probes(0 * ANN)))} == {0.0}
+    found = find(tmp_path, probes(ANN), nearest=nearest)
+    assert rows(found) == [("p0", 1, "/p/a.jpg", 1, 1.0), ("p0", 2, "/p/a.jpg", 0, 0.0)]
+    assert {cosine for *_, cosine in rows(find(tmp_path, probes(0 * ANN), nearest=nearest))} == {0.0}
 
 
-def test_only_committed_faces_count(tmp_path):
+@pytest.mark.parametrize("nearest", [nearest_in_block, ON_CPU_BY_TORCH])
+def test_only_committed_faces_count(tmp_path, nearest):
     storage = write_output(tmp_path, [{"/p/half.jpg": [ANN]}])
     (images,) = storage.list("images")
     storage.delete(images.path)
     commit(storage, {"/p/a.jpg": [ANN]}, faces={"/p/a.jpg": [ANN], "/p/lost.jpg": [ANN]})
     (tmp_path / "faces/of somebody else.parquet").write_bytes(b"x")
-    find_ = Search(open_output(str(tmp_path)), 20)
+    find_ = Search(open_output(str(tmp_path)), 20, nearest=nearest)
     assert rows(find_(probes(ANN))) == [("p0", 1, "/p/a.jpg", 0, 1.0)] and find_.faces == 1
 
 
