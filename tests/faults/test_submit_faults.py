@@ -94,6 +94,8 @@ def test_a_job_is_submitted_stopped_and_resumed(head, undisturbed, tmp_path, fig
     following = subprocess.Popen(submitted(head, "first", place, faults=faults), env=os.environ | AUTHENTICATED,
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_until(lambda: len(committed(place.storage)) >= IMAGES // 4, seconds=240)
+    queues = {"run", "decode+detect+keypoint+align+embed"}
+    wait_until(lambda: queues <= totals(scrape(head.metrics), "queue").keys())      # they are exported every few seconds
     waiting = totals(scrape(head.metrics), "queue")
     stop = time.monotonic()
     run(head.job("stop", "first"))
