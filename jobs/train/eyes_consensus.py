@@ -98,6 +98,86 @@ def learning_rate(progress: float, highest: float) -> float:
     return highest * max(0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)), 1e-3)
 
 
+class PairRun:
+    """A run in a folder: the network, the average of its last steps, and how far it is."""
+
+    def __init__(
+        self, network: nn.Module, loss: nn.Module, args: argparse.Namespace, folder: Path, settings: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        self._network, self._loss, self._args, self._settings, self._device = network, loss, args, settings, device
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(network, args.lr), weight_decay=0.05, fused=device.type == "cuda"
+        )
+        self._averaged = Averaged(network)
+        self._last, self._log = folder / "last.pt", folder / "log.csv"
+        self.step, self._figures = 0, dict[str, float]()
+        spent_s = self._resume() if self._last.exists() else 0.0
+        self._started = time.monotonic() - spent_s
+        self._evaluated_s = spent_s
+
+    def _resume(self) -> float:
+        """Go on where the last checkpoint was; the seconds that were spent until then."""
+        state = torch.load(self._last, map_location=self._device, weights_only=True)
+        if state["settings"] != self._settings:
+            raise TrainingError(
+                f"{self._last.parent} holds a run with {state['settings']}, not {self._settings}: take another --name"
+            )
+        self.step, self._figures = state["step"], state["figures"]
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for tensor, kept in zip(self._averaged.tensors, state["averaged"], strict=True):
+            tensor.copy_(kept)
+        print(f"goes on after step {self.step}", flush=True)
+        return float(state["spent_s"])
+
+    def progress(self) -> float:
+        """The share of the run that is done."""
+        steps: int | None = self._args.steps
+        return self.step / steps if steps else (time.monotonic() - self._started) / (self._args.minutes * 60)
+
+    def learn(self, drawn: Drawn, progress: float) -> Tensor:
+        """One step; its loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(progress, group["highest"])
+        inputs, wanted = drawn.batch(self.step, progress)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._args.precision == "bfloat16"):
+            found = self._network(inputs.contiguous(memory_format=torch.channels_last))
+        value: Tensor = self._loss(found.float(), *wanted)
+        self._optimizer.zero_grad(set_to_none=True)
+        value.backward()                                            # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT)
+        self._optimizer.step()
+        self.step += 1
+        self._averaged.update(self.step)
+        return value.detach()
+
+    def look(self, held_out: HeldOut, mean_loss: float) -> None:
+        """Every `--evaluate-s` and at the last step: measure the average, log it, and write a checkpoint."""
+        if not np.isfinite(mean_loss):
+            raise TrainingError(f"the loss is {mean_loss} at step {self.step}: train with a lower --lr")
+        spent_s = time.monotonic() - self._started
+        if spent_s - self._evaluated_s < self._args.evaluate_s and self.step != self._args.steps:
+            return
+        self._evaluated_s = spent_s
+        self._averaged.swap()
+        self._figures = held_out.measure(self._network)
+        self._averaged.swap()
+        _append(self._log, {"step": self.step, "spent_s": round(spent_s), "loss": round(mean_loss, 4),
+                            "faces": self.step * self._args.batch_size, **self._figures})
+        _save(self._last, {"settings": self._settings, "step": self.step, "spent_s": spent_s, "figures": self._figures,
+                           "network": self._network.state_dict(), "optimizer": self._optimizer.state_dict(),
+                           "averaged": self._averaged.tensors})
+        print(f"step {self.step} {spent_s:.0f} s loss {mean_loss:.3f} {self._figures}", flush=True)
+
+    def end(self, held_out: HeldOut) -> dict[str, float]:
+        """Keep the average in the network; its figures."""
+        self._averaged.swap()
+        figures = held_out.measure(self._network)
+        print(f"done after step {self.step}: {figures}", flush=True)
+        return figures | {"steps": self.step, "faces_seen": self.step * self._args.batch_size}
+
+
 def fit_pairs(
     network: nn.Module, loss: nn.Module, drawn: Drawn, held_out: HeldOut, args: argparse.Namespace, folder: Path,
     settings: dict[str, Any], device: torch.device,
@@ -108,64 +188,15 @@ def fit_pairs(
     where the loss is no number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(parameter_groups(network, args.lr), weight_decay=0.05, fused=device.type == "cuda")
-    averaged = Averaged(network)
-    step, spent_s, figures = 0, 0.0, {}
-    last = folder / "last.pt"
-    if last.exists():
-        state = torch.load(last, map_location=device, weights_only=True)
-        if state["settings"] != settings:
-            raise TrainingError(f"{folder} holds a run with {state['settings']}, not {settings}: take another --name")
-        step, spent_s, figures = state["step"], state["spent_s"], state["figures"]
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        for tensor, kept in zip(averaged.tensors, state["averaged"], strict=True):
-            tensor.copy_(kept)
-        print(f"goes on after step {step}", flush=True)
-    started = time.monotonic() - spent_s
-    limit_s = args.minutes * 60
+    run = PairRun(network, loss, args, folder, settings, device)
     network.train()
     recent: list[Tensor] = []
-    evaluated_s = spent_s
-    while True:
-        spent_s = time.monotonic() - started
-        progress = step / args.steps if args.steps else spent_s / limit_s
-        if progress >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, group["highest"])
-        inputs, wanted = drawn.batch(step, progress)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-            found = network(inputs.contiguous(memory_format=torch.channels_last))
-        value = loss(found.float(), *wanted)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT)
-        optimizer.step()
-        step += 1
-        averaged.update(step)
-        recent.append(value.detach())
-        if step % 100 == 0 or step == args.steps:
-            mean_loss = float(torch.stack(recent).mean())
+    while (progress := run.progress()) < 1:
+        recent.append(run.learn(drawn, progress))
+        if run.step % 100 == 0 or run.step == args.steps:
+            run.look(held_out, float(torch.stack(recent).mean()))
             recent.clear()
-            if not np.isfinite(mean_loss):
-                raise TrainingError(f"the loss is {mean_loss} at step {step}: train with a lower --lr")
-            spent_s = time.monotonic() - started
-            if spent_s - evaluated_s >= args.evaluate_s or step == args.steps:
-                evaluated_s = spent_s
-                averaged.swap()
-                figures = held_out.measure(network)
-                averaged.swap()
-                _append(folder / "log.csv", {"step": step, "spent_s": round(spent_s), "loss": round(mean_loss, 4),
-                                             "faces": step * args.batch_size, **figures})
-                _save(last, {"settings": settings, "step": step, "spent_s": spent_s, "figures": figures,
-                             "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                             "averaged": averaged.tensors})
-                print(f"step {step} {spent_s:.0f} s loss {mean_loss:.3f} {figures}", flush=True)
-    averaged.swap()
-    figures = held_out.measure(network)
-    print(f"done after step {step}: {figures}", flush=True)
-    return figures | {"steps": step, "faces_seen": step * args.batch_size}
+    return run.end(held_out)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

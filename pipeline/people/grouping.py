@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.people.gallery import VECTOR_TYPE, Gallery
 from pipeline.people.likeness import unit
 from pipeline.people.linkage import Apart, Groups, LinkThreshold, link
-from pipeline.people.neighbours import Neighbours, nearest
+from pipeline.people.neighbours import Neighbours, nearest, renewed
 
 NEIGHBOURS = 16           # of a face or a group; 8 and 30 give the same groups of a few thousand faces
 _CANDIDATES = 4           # groups that a face may join
@@ -101,10 +101,14 @@ def _link_levels(
     A face with many near copies of its photo has no other neighbours than these; their group has. Returns the most
     alike other group of each that is left, −1 for none, and the cosine of both means.
     """
+    alive, near = np.zeros(0, np.int32), Neighbours.none(0, NEIGHBOURS, threshold.large)
+    sizes = np.zeros_like(groups.sizes)
     for level in range(_LEVELS):
-        alive = groups.alive()
+        before, alive = alive, groups.alive()
         units = _units(groups, alive, folder / "units")
-        near = nearest(units, NEIGHBOURS, threshold.large, progress=partial(progress, "compared"))
+        same = np.where(sizes[alive] == groups.sizes[alive], np.searchsorted(before, alive), -1)
+        near = renewed(near, units, same, threshold.large, partial(progress, "compared"))
+        sizes = groups.sizes.copy()
         merged = link(groups, _pairs(groups, alive, near), threshold, apart) if len(alive) else 0
         progress("linked", level + 1, level + 1)
         if merged <= len(alive) * _FEW:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-EXACT_UP_TO = 200_000         # vectors; above, lists
+EXACT_UP_TO = 200_000         # vectors, each compared with each; for more products, lists
 _ROWS, _COLUMNS = 2048, 16_384      # of a product: 134 MB
 _FIRST_COLUMNS = 1024         # after so many a row knows what it has to beat
 _LISTS = 4                    # times the root of the number of vectors
@@ -69,28 +69,63 @@ def merge_pairs(low: np.ndarray, high: np.ndarray, cosines: np.ndarray) -> tuple
 
 
 def nearest(
-    vectors: np.ndarray, k: int, floor: float, of: np.ndarray | None = None,
-    progress: Progress = lambda done, all_: None,
+    vectors: np.ndarray, k: int, floor: float, of: np.ndarray | None = None, *, rows: np.ndarray | None = None,
+    columns: np.ndarray | None = None, progress: Progress = lambda done, all_: None,
 ) -> Neighbours:
     """The k most alike among `vectors` (n, dim), each of length 1, above a cosine, for every vector of `of` (m, dim).
 
-    of: None for the vectors themselves, and then none is its own neighbour. progress: is told how many are done.
+    of: None for the vectors themselves, and then none is its own neighbour. rows: the numbers of those that neighbours
+    are wanted for, and columns: those among which they are looked for, both sorted; None for all. progress: is told how
+    many are done.
     """
     wanted = vectors if of is None else of
-    groups = _everyone(vectors, wanted) if len(vectors) <= EXACT_UP_TO else _by_lists(vectors, wanted)
-    found, done = Neighbours.none(len(wanted), k, floor), 0
-    for rows, columns in groups:
-        best = Neighbours.none(len(rows), k, floor)
-        queries = wanted[rows].astype(np.float32)
-        for start, end in _chunks(len(columns)):
-            some = columns[start:end]
+    rows = np.arange(len(wanted)) if rows is None else rows
+    columns = np.arange(len(vectors)) if columns is None else columns
+    is_small = len(rows) * len(columns) <= EXACT_UP_TO**2
+    groups = _everyone(rows, columns) if is_small else _by_lists(vectors, wanted, rows, columns)
+    found, done = Neighbours.none(len(rows), k, floor), 0
+    for places, near in groups:
+        best = Neighbours.none(len(places), k, floor)
+        queries = wanted[rows[places]].astype(np.float32)
+        for start, end in _chunks(len(near)):
+            some = near[start:end]
             cosines = queries @ vectors[some].astype(np.float32).T
             if of is None:
-                _forget_own(cosines, rows, some)
+                _forget_own(cosines, rows[places], some)
             best.add(cosines, some)
-        found.numbers[rows], found.cosines[rows] = best.numbers, best.cosines
-        done += len(rows)
-        progress(done, len(wanted))
+        found.numbers[places], found.cosines[places] = best.numbers, best.cosines
+        done += len(places)
+        progress(done, len(rows))
+    return found
+
+
+def renewed(
+    before: Neighbours, vectors: np.ndarray, same: np.ndarray, floor: float,
+    progress: Progress = lambda done, all_: None,
+) -> Neighbours:
+    """What `nearest` gives for vectors of which some were there before, with fewer products.
+
+    before: the neighbours then. same: (n,) the number that a vector had then, −1 for a new one. Vectors that are new,
+    and those that had k neighbours and lost one, are compared with all; the others with the new ones only.
+    """
+    k = before.numbers.shape[1]
+    old, new = np.flatnonzero(same >= 0), np.flatnonzero(same < 0)
+    now = np.full(len(before.numbers) + 1, -1, np.int32)               # the last for the number −1
+    now[same[old]] = old
+    numbers = now[before.numbers[same[old]]]
+    cosines = np.where(numbers >= 0, before.cosines[same[old]], np.float32(floor))
+    complete = (before.numbers[same[old], -1] < 0) | (numbers >= 0).all(axis=1)
+    stays, others = old[complete], np.sort(np.concatenate([new, old[~complete]]))
+    found = Neighbours.none(len(vectors), k, floor)
+    again = nearest(vectors, k, floor, rows=others, progress=lambda done, _: progress(done, len(vectors)))
+    found.numbers[others], found.cosines[others] = again.numbers, again.cosines
+    more = nearest(vectors, k, floor, rows=stays, columns=new,
+                   progress=lambda done, _: progress(len(others) + done, len(vectors)))
+    numbers = np.concatenate([numbers[complete], more.numbers], axis=1)
+    cosines = np.concatenate([cosines[complete], more.cosines], axis=1)
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    found.numbers[stays] = np.take_along_axis(numbers, order, axis=1)
+    found.cosines[stays] = np.take_along_axis(cosines, order, axis=1)
     return found
 
 
@@ -108,35 +143,36 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
 
 
 Groups = Iterator[tuple[np.ndarray, np.ndarray]]
-"""Numbers of some that neighbours are wanted for, and of all vectors that they are compared with, sorted."""
+"""Places in the rows that neighbours are wanted for, and the numbers of all that they are compared with, sorted."""
 
 
-def _everyone(vectors: np.ndarray, wanted: np.ndarray) -> Groups:
-    everyone = np.arange(len(vectors), dtype=np.int32)
-    for start in range(0, len(wanted), _ROWS):
-        yield np.arange(start, min(start + _ROWS, len(wanted))), everyone
+def _everyone(rows: np.ndarray, columns: np.ndarray) -> Groups:
+    columns = columns.astype(np.int32)
+    for start in range(0, len(rows), _ROWS):
+        yield np.arange(start, min(start + _ROWS, len(rows))), columns
 
 
-def _by_lists(vectors: np.ndarray, wanted: np.ndarray) -> Groups:
-    centres = list_centres(vectors, int(_LISTS * len(vectors) ** 0.5))
-    lists = _members(_assign(vectors, centres), len(centres))
-    asking = lists if wanted is vectors else _members(_assign(wanted, centres), len(centres))
+def _by_lists(vectors: np.ndarray, wanted: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Groups:
+    centres = list_centres(vectors, columns, min(int(_LISTS * len(columns) ** 0.5), len(columns)))
+    lists = _members(_assign(vectors, columns, centres), len(centres))
+    same = wanted is vectors and np.array_equal(rows, columns)
+    asking = lists if same else _members(_assign(wanted, rows, centres), len(centres))
     likeness = centres @ centres.T
-    near = np.argpartition(-likeness, _PROBED, axis=1)[:, :_PROBED]
-    for number, rows in enumerate(asking):
-        columns = np.sort(np.concatenate([lists[other] for other in near[number]]))
-        for start in range(0, len(rows) if len(columns) else 0, _ROWS):
-            yield rows[start : start + _ROWS], columns
+    near = np.argpartition(-likeness, min(_PROBED, len(centres) - 1), axis=1)[:, :_PROBED]
+    for number, places in enumerate(asking):
+        compared = columns[np.sort(np.concatenate([lists[other] for other in near[number]]))]
+        for start in range(0, len(places) if len(compared) else 0, _ROWS):
+            yield places[start : start + _ROWS], compared.astype(np.int32)
 
 
-def list_centres(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Centres for so many lists, (count, dim) float32 of length 1: spherical k-means on a sample."""
+def list_centres(vectors: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Centres for so many lists of some vectors, (count, dim) float32 of length 1: spherical k-means on a sample."""
     random = np.random.default_rng(0)
-    sample = np.sort(random.choice(len(vectors), min(len(vectors), count * _SAMPLED), replace=False))
+    sample = np.sort(random.choice(rows, min(len(rows), count * _SAMPLED), replace=False))
     some = vectors[sample].astype(np.float32)
     centres: np.ndarray = some[random.choice(len(some), count, replace=False)]
     for _ in range(_ROUNDS):
-        members = _assign(some, centres)
+        members = _assign(some, np.arange(len(some)), centres)
         order = np.argsort(members, kind="stable")
         filled, starts = np.unique(members[order], return_index=True)
         centres[filled] = np.add.reduceat(some[order], starts, axis=0)      # an empty list keeps its centre
@@ -144,9 +180,9 @@ def list_centres(vectors: np.ndarray, count: int) -> np.ndarray:
     return centres
 
 
-def _assign(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The most alike centre of each vector, (n,)."""
-    blocks = (vectors[start : start + _ROWS].astype(np.float32) for start in range(0, len(vectors), _ROWS))
+def _assign(vectors: np.ndarray, rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The most alike centre of each of some vectors, (len(rows),)."""
+    blocks = (vectors[rows[start : start + _ROWS]].astype(np.float32) for start in range(0, len(rows), _ROWS))
     return np.concatenate([np.zeros(0, np.int64), *((block @ centres.T).argmax(axis=1) for block in blocks)])
 
 

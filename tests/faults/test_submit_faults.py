@@ -95,7 +95,7 @@ def test_a_job_is_submitted_stopped_and_resumed(head, undisturbed, tmp_path, fig
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_until(lambda: len(committed(place.storage)) >= IMAGES // 4, seconds=240)
     queues = {"run", "decode+detect+keypoint+align+embed"}
-    wait_until(lambda: queues <= totals(scrape(head.metrics), "queue").keys())      # they are exported every few seconds
+    wait_until(lambda: queues <= totals(scrape(head.metrics), "queue").keys())     # Ray exports them now and then
     waiting = totals(scrape(head.metrics), "queue")
     stop = time.monotonic()
     run(head.job("stop", "first"))

@@ -3,7 +3,7 @@ import pytest
 
 from pipeline.people import neighbours as module
 from pipeline.people.likeness import unit
-from pipeline.people.neighbours import Neighbours, nearest
+from pipeline.people.neighbours import Neighbours, nearest, renewed
 
 
 def people(count=40, each=6, dim=32, seed=1):
@@ -50,6 +50,32 @@ def test_neighbours_of_other_vectors_and_progress(monkeypatch, up_to):
     found = nearest(vectors, 3, 0.5, of=of, progress=lambda *so_far: done.append(so_far))
     assert (found.numbers == expected(vectors, 3, 0.5, of)[0]).mean() > 0.95
     assert done[-1] == (80, 80)
+
+
+@pytest.mark.parametrize("k", [3, 20])              # each vector has five of its person: more than 3, fewer than 20
+@pytest.mark.parametrize(("gone", "new"), [(0, 0), (0, 9), (9, 0), (60, 40), (240, 7)])
+def test_renewed_neighbours_are_those_of_all_cosines(k, gone, new):
+    vectors, random = people(), np.random.default_rng(2)
+    stays = np.sort(random.permutation(240)[gone:])
+    now = np.concatenate([vectors[stays], people(seed=1)[:new] + 0.05 * random.standard_normal((new, 32))])
+    order = random.permutation(len(now))
+    now, same = unit(now[order]), np.append(stays, np.full(new, -1))[order]
+    done = []
+    found = renewed(nearest(vectors, k, 0.5), now, same, 0.5, lambda *so_far: done.append(so_far))
+    wanted = nearest(now, k, 0.5)
+    assert found.numbers.tolist() == wanted.numbers.tolist()
+    assert np.allclose(found.cosines, wanted.cosines, atol=1e-6)
+    assert done[-1] == (len(now), len(now)) and done == sorted(done)
+
+
+def test_only_few_are_compared_again(monkeypatch):
+    vectors, compared = people(), []
+    before, add = nearest(vectors, 20, 0.5), Neighbours.add
+    monkeypatch.setattr(Neighbours, "add", lambda self, cosines, numbers: (
+        compared.append(cosines.size), add(self, cosines, numbers)))
+    vectors[:4] = people(seed=3)[:4]
+    renewed(before, vectors, np.where(np.arange(240) < 4, -1, np.arange(240)), 0.5)
+    assert sum(compared) == 4 * 240 + 236 * 4
 
 
 def test_lists_find_nearly_all_neighbours(monkeypatch):
