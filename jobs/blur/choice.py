@@ -6,15 +6,8 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.csv as pc_csv
-import pyarrow.parquet as pq
-
 from jobs.options import ArgumentError
-from jobs.people.files import place_of
-
-COLUMNS = pa.schema([("uri", pa.string()), ("face_index", pa.int32())])
-HELP = "a .csv or .parquet file with the columns uri and face_index, as faces/ has them; others are ignored"
+from jobs.people.face_files import read_face_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +31,7 @@ def read_choice(only: str | None, but: str | None) -> Choice:
     place = only or but
     if place is None:
         return EVERYONE
-    table = _read(place)
+    table = read_face_file(place)
     faces = frozenset(zip(table["uri"].to_pylist(), table["face_index"].to_pylist(), strict=True))
     names = "\n".join(f"{face_index} {uri}" for uri, face_index in sorted(faces))
     option = "only" if only else "but"
@@ -56,27 +49,4 @@ def refuse_unknown(choice: Choice, known: Collection[tuple[str, int]]) -> None:
             f"{len(missing):,} faces of {'--only' if choice.hides else '--but'} are not in OUTPUT, first {uri} "
             f"{face_index}; take uri and face_index from its faces/"
         )
-
-
-def _read(place: str) -> pa.Table:
-    storage, name = place_of(place)
-    try:
-        content = pa.BufferReader(storage.read(name))
-    except OSError as error:
-        raise ArgumentError(f"cannot read {place}: {error.strerror or error}; check the path") from None
-    try:
-        if name.lower().endswith(".parquet"):
-            table = pq.read_table(content, columns=COLUMNS.names)
-        else:
-            kinds = {field.name: field.type for field in COLUMNS}
-            table = pc_csv.read_csv(content, convert_options=pc_csv.ConvertOptions(
-                column_types=kinds, include_columns=COLUMNS.names
-            ))
-        table = table.cast(COLUMNS)
-    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-        raise ArgumentError(f"{place} cannot be used: {str(error).splitlines()[0]}; it must be {HELP}") from None
-    if table["uri"].null_count or table["face_index"].null_count:
-        raise ArgumentError(f"{place} has rows without uri or face_index; it must be {HELP}")
-    return table
-
 

@@ -83,7 +83,8 @@ def argument_parser() -> argparse.ArgumentParser:
         f"C / {PAIR_BY_LARGE}; default: {PAIR_BY_LARGE} times the embedder's threshold for a false positive rate of "
         f"{DEFAULT_FPR}, which is 0.447 for edgenext"))
     parser.add_argument("--labels", metavar="FILE", help=(
-        "faces of known people: a CSV or Parquet file with the columns uri, face_index and name"))
+        "faces of known people: a .csv or .parquet file, on disk or in a bucket, with the columns uri, face_index and "
+        "name"))
     parser.add_argument("--same-photo", action="store_true", help=(
         "two faces of one photo can be one person, as in collages and mirrors"))
     parser.add_argument("--weights", metavar="DIR|URI", help=(

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.evaluate.data import read_table
 from jobs.options import ArgumentError
+from jobs.people.face_files import read_face_file
 from pipeline.people.gallery import Gallery
-
-COLUMNS = pa.schema([("uri", pa.string()), ("face_index", pa.int64()), ("name", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +37,8 @@ class Labels:
 
 
 def read_labels(file: str, gallery: Gallery) -> Labels:
-    """The names in a CSV or Parquet file. Raises ArgumentError, DataError."""
-    table = read_table(Path(file), COLUMNS.names)
-    try:
-        table = table.select(COLUMNS.names).cast(COLUMNS)
-    except pa.ArrowInvalid as error:
-        raise ArgumentError(f"--labels {file}: {error}; face_index must be whole numbers") from None
+    """The names in a CSV or Parquet file. Raises ArgumentError."""
+    table = read_face_file(file, "name")
     named = table.filter(pc.not_equal(pc.utf8_trim_whitespace(table["name"]), ""))
     faces = gallery.find(named["uri"], named["face_index"].to_numpy())
     if not (faces >= 0).any():

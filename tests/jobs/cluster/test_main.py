@@ -113,11 +113,11 @@ def test_a_kill_leaves_the_old_tables_or_the_new(tmp_path):
     assert seen == {6, 8} and len(storage.list("people")) == 3
 
 
-def test_labels_fix_who_is_who_and_say_how_good_the_groups_are(tmp_path, capsys):
+def test_labels_fix_who_is_who_and_say_how_good_the_groups_are(tmp_path, capsys, bucket, s3_endpoint):
     write_output(tmp_path)
-    labels = tmp_path / "labels.csv"
-    labels.write_text("uri,face_index,name\n/p/ann.jpg,0,Ann\n/p/like ann.jpg,0,Ann\n/p/bob.jpg,0,Bob\n/p/x.jpg,0,X\n")
-    assert main([str(tmp_path), "--labels", str(labels)]) == 0
+    bucket.put("labels.csv", b"uri,face_index,name\n/p/ann.jpg,0,Ann\n/p/like ann.jpg,0,Ann\n/p/bob.jpg,0,Bob\n"
+                             b"/p/x.jpg,0,X\n")
+    assert main([str(tmp_path), "--labels", f"{bucket.uri}/labels.csv?endpoint_override={s3_endpoint}"]) == 0
     now = persons(tmp_path)
     assert now["/p/like ann.jpg", 0] == now["/p/ann.jpg", 0] != now["/p/bob.jpg", 0]
     names = {row["person"]: row["name"] for row in tables(tmp_path)[1].to_pylist()}
@@ -159,7 +159,7 @@ def test_an_erasure_finds_the_tables(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["{folder}"], "this is not an output of jobs.extract"),
-        (["{out}", "--labels", "{folder}/gone.csv"], "gone.csv does not exist"),
+        (["{out}", "--labels", "{folder}/gone.csv"], "cannot read .*gone.csv: No such file .*; check the path"),
         (["{out}", "--labels", "{folder}/other.csv"], "none of its 1 rows with a name is a face of the output"),
         (["{out}", "--labels", "{folder}/twice.csv"], "face 0 of /p/ann.jpg has two names"),
         (["{out}", "--labels", "{folder}/word.csv"], "face_index must be whole numbers"),
