@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.bench import (
+    blur,
     compare,
     decode_scale,
     detect,
@@ -44,6 +45,7 @@ DESCRIPTION = """Measure speed and memory. Every benchmark compares its variants
     python -m jobs.bench people --what index         jobs.index on the same, beside faiss: time, memory, and recall
     python -m jobs.bench people --what groups        jobs.cluster on the same: time, peak memory, and accuracy
     python -m jobs.bench report                      jobs.report on 10,000 faces: time, size, first paint in a browser
+    python -m jobs.bench blur                        jobs.blur beside Pillow alone: images per second and peak memory
     python -m jobs.bench scale OUTPUT                estimate for a billion images like those of OUTPUT
 """
 
@@ -158,6 +160,15 @@ def add_scale_benchmarks(add: AddCommand) -> None:
     command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
     command.add_argument("--folder", type=Path, help=(
         "keeps photos and output, 45 MB a thousand faces, and has them from before; default: a temporary one"))
+    command = add("blur", lambda given: blur.bench_blur(
+        given.images, given.output, given.faces, given.photo_px, given.rounds))
+    command.add_argument("images", nargs="?", metavar="IMAGES", help=(
+        "a folder of images; default: copies of the photos of ultralytics"))
+    command.add_argument("output", nargs="?", metavar="OUTPUT", help="what jobs.extract made of IMAGES")
+    command.add_argument("--faces", type=positive, default=1000, help="on the copies; default: %(default)s")
+    command.add_argument("--photo-px", type=positive, default=1920, help=(
+        "longest side of the copies; default: %(default)s"))
+    command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
     command = add("scale", lambda given: scale.bench_scale(given.output, given.images))
     command.add_argument("output", metavar="OUTPUT", help="a finished output of jobs.extract")
     command.add_argument("--images", type=positive, default=1_000_000_000, help="to estimate; default: %(default)s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -65,11 +66,11 @@ def bench_report(faces: int, seed: int, folder: Path | None, rounds: int) -> Non
             print(f"| {i + 1} | {made} | {paint.first_s:.2f} | {paint.loaded_s:.1f} |", flush=True)
 
 
-def write_copies(photos: Path, output: Path, faces: int, seed: int) -> None:
+def write_copies(photos: Path, output: Path, faces: int, seed: int, photo_px: int = PHOTO_PX) -> None:
     """Write darker, lighter and noisy copies of the demo's photos, and the output with their faces.
 
     The faces are those of the detector on the two photos; the vectors are of people chosen at random. The same numbers
-    and seed give the same rows.
+    and seed give the same rows. photo_px: longest side of a copy.
     """
     photos.mkdir(parents=True, exist_ok=True)
     storage = open_storage(str(output))
@@ -77,7 +78,7 @@ def write_copies(photos: Path, output: Path, faces: int, seed: int) -> None:
     cards = models.by_role
     claim.claim(storage, fingerprinted(RowSettings(), {role: card.fingerprint() for role, card in cards.items()}))
     names = ModelNames(**{role: card.identity for role, card in cards.items()})
-    found = list(find_faces(PhotoReader(RowSettings(), models, DEFAULT_WEIGHTS_DIR)))
+    found = list(find_faces(PhotoReader(RowSettings(), models, DEFAULT_WEIGHTS_DIR), photo_px))
     centres = person_vectors(max(1, faces // 10), seed)
     random = np.random.default_rng(seed)
     number = 0
@@ -95,12 +96,12 @@ def write_copies(photos: Path, output: Path, faces: int, seed: int) -> None:
         ledger.write_pair(storage, part, *tables, check=lambda: None)
 
 
-def find_faces(read_photos: PhotoReader) -> Iterator[Found]:
-    """The photos of the demo that show faces, and their faces."""
+def find_faces(read_photos: PhotoReader, photo_px: int) -> Iterator[Found]:
+    """The photos of the demo that show faces, at the size of their copies, and their faces."""
     photos = sorted(demo_photos().glob("*.jpg"))
     for photo, faces in zip(photos, read_photos([str(photo) for photo in photos]), strict=True):
         pixels = simplejpeg.decode_jpeg(photo.read_bytes())
-        scale = PHOTO_PX / max(pixels.shape)
+        scale = photo_px / max(pixels.shape)
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         boxes = [[row[name] for name in ("x1", "y1", "x2", "y2")] for row in faces.rows]
         yield Found(
@@ -123,7 +124,10 @@ def batch_of(photos: Sequence[tuple[str, Found]], centres: np.ndarray, random: n
     n = int(counts.sum())
     noise = unit(random.standard_normal((n, EMBEDDING_DIM), np.float32))
     records = tuple(
-        ImageRecord(uri, width=of.pixels.shape[1], height=of.pixels.shape[0], format="jpeg", n_faces=len(of.scores))
+        ImageRecord(
+            uri, width=of.pixels.shape[1], height=of.pixels.shape[0], format="jpeg", n_faces=len(of.scores),
+            sha256=hashlib.sha256(Path(uri).read_bytes()).hexdigest(),
+        )
         for uri, of in photos
     )
     return FaceBatch(
