@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.blur.choice import HELP, Choice, read_choice, refuse_unknown
+from jobs.blur.choice import Choice, read_choice, refuse_unknown
 from jobs.blur.copier import Copier
 from jobs.blur.faces import known_faces, with_faces
 from jobs.blur.hide import CELLS, MARGIN, MIN_CELL_PX, How
@@ -26,8 +26,11 @@ from jobs.blur.table import COPIES, FOLDER, SETTLED, TABLE, CopyTable, Outcome, 
 from jobs.blur.work import RECORD_COLUMNS, Counts, Work
 from jobs.command import TOO_MANY_ERRORS, run_command, run_process, say
 from jobs.options import ArgumentError, add_single_writer, command_parser, program, resuming_command
+from jobs.people.face_files import HELP
+from pipeline.batch import Fetched
 from pipeline.input.fetch import Fetch
 from pipeline.input.listing import InputKind, list_inputs
+from pipeline.input.names import uri_extension
 from pipeline.input.parquet_images import ParquetColumns
 from pipeline.input.rules import Rules
 from pipeline.output import claim, ledger
@@ -39,6 +42,7 @@ from pipeline.stages.pillow import prepare_pillow
 
 _SHOWN_REASONS = 10
 FETCHED_TOGETHER = 500
+WAITING_BYTES = 256 << 20  # of files that wait for a thread, or one larger file
 NOTED_ROWS = 100           # a run that is killed makes at most so many copies again, and those in hand
 
 DESCRIPTION = f"""Copy images with their faces made unrecognisable.
@@ -113,7 +117,10 @@ def blur(arguments: argparse.Namespace) -> int:
         places.dest.clean_temporary(deep=True)
         root, counts = find_work(work, output, places, table)
         say_work(counts)
-        copier = Copier(places.dest, root, arguments.how, choice, output.settings.max_pixels, look)
+        numbered = bool(output.parquet and output.parquet["uri"] is None)
+        copier = Copier(
+            places.dest, root, arguments.how, choice, output.settings.max_pixels, look, numbered=numbered
+        )
         copy_all(work, counts.to_do, output, places, choice, copier, Notes(table, work, run_id))
         copies = work.copies()
         table.finish(copies)
@@ -143,21 +150,38 @@ def settings_of(output: Output, places: Places, how: How, choice: Choice) -> dic
 
 def find_work(work: Work, output: Output, places: Places, table: CopyTable) -> tuple[str, Counts]:
     """What the uris of IMAGES begin with, and how much is to do. Raises ArgumentError, InputError."""
+    if output.parquet is None and uri_extension(places.images) == "parquet":
+        raise no_column(f"IMAGES ({places.images}) is a Parquet file", output)
+    root, kind = list_images(work, output, places)
+    for rows in ledger.scan_ledger(output.storage, RECORD_COLUMNS):
+        work.add_records(rows)
+    for rows in table.settled():
+        work.add_copies(rows)
+    if output.parquet is None and (row := work.row_of_parquet()):
+        raise no_column(f"{row} is a row of a Parquet file", output)
+    counts = work.compute(root if kind in (InputKind.FOLDER, InputKind.PREFIX) else "")
+    if twice := work.two_of_one_name():
+        raise ArgumentError(f"the copy of {twice} would have the name of a member of an archive; rename one of them")
+    return root, counts
+
+
+def list_images(work: Work, output: Output, places: Places) -> tuple[str, InputKind]:
+    """List IMAGES. Returns what their uris begin with, and what IMAGES is. Raises ArgumentError, InputError."""
     parquet = ParquetColumns(**output.parquet) if output.parquet else None
     rules = Rules(output.storage.root, all_files=True, parquet=parquet, options=places.options)
     listing = list_inputs([places.images], work.add_listing, rules)
     for warning in listing.warnings:
         say(warning)
     (kind,) = listing.kinds
-    root = root_of(places.images, kind)
-    for rows in ledger.scan_ledger(output.storage, RECORD_COLUMNS):
-        work.add_records(rows)
-    for rows in table.settled():
-        work.add_copies(rows)
-    counts = work.compute(root if kind in (InputKind.FOLDER, InputKind.PREFIX) else "")
-    if twice := work.two_of_one_name():
-        raise ArgumentError(f"the copy of {twice} would have the name of a member of an archive; rename one of them")
-    return root, counts
+    return root_of(places.images, kind), kind
+
+
+def no_column(what: str, output: Output) -> ArgumentError:
+    """The refusal of Parquet files of whose images the column is not known."""
+    return ArgumentError(
+        f"{what}, but {output.storage.root}/{claim.RUN_JSON} does not say which column holds images. Run jobs.extract "
+        "with --image-column to its end first; if the file is a list of images, give their folder"
+    )
 
 
 def copy_all(
@@ -168,10 +192,10 @@ def copy_all(
     fetch = Fetch(places.options, image_column=column)
     progress = Progress("images", describe, to_do)
     n_threads = max(4, os.cpu_count() or 1)           # writing to a bucket is mostly waiting
-    waiting: deque[Future[Row]] = deque()
+    waiting: deque[tuple[int, Future[Row]]] = deque()      # with the bytes of their files
 
     def settle() -> None:
-        row = waiting.popleft().result()
+        row = waiting.popleft()[1].result()
         note(row)
         progress.add(1, {"faces hidden": row["hidden"], str(row["outcome"]): 1})
 
@@ -181,8 +205,9 @@ def copy_all(
             while group := list(islice(images, FETCHED_TOGETHER)):
                 answers = fetch([image.row for image, _ in group])
                 for (image, faces), answer in zip(group, answers, strict=True):
-                    waiting.append(threads.submit(copier, image, faces, answer))
-                    if len(waiting) > n_threads:
+                    n_bytes = len(answer.content) if isinstance(answer, Fetched) else 0
+                    waiting.append((n_bytes, threads.submit(copier, image, faces, answer)))
+                    while len(waiting) > n_threads or sum(n_bytes for n_bytes, _ in waiting) > WAITING_BYTES:
                         settle()
             while waiting:
                 settle()

@@ -13,32 +13,36 @@ from jobs.blur.faces import FoundFaces
 from jobs.blur.formats import NotWritable, copy_without_faces
 from jobs.blur.hide import How, regions_of
 from jobs.blur.look import SecondLook
-from jobs.blur.places import name_checker, name_of
+from jobs.blur.places import name_checker, name_of, name_of_row
 from jobs.blur.table import Outcome
 from jobs.blur.work import Image
-from pipeline.batch import Fetched, FetchFailure
+from pipeline.batch import Fetched, FetchFailure, TodoRow
 from pipeline.errors import EnvironmentFault
+from pipeline.input.names import uri_extension
 from pipeline.stages.codec import DecodeError
 from pipeline.stages.decode import MemoryGate
 from pipeline.stages.image import Header, read_header
 from pipeline.storage import Storage
 
 HELD_BYTES = 1 << 30       # of pictures at a time, or one that needs more
-_PIXEL_BYTES = {"jpeg": 6, "png": 10, "bmp": 6}      # of a picture while it is written again; others need up to
-_OTHER_PIXEL_BYTES = 20
+# Of a picture while it is written again, more than `Header.work_bytes` of decoding.
+_PIXEL_BYTES = {"jpeg": 6, "png": 6, "bmp": 6, "tiff": 12, "gif": 12}
+_OTHER_PIXEL_BYTES = 25     # of encoders of WebP, AVIF and HEIC
 
 
 class Copier:
     """Makes copies in DEST; may be called from several threads. Every call gives the image's row of `table.COPIES`.
 
-    root: what the uris of IMAGES begin with. look: None for no second look.
+    root: what the uris of IMAGES begin with. look: None for no second look. numbered: whether the rows of Parquet files
+    have numbers in place of names.
     """
 
     def __init__(
-        self, dest: Storage, root: str, how: How, choice: Choice, max_pixels: int, look: SecondLook | None
+        self, dest: Storage, root: str, how: How, choice: Choice, max_pixels: int, look: SecondLook | None, *,
+        numbered: bool = False,
     ) -> None:
         self._dest, self._root, self._how, self._choice = dest, root, how, choice
-        self._max_pixels, self._look = max_pixels, look
+        self._max_pixels, self._look, self._numbered = max_pixels, look, numbered
         self._may_write = name_checker(dest)
         self._gate = MemoryGate(HELD_BYTES)
         self._looking = threading.Lock()
@@ -46,7 +50,7 @@ class Copier:
     def __call__(self, image: Image, faces: FoundFaces, answer: Fetched | FetchFailure) -> Mapping[str, Any]:
         """Raises EnvironmentFault for what no image is at fault for, such as a full disk."""
         uri = image.row.uri
-        name = name_of(uri, image.row.container, self._root)
+        name = self._name(image.row, answer)
         shown = None if name is None else os.fsencode(name).decode(errors="backslashreplace")
         row: dict[str, Any] = {
             "uri": uri, "name": shown, "sha256": image.record["sha256"], "faces": len(faces.hidden), "hidden": 0,
@@ -62,10 +66,17 @@ class Copier:
             return row | self._copy(uri, name, faces, answer.content)
         except (NotWritable, DecodeError) as error:
             return row | {"outcome": Outcome.KEPT_BACK, "reason": str(error)}
+        except MemoryError:
+            return row | {"outcome": Outcome.FAILED, "reason": "it needs more memory than there is"}
         except OSError as error:
             if fault := EnvironmentFault.of(error):
                 raise fault from error
             return row | {"outcome": Outcome.FAILED, "reason": f"cannot be written: {error.strerror or error}"}
+
+    def _name(self, row: TodoRow, answer: Fetched | FetchFailure) -> str | None:
+        name = name_of(row.uri, row.container, self._root)
+        is_numbered = self._numbered and uri_extension(row.container or "") == "parquet"
+        return name_of_row(name, answer.content) if name and is_numbered and isinstance(answer, Fetched) else name
 
     def _keeps_back(self, image: Image, name: str | None, rows: int) -> str | None:
         """Why an image is not copied; None if it is. rows: of its faces in OUTPUT."""
@@ -98,6 +109,6 @@ class Copier:
 
 
 def _work_bytes(header: Header) -> int:
-    return _PIXEL_BYTES.get(header.format, _OTHER_PIXEL_BYTES) * header.width * header.height
+    return header.work_bytes + _PIXEL_BYTES.get(header.format, _OTHER_PIXEL_BYTES) * header.width * header.height
 
 

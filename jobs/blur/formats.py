@@ -174,7 +174,7 @@ def _deep_png(content: bytes, orientation: int | None, regions: Sequence[Region]
     has_alpha = pixels.shape[2] == 4
     for region in regions:
         part = pixels[region.y1 : region.y2, region.x1 : region.x2]
-        part[...] = hidden(part, region.cell_px, how)
+        part[...] = hidden(part, region, how)
         if has_alpha and how is How.FILL:
             part[..., 3] = 65535
     if has_alpha:

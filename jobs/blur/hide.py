@@ -15,6 +15,8 @@ CELLS = 3           # colours that stay along the longer side of the box. Of the
                     # the embedder, shown the place, found 10% again with 8, 3% with 6, 0.7% with 3, none in black
 MIN_CELL_PX = 8     # small faces have few colours anyway: with 6 it found 49% below 20 px, with this 2%
 
+STRIP_ROWS = 256    # of a region, changed at a time: copies of a whole one take 11 bytes a pixel
+
 _SWAPS_SIDES, _FLIPS_X, _FLIPS_Y = {5, 6, 7, 8}, {2, 3, 7, 8}, {3, 4, 6, 7}      # EXIF orientations
 _BLACK = {"CMYK": (0, 0, 0, 255), "YCbCr": (0, 128, 128), "RGBA": (0, 0, 0, 255), "LA": (0, 255)}
 
@@ -36,6 +38,11 @@ class Region:
     x2: int
     y2: int
     cell_px: float
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """How many colours are left, across and down."""
+        return max(1, round((self.x2 - self.x1) / self.cell_px)), max(1, round((self.y2 - self.y1) / self.cell_px))
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -71,33 +78,73 @@ def regions_of(boxes_xyxy: np.ndarray, size_wh: tuple[int, int], orientation: in
 
 
 def hide_in_image(image: Image.Image, regions: Sequence[Region], how: How) -> None:
-    """Change these regions of a picture with a mode that hidden_part takes."""
+    """Change these regions of a picture with one of the modes of `formats.copy_without_faces`."""
     for region in regions:
-        image.paste(hidden_part(image, image.crop(region.box), region.cell_px, how), region.box)
+        if how is How.FILL:
+            image.paste(_black(image), region.box)
+        else:
+            _hide_by_strips(image, region, how)
 
 
-def hidden_part(image: Image.Image, part: Image.Image, cell_px: float, how: How) -> Image.Image:
-    """A part of the picture, unrecognisable, in its mode and with its palette."""
-    if how is How.FILL and part.mode != "P":
-        return Image.new(part.mode, part.size, _BLACK.get(part.mode, 0))
-    match part.mode:
-        case "P":
-            colours = Image.fromarray(hidden(np.asarray(part.convert("RGB")), cell_px, how))
-            return colours.quantize(palette=image, dither=Image.Dither.NONE)
-        case "1":
-            grey = Image.fromarray(hidden(np.asarray(part.convert("L")), cell_px, how))
-            return grey.convert("1", dither=Image.Dither.NONE)
-        case "I":
-            return Image.fromarray(np.rint(hidden(np.asarray(part, np.float64), cell_px, how)).astype(np.int32))
-    return Image.frombytes(part.mode, part.size, hidden(np.asarray(part), cell_px, how).tobytes())
+def _hide_by_strips(image: Image.Image, region: Region, how: How) -> None:
+    across, down = region.cells
+    strips = [
+        (region.x1, top, region.x2, min(top + STRIP_ROWS, region.y2)) for top in range(region.y1, region.y2, STRIP_ROWS)
+    ]
+    rows = np.concatenate([_shrink(_pixels(image.crop(strip)), across, None) for strip in strips])
+    rows = _stretch(_shrink(rows, None, down), None, len(rows), how)
+    for strip in strips:
+        narrow = rows[strip[1] - region.y1 : strip[3] - region.y1]
+        image.paste(_in_mode_of(image, _stretch(narrow, region.x2 - region.x1, None, how)), strip)
 
 
-def hidden(pixels: np.ndarray, cell_px: float, how: How) -> np.ndarray:
-    """Pixels (h, w) or (h, w, channels) with the mean colour of every cell in place of what was there."""
+def _black(image: Image.Image) -> int | tuple[int, ...]:
+    """Black in the mode of the picture, or what is nearest to it in its palette."""
+    if image.mode == "P":
+        return int(_in_mode_of(image, np.zeros((1, 1, 3), np.uint8)).tobytes()[0])
+    return _BLACK.get(image.mode, 0)
+
+
+def hidden(pixels: np.ndarray, region: Region, how: How) -> np.ndarray:
+    """The pixels (h, w) or (h, w, channels) of a region with the mean colour of every cell in place of what was there.
+    """
     if how is How.FILL:
         return np.zeros_like(pixels)
     height, width = pixels.shape[:2]
-    cells_wh = max(1, round(width / cell_px)), max(1, round(height / cell_px))
-    means = cv2.resize(pixels, cells_wh, interpolation=cv2.INTER_AREA)
+    return _stretch(_shrink(pixels, *region.cells), width, height, how).reshape(pixels.shape)
+
+
+def _shrink(pixels: np.ndarray, width: int | None, height: int | None) -> np.ndarray:
+    """The means of cells, so many across and down; None leaves that side as it is."""
+    size_wh = width or pixels.shape[1], height or pixels.shape[0]
+    return cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA).reshape(*size_wh[::-1], *pixels.shape[2:])
+
+
+def _stretch(cells: np.ndarray, width: int | None, height: int | None, how: How) -> np.ndarray:
     between = cv2.INTER_NEAREST if how is How.PIXELATE else cv2.INTER_CUBIC
-    return cv2.resize(means, (width, height), interpolation=between).reshape(pixels.shape)
+    size_wh = width or cells.shape[1], height or cells.shape[0]
+    return cv2.resize(cells, size_wh, interpolation=between).reshape(*size_wh[::-1], *cells.shape[2:])
+
+
+def _pixels(part: Image.Image) -> np.ndarray:
+    """The colours of a part of a picture, as numbers that have means."""
+    match part.mode:
+        case "P":
+            return np.asarray(part.convert("RGB"))
+        case "1":
+            return np.asarray(part.convert("L"))
+        case "I":
+            return np.asarray(part, np.float64)
+    return np.asarray(part)
+
+
+def _in_mode_of(image: Image.Image, pixels: np.ndarray) -> Image.Image:
+    """The inverse of `_pixels`, with the palette of the picture."""
+    match image.mode:
+        case "P":
+            return Image.fromarray(pixels).quantize(palette=image, dither=Image.Dither.NONE)
+        case "1":
+            return Image.fromarray(pixels).convert("1", dither=Image.Dither.NONE)
+        case "I":
+            return Image.fromarray(np.rint(pixels).astype(np.int32))
+    return Image.frombytes(image.mode, pixels.shape[1::-1], pixels.tobytes())

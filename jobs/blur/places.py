@@ -11,6 +11,7 @@ from jobs.blur.table import FOLDER
 from jobs.options import ArgumentError
 from pipeline.input.buckets import list_objects
 from pipeline.input.listing import InputKind
+from pipeline.stages.headers import sniff_format
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import (
     StoreOptions,
@@ -23,6 +24,7 @@ from pipeline.storage.uris import (
 )
 
 _MAX_NAME_BYTES = 255      # of one part of a path, on all usual file systems
+_EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}      # others are as the format
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,12 @@ def name_of(uri: str, container: str | None, root: str) -> str | None:
     return None if bad or too_long else name
 
 
+def name_of_row(name: str, content: bytes) -> str:
+    """The name of a copy whose image has only a number in its Parquet file: with the extension of its format."""
+    format = sniff_format(content)
+    return f"{name}.{_EXTENSIONS.get(format, format)}" if format else name
+
+
 def name_checker(dest: Storage) -> Callable[[str, str], bool]:
     """Whether a name of DEST may be written, given the uri of its original."""
     if not is_local(dest.root):
@@ -119,7 +127,9 @@ def _overlap(first: str, second: str) -> bool:
 
 
 def _holds_anything(root: str, options: StoreOptions) -> bool:
+    """Whether there is something beside FOLDER, which a run that was killed at once has left."""
     if is_local(root):
-        return Path(root).is_dir() and any(Path(root).iterdir())
+        return Path(root).is_dir() and any(entry.name != FOLDER for entry in Path(root).iterdir())
     bucket, key = split_uri(root)
-    return next(list_objects(bucket, f"{key}/" if key else "", options), None) is not None
+    prefix = f"{key}/" if key else ""
+    return any(not found.startswith(f"{prefix}{FOLDER}/") for found, *_ in list_objects(bucket, prefix, options))

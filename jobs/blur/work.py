@@ -114,6 +114,14 @@ class Work:
         ).fetchone()
         return str(found[0]) if found else None
 
+    def row_of_parquet(self) -> str | None:
+        """An image of OUTPUT that is a row of a Parquet file, which was listed as a file; None if there is none."""
+        found = self._database.execute(
+            r"""SELECT known.uri FROM known JOIN listed
+                ON listed.uri = regexp_extract(known.uri, '(?i)^(.*?\.parquet)#', 1) LIMIT 1"""
+        ).fetchone()
+        return str(found[0]) if found else None
+
     def images(self) -> Iterator[Image]:
         """What is to do, part by part."""
         found = self._database.cursor().sql(f"SELECT * FROM work ORDER BY part, {NEIGHBOURS}")

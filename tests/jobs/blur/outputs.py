@@ -20,9 +20,12 @@ Box = tuple[float, float, float, float]
 
 def write_output(
     root: object, images: Mapping[str, tuple[bytes, Sequence[Box]]], *, others: Mapping[str, Status] | None = None,
-    truncated: bool = False, vectors: np.ndarray | None = None,
+    truncated: bool = False, vectors: np.ndarray | None = None, parquet: Mapping[str, str | None] | None = None,
 ) -> Storage:
-    """A finished output. images: by uri, the file and its faces' boxes. others: images without faces, by status."""
+    """A finished output. images: by uri, the file and its faces' boxes. others: images without faces, by status.
+
+    parquet: the columns of images in Parquet files.
+    """
     storage = open_storage(str(root))
     cards = read_models(None, DEFAULT_MODELS).by_role
     claim.claim(storage, fingerprinted(RowSettings(), {role: card.fingerprint() for role, card in cards.items()}))
@@ -51,5 +54,5 @@ def write_output(
             storage, ledger.part_name("part", "r1", [record.uri for record in records]),
             sink.faces_table(batch, names, 512, "float32"), sink.images_table(batch, "r1"), lambda: None,
         )
-    storage.write("run.json", json.dumps({"run_id": "r1"}).encode())
+    storage.write("run.json", json.dumps({"run_id": "r1", "listing": {"parquet": parquet}}).encode())
     return storage

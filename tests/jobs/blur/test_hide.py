@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.blur.hide import CELLS, MIN_CELL_PX, How, hidden, hide_in_image, regions_of
+from jobs.blur.hide import CELLS, MIN_CELL_PX, STRIP_ROWS, How, Region, hidden, hide_in_image, regions_of
 from pipeline.stages.image import upright
 
 BOX = np.array([[40.0, 10.0, 60.0, 50.0]], np.float32)      # with its margin of 10 px: 30, 0, 70, 60
@@ -41,12 +41,13 @@ def test_the_strength_follows_the_size_of_the_face(side_px, cell_px):
 def test_pixels_that_differ_only_within_cells_end_alike(shape, dtype):
     first = np.random.default_rng(1).integers(0, 200, shape).astype(dtype)
     second = first.reshape(3, 30, 2, 30, -1)[:, ::-1, :, ::-1].reshape(shape)       # every cell is turned by itself
+    region = Region(0, 0, 60, 90, 30.0)
     for how in How:
-        ends = hidden(first, 30.0, how), hidden(second, 30.0, how)
+        ends = hidden(first, region, how), hidden(second, region, how)
         assert ends[0].shape == shape and ends[0].dtype == dtype
         assert np.allclose(*ends, atol=1 if dtype != np.float32 else 1e-3)
-    assert len(np.unique(hidden(first, 30.0, How.PIXELATE).reshape(-1, *shape[2:]), axis=0)) <= 6
-    assert not hidden(first, 30.0, How.FILL).any()
+    assert len(np.unique(hidden(first, region, How.PIXELATE).reshape(-1, *shape[2:]), axis=0)) <= 6
+    assert not hidden(first, region, How.FILL).any()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16"])
@@ -62,3 +63,13 @@ def test_a_picture_changes_in_its_region_alone_and_keeps_its_mode(mode, how):
     changed = np.argwhere(before != after)[:, :2]
     assert changed.min(axis=0)[1] >= 30 and changed.max(axis=0)[1] < 70 and changed.max(axis=0)[0] < 60
     assert len(changed) > 200
+
+
+@pytest.mark.parametrize("how", How)
+def test_a_large_region_is_hidden_as_a_whole(how):
+    """It is changed strip by strip, and strips must not show."""
+    pixels = np.random.default_rng(4).integers(0, 255, (3 * STRIP_ROWS + 7, 90, 3), np.uint8)
+    image, region = Image.fromarray(pixels), Region(5, 3, 85, 3 * STRIP_ROWS + 1, 250.0)
+    hide_in_image(image, [region], how)
+    expected = hidden(pixels[region.y1 : region.y2, region.x1 : region.x2], region, how)
+    assert np.abs(np.asarray(image.crop(region.box)).astype(int) - expected).max() <= 1

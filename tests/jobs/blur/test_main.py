@@ -1,8 +1,7 @@
 """jobs.blur from its arguments to the copies."""
 
-import io
+import gzip
 import os
-import tarfile
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,7 @@ from jobs.blur.table import COPIES
 from pipeline.batch import Status
 from pipeline.storage.uris import local_uri
 from tests.jobs.blur.outputs import write_output
+from tests.support.archives import tar, write_images, zipped
 from tests.support.photos import ZIDANE
 
 BOX = (40.0, 40.0, 60.0, 60.0)
@@ -129,8 +129,8 @@ def test_chosen_faces(tmp_path, photos, option, hidden, kind):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("", "cannot be used"), ("uri,face\n/a,1\n", "uri and face_index"),
-    ("uri,face_index\n/a.jpg,x\n", "cannot be used"),
+    ("", "cannot be used"), ("uri,face\n/a,1\n", "no column face_index"),
+    ("uri,face_index\n/a.jpg,x\n", "whole numbers"),
     ("uri,face_index\n/p/other.jpg,0\n", "not in OUTPUT, first /p/other.jpg 0"),
 ])
 def test_a_choice_that_means_nothing_is_refused(tmp_path, photos, out, content, message, capsys):
@@ -165,11 +165,7 @@ def test_members_of_archives_and_odd_names(tmp_path):
     photos.mkdir()
     odd = os.fsdecode(b"not utf-8 \xff.jpg")
     (photos / odd).write_bytes(jpeg())
-    with tarfile.open(photos / "a.tar", "w") as tar:
-        for name in ("in/face.jpg", "../evil.jpg"):
-            member = tarfile.TarInfo(name)
-            member.size = len(jpeg())
-            tar.addfile(member, io.BytesIO(jpeg()))
+    (photos / "a.tar").write_bytes(tar(("in/face.jpg", jpeg()), ("../evil.jpg", jpeg())))
     uris = [f"{photos}/a.tar#in/face.jpg", f"{photos}/a.tar#../evil.jpg", local_uri(str(photos / odd))]
     out = write_output(tmp_path / "out", {uri: (jpeg(), [BOX]) for uri in uris}).root
     assert main([str(photos), out, str(tmp_path / "dest"), FAST]) == 0
@@ -179,12 +175,67 @@ def test_members_of_archives_and_odd_names(tmp_path):
     assert sorted(row["outcome"] for row in table) == ["copied", "copied", "kept_back"]
 
 
+def container(path, kind):
+    """Write a file that holds one image."""
+    member = "in/face.jpg", jpeg()
+    match kind:
+        case "parquet":
+            write_images(path, [jpeg()], id=["in/face.jpg"])
+        case "zip":
+            path.write_bytes(zipped(member))
+        case "tar.gz":
+            path.write_bytes(gzip.compress(tar(member)))
+        case _:
+            path.write_bytes(tar(member))
+
+
+@pytest.mark.parametrize(("kind", "name_column", "member", "copy"), [
+    ("tar", None, "in/face.jpg", "in/face.jpg"), ("tar.gz", None, "in/face.jpg", "in/face.jpg"),
+    ("zip", None, "in/face.jpg", "in/face.jpg"), ("parquet", "id", "in/face.jpg", "in/face.jpg"),
+    ("parquet", None, "0", "0.jpg"),
+])
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_images_in_containers(tmp_path, kind, name_column, member, copy, given):
+    """Of a Parquet file the rows have numbers, unless jobs.extract was told the column of their names."""
+    file = tmp_path / "photos" / f"a b.{kind}"
+    file.parent.mkdir()
+    container(file, kind)
+    out = write_output(tmp_path / "out", {f"{file}#{member}": (jpeg(), [BOX])}, parquet=(
+        {"image": "image", "uri": name_column} if kind == "parquet" else None)).root
+    images = str(file if given == "file" else file.parent)
+    assert main([images, out, str(tmp_path / "dest"), FAST]) == 0
+    name = f"a b.{kind}/{copy}"
+    assert middle((tmp_path / "dest" / name).read_bytes()) < 0.5 * middle(jpeg())
+    assert rows_of(tmp_path / "dest")[name]["outcome"] == "copied"
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_rows_of_a_parquet_file_whose_column_is_not_known_are_refused(tmp_path, capsys, given):
+    """jobs.extract notes the column at the end of its run."""
+    file = tmp_path / "photos" / "a.parquet"
+    file.parent.mkdir()
+    container(file, "parquet")
+    out = write_output(tmp_path / "out", {f"{file}#0": (jpeg(), [BOX])}).root
+    images = str(file if given == "file" else file.parent)
+    assert main([images, out, str(tmp_path / "dest"), FAST]) == 2
+    assert "run.json does not say which column holds images. Run jobs.extract" in capsys.readouterr().err
+    assert not list((tmp_path / "dest").glob("[!_.]*"))
+
+
+def test_a_run_that_was_killed_at_once_goes_on(tmp_path, photos, out):
+    """It has written its lease, and not yet its settings."""
+    (tmp_path / "dest" / "_blur").mkdir(parents=True)
+    (tmp_path / "dest" / "_blur" / ".lock").touch()
+    assert main([str(photos), out, str(tmp_path / "dest"), FAST]) == 0
+
+
 def test_buckets(bucket, s3_endpoint, capsys):
     query = f"?endpoint_override={s3_endpoint}"
     bucket.put("photos/a b/face.jpg", jpeg())
     write_output(f"{bucket.uri}/out", {f"{bucket.uri}/photos/a b/face.jpg": (jpeg(), [BOX])})
     places = [f"{bucket.uri}/{name}{query}" for name in ("photos", "out")]
     assert main([*places, f"{bucket.uri}/photos/copies{query}", FAST]) == 2
+    bucket.put("public/_blur/other", b"a run that was killed at once")
     assert main([*places, f"{bucket.uri}/public{query}", FAST]) == 0, capsys.readouterr().err
     assert middle(bucket.get("public/a b/face.jpg")) < 0.5 * middle(jpeg())
     assert main([*places, f"{bucket.uri}/public{query}", FAST]) == 0
