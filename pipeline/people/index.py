@@ -11,7 +11,6 @@ import json
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -23,11 +22,11 @@ from pipeline.output import ledger
 from pipeline.people.best import Best
 from pipeline.people.codes import Codes
 from pipeline.people.likeness import unit
-from pipeline.people.outputs import Output, check_vectors, reading_part
+from pipeline.people.outputs import Output, bytes_of, check_vectors, reading_part
 from pipeline.people.parallel import in_order
-from pipeline.people.vectors import vector_blocks
+from pipeline.people.vectors import vectors_at
 from pipeline.storage import Storage, open_storage
-from pipeline.storage.uris import is_local, parse_input_uri
+from pipeline.storage.uris import parse_input_uri
 
 INDEX_JSON = "index.json"
 FORMAT = 1
@@ -232,11 +231,11 @@ class FaceIndex:
                 self._opened.move_to_end(segment.name)
                 return self._opened[segment.name]
         try:
-            planes = {plane: self._bytes(f"{segment.name}.{plane}") for plane in ("high", "low")}
+            planes = {plane: bytes_of(self._storage, f"{segment.name}.{plane}") for plane in ("high", "low")}
             codes = Codes.read(planes, segment.scale, segment.high_error, segment.low_error)
             quantiser = None
             if self.manifest.kind == PQ:
-                quantiser = faiss.deserialize_index(np.asarray(self._bytes(f"{segment.name}.pq")))
+                quantiser = faiss.deserialize_index(np.asarray(bytes_of(self._storage, f"{segment.name}.pq")))
             if len(codes) != segment.faces:
                 raise ValueError("another number of faces")
         except (OSError, ValueError, RuntimeError):
@@ -249,12 +248,6 @@ class FaceIndex:
             if len(self._opened) > _HELD_SEGMENTS:
                 self._opened.popitem(last=False)
         return codes, quantiser
-
-    def _bytes(self, name: str) -> np.ndarray:
-        """A file of the index; on a disk it is read when it is looked at."""
-        if is_local(self._storage.root):
-            return np.memmap(Path(self._storage.root, name), np.uint8, "r")
-        return np.frombuffer(self._storage.read(name), np.uint8)
 
 
 def _nearest_exact(codes: Codes, probe: np.ndarray, k: int, least: float) -> tuple[np.ndarray, np.ndarray]:
@@ -302,10 +295,7 @@ def _cosines_of(
 
 def _rows_of(storage: Storage, part: str, rows: np.ndarray, dim: int) -> Iterator[np.ndarray]:
     """The vectors of these rows of a part, sorted; float32."""
-    start = 0
-    with reading_part(storage, ledger.FACES, part) as file:
+    with reading_part(storage, ledger.FACES, part, few=True) as file:
         check_vectors(storage, part, file.parquet, dim)
-        for block in vector_blocks(file.content, file.parquet, "embedding", dim):
-            here = rows[(rows >= start) & (rows < start + len(block))] - start
-            yield block[here] if block.dtype == np.float32 else unit(block[here])
-            start += len(block)
+        for block in vectors_at(file.content, file.parquet, "embedding", dim, rows):
+            yield block if block.dtype == np.float32 else unit(block)

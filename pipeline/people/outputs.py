@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.errors import OutputError, UserError
 from pipeline.output import claim, ledger
 from pipeline.settings import RowSettings
 from pipeline.storage import Storage, open_storage
-from pipeline.storage.uris import StoreOptions, parse_input_uri
+from pipeline.storage.uris import StoreOptions, is_local, parse_input_uri
 
 RECORD_COLUMNS = ("uri", "width", "height", "rotation_deg")    # what the pictures of a row's face are cut by
 
@@ -102,14 +103,26 @@ def find_face(output: Output, uris: Sequence[str], face_index: int) -> Row:
 class PartFile:
     """One of the two files of a part, read as a whole: most of it is wanted, and a bucket gives it in one answer."""
 
-    content: bytes
+    content: bytes | memoryview
     parquet: pq.ParquetFile
 
 
+def bytes_of(storage: Storage, path: str) -> np.ndarray:
+    """A file as (n,) uint8; on a disk only what is looked at is read. Raises OSError."""
+    if is_local(storage.root):
+        file = Path(storage.root, path)
+        return np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
+    return np.frombuffer(storage.read(path), np.uint8)
+
+
 @contextmanager
-def reading_part(storage: Storage, folder: str, part: str) -> Iterator[PartFile]:
-    """A file of a part. Raises OutputError in place of what pyarrow says of a damaged one."""
-    content = storage.read(f"{folder}/{part}.parquet")
+def reading_part(storage: Storage, folder: str, part: str, *, few: bool = False) -> Iterator[PartFile]:
+    """A file of a part. Raises OutputError in place of what pyarrow says of a damaged one.
+
+    few: little of it will be looked at, see `bytes_of`.
+    """
+    path = f"{folder}/{part}.parquet"
+    content = bytes_of(storage, path).data if few else storage.read(path)
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as parquet:
             yield PartFile(content, parquet)

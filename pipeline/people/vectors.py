@@ -6,7 +6,7 @@ vectors of one length say nothing, so the numbers are taken from the end of each
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,24 +18,60 @@ _TYPES = {"FLOAT": np.float32, "FIXED_LEN_BYTE_ARRAY": np.float16}
 _DATA_PAGE, _PLAIN = 0, 0                                     # of Parquet's PageType and Encoding
 
 
-def vector_blocks(content: bytes, parquet: pq.ParquetFile, column: str, dim: int) -> Iterator[np.ndarray]:
+def vector_blocks(content: bytes | memoryview, parquet: pq.ParquetFile, column: str, dim: int) -> Iterator[np.ndarray]:
     """The vectors of a Parquet file in its order; (n, dim) float32 or float16, n at most 4,096.
 
     content: the file. parquet: the same, opened. Its column is a list of `dim` values, without nulls.
     """
     for group in range(parquet.num_row_groups):
         rows = parquet.metadata.row_group(group).num_rows
-        values = _plain_values(content, parquet, group, column, rows * dim)
-        if values is None:
+        pages = _plain_pages(content, parquet, group, column, rows * dim)
+        if pages is None:
             for batch in parquet.iter_batches(BLOCK_FACES, row_groups=[group], columns=[column], use_threads=False):
                 yield batch[column].flatten().to_numpy().reshape(-1, dim)
             continue
+        vectors = np.concatenate(pages).reshape(rows, dim)
         for start in range(0, rows, BLOCK_FACES):
-            yield values.reshape(rows, dim)[start : start + BLOCK_FACES]
+            yield vectors[start : start + BLOCK_FACES]
 
 
-def _plain_values(content: bytes, parquet: pq.ParquetFile, group: int, column: str, count: int) -> np.ndarray | None:
-    """All values of a column of a row group, (count,); None if its pages are not plain."""
+def vectors_at(
+    content: bytes | memoryview, parquet: pq.ParquetFile, column: str, dim: int, wanted: np.ndarray
+) -> Iterator[np.ndarray]:
+    """The vectors of some rows, (m,) sorted, in blocks as of `vector_blocks`. Of plain pages only they are read."""
+    start = 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        here = wanted[(wanted >= start) & (wanted < start + rows)] - start
+        start += rows
+        if not len(here):
+            continue
+        pages = _plain_pages(content, parquet, group, column, rows * dim)
+        if pages is None:
+            column_of_group = parquet.read_row_group(group, columns=[column], use_threads=False)[column]
+            yield column_of_group.take(pa.array(here)).combine_chunks().flatten().to_numpy().reshape(-1, dim)
+        else:
+            yield _rows_of(pages, here, dim)
+
+
+def _rows_of(pages: Sequence[np.ndarray], rows: np.ndarray, dim: int) -> np.ndarray:
+    """Some rows of `dim` values each; a row may begin in one page and end in the next."""
+    ends = np.cumsum([len(page) for page in pages])
+    found = np.empty((len(rows), dim), pages[0].dtype)
+    for vector, at in zip(found, rows * dim, strict=True):
+        number, filled = int(np.searchsorted(ends, at, side="right")), 0
+        while filled < dim:
+            page = pages[number]
+            values = page[at + filled - (ends[number] - len(page)) :][: dim - filled]
+            vector[filled : filled + len(values)] = values
+            number, filled = number + 1, filled + len(values)
+    return found
+
+
+def _plain_pages(
+    content: bytes | memoryview, parquet: pq.ParquetFile, group: int, column: str, count: int
+) -> Sequence[np.ndarray] | None:
+    """The values of a column of a row group by pages, `count` in all; None if the pages are not plain."""
     metadata = parquet.metadata.row_group(group)
     chunks = [metadata.column(i) for i in range(metadata.num_columns)]
     (chunk,) = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column]
@@ -49,13 +85,10 @@ def _plain_values(content: bytes, parquet: pq.ParquetFile, group: int, column: s
         return None
     try:
         codec = None if chunk.compression == "UNCOMPRESSED" else pa.Codec(chunk.compression.lower())
-        values, filled = np.empty(count, dtype), 0
-        for page in _pages(memoryview(content), chunk, codec, np.dtype(dtype)):
-            values[filled : filled + len(page)] = page
-            filled += len(page)
+        pages = list(_pages(memoryview(content), chunk, codec, np.dtype(dtype)))
     except (ValueError, KeyError, IndexError, OSError, pa.ArrowException):
         return None                                           # pyarrow reads it, or says what is wrong
-    return values if filled == count else None
+    return pages if pages and sum(map(len, pages)) == count else None
 
 
 def _pages(content: memoryview, chunk: Any, codec: pa.Codec | None, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.output import ledger
 from pipeline.people import vectors as module
-from pipeline.people.vectors import vector_blocks
+from pipeline.people.vectors import vector_blocks, vectors_at
 
 
 def written(numbers, dtype="float32", nullable=True, **options):
@@ -29,10 +29,14 @@ def read(content, dim):
     with pq.ParquetFile(pa.BufferReader(content)) as parquet:
         blocks = list(vector_blocks(content, parquet, "embedding", dim))
         plain = [
-            module._plain_values(content, parquet, i, "embedding", parquet.metadata.row_group(i).num_rows * dim)
+            module._plain_pages(content, parquet, i, "embedding", parquet.metadata.row_group(i).num_rows * dim)
             for i in range(parquet.num_row_groups)
         ]
-    return np.concatenate([np.zeros((0, dim)), *blocks]), sum(values is not None for values in plain)
+        found = np.concatenate([np.zeros((0, dim)), *blocks])
+        for rows in (np.arange(len(found))[::3], np.arange(len(found))[:1], np.arange(0)):
+            some = [np.zeros((0, dim)), *vectors_at(memoryview(content), parquet, "embedding", dim, rows)]
+            assert np.array_equal(np.concatenate(some), found[rows])
+    return found, sum(values is not None for values in plain)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 9000])
