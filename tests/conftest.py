@@ -202,8 +202,11 @@ def browse(tmp_path: Path, open_file: Callable[..., Tab]) -> Callable[[str], Dom
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray with two CPUs for all tests that run a graph in this process. It exports metrics every second."""
+def ray_session(s3_endpoint: str) -> Iterator[None]:
+    """One Ray with two CPUs for all tests that run a graph in this process. It exports metrics every second.
+
+    It starts after the S3 server, so that its workers find the buckets too.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         with connect(num_cpus=2):

@@ -101,9 +101,9 @@ def test_golden_the_same_rows_in_every_layout_and_batch(
     assert_same_rows(tmp_path / "out", undisturbed[0])
 
 
-def test_a_finished_output_is_left_alone(photos, undisturbed):
+def test_a_finished_output_is_left_alone(photos, undisturbed, capfd):
     before = parts(undisturbed[0])
-    assert "nothing to do" in extract(photos, undisturbed[0], "--rows-per-file", "4")
+    assert "nothing to do" in extract_here(capfd, photos, undisturbed[0], "--rows-per-file", "4")
     assert parts(undisturbed[0]) == before
 
 
@@ -137,7 +137,7 @@ def test_an_output_grows_retries_and_redoes_what_changed(undisturbed, tmp_path, 
     assert before.items() <= parts(output).items()
 
     shutil.copy(ASSETS / "bus.jpg", folder / "changes.jpg")          # without the option it is only counted
-    said = extract(folder, output)
+    said = extract_here(capfd, folder, output)
     assert "1 changed since" in said and "nothing to do" in said
 
 

@@ -186,6 +186,13 @@ def test_a_long_picture_is_looked_at_in_windows():
     assert (faces.records[0].n_faces, faces.records[0].tiles, faces.records[0].detect_pass) == (2, 14, 1)
 
 
+@pytest.mark.parametrize(("width", "height"), [(60_000, 1), (1, 60_000)])
+def test_a_line_of_one_pixel_is_looked_at_in_windows(width, height):
+    """In windows of 600 px, each 450 px after the one before, and as a whole."""
+    faces = detect(looks=Looks(64, long_windows=True))(batch_of(picture(width, height)))
+    assert (faces.records[0].status, faces.records[0].tiles) == (Status.NO_FACE, 134)
+
+
 def large_enough(canvases):
     """White squares of at least 5 px, every one."""
     return [(boxes[keep], scores[keep], points[keep]) for boxes, scores, points in white_squares(canvases)
