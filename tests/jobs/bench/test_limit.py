@@ -69,6 +69,7 @@ def test_the_work_of_an_average_image(tmp_path):
 
 def test_only_networks_that_are_needed_are_timed(monkeypatch):
     monkeypatch.setattr("jobs.bench.limit.BATCHES", {"cpu": {"detector": (1,), "face": (1, 2)}})
+    monkeypatch.setattr("jobs.bench.limit.PART_S", 0.02)
     found = network_parts(Work(1.0, 0.0, 2.5), "cpu", 1)
     assert [(each.name, each.an_image) for each in found] == [("detector", 1.0), ("keypointer", 2.5), ("embedder", 2.5)]
     assert all(each.batch in (1, 2) for each in found)
