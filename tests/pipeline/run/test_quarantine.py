@@ -18,10 +18,14 @@ def decode(rows):
 
 def attempt(board, uris, deadly):
     """The images of a block that one process does, until it dies at one of them somewhere in the pool."""
+    return attempt_rows(board, [TodoRow(uri) for uri in uris], deadly)
+
+
+def attempt_rows(board, rows, deadly):
     done = []
-    for batches in decode_quarantined(decode, Quarantine(board), [TodoRow(uri) for uri in uris]):
+    for batches in decode_quarantined(decode, Quarantine(board), rows):
         for batch in batches:
-            if deadly & {record.uri for record in batch.records if record.error is None}:
+            if not deadly.isdisjoint(record.uri for record in batch.records if record.error is None):
                 raise Died
             done.append([(record.uri, record.status) for record in batch.records])
     return done
@@ -29,9 +33,10 @@ def attempt(board, uris, deadly):
 
 def do_block(board, uris, deadly):
     """The images of a block, done by one process after the other until one does not die; and the number of deaths."""
+    rows = [TodoRow(uri) for uri in uris]
     for deaths in range(1000):
         try:
-            return attempt(board, uris, deadly), deaths
+            return attempt_rows(board, rows, deadly), deaths
         except Died:
             pass
     raise AssertionError("for ever")
