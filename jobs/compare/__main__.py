@@ -10,6 +10,7 @@ from functools import partial
 from jobs.command import run_command, run_process, say
 from jobs.compare.comparison import Comparison
 from jobs.options import DEFAULT_MODELS, ArgumentError, add_single_writer, command_parser, program
+from jobs.people.files import place_of
 from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Subjects
@@ -65,6 +66,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Read the faces, print the answer, and write the files."""
+    for file in filter(None, (arguments.json, arguments.page)):
+        place_of(file)                                   # photos take a moment: refuse now
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
     subjects = Subjects(arguments.photos, names, arguments.weights)
     threshold = choose_threshold(subjects, arguments.fpr)
