@@ -165,7 +165,7 @@ def add_scale_benchmarks(add: AddCommand) -> None:
     command.add_argument("images", nargs="?", metavar="IMAGES", help=(
         "a folder of images; default: copies of the photos of ultralytics"))
     command.add_argument("output", nargs="?", metavar="OUTPUT", help="what jobs.extract made of IMAGES")
-    command.add_argument("--faces", type=positive, default=1000, help="on the copies; default: %(default)s")
+    command.add_argument("--faces", type=positive, default=200, help="on the copies; default: %(default)s")
     command.add_argument("--photo-px", type=positive, default=1920, help=(
         "longest side of the copies; default: %(default)s"))
     command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
