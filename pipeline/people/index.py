@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from threading import Lock
 from typing import Any
 
@@ -36,6 +37,9 @@ FEW_EXACT = 32           # more probes are compared faster with the vectors of t
 _SPARE = 64              # candidates of an exact search beyond k
 _PROBES = 512            # searched together
 _HELD_SEGMENTS = 128     # that stay in memory; 1 GB
+_TOGETHER = 16           # segments whose candidates are compared at once
+
+_Near = tuple[np.ndarray, np.ndarray]      # cosines of candidates, and their rows of a segment
 
 
 class IndexRefused(OutputError):   # noqa: N818
@@ -171,7 +175,9 @@ class FaceIndex:
     def search(self, output: Output, probes: np.ndarray, k: int, floor: float, parts: Sequence[str]) -> Best:
         """The k most alike faces of each probe, at least of the cosine `floor`; parts by their numbers in `parts`.
 
-        probes: unit vectors (m, dim) float32. The cosines are those of the vectors in the parts. Raises OutputError.
+        probes: unit vectors (m, dim) float32. If the index is exact, the cosines are those of the vectors in the parts;
+        else those of the codes, off by at most `Segment.low_error`, 0.00004 for the shipped embedders. Raises
+        OutputError.
         """
         segments = self.usable(parts)
         if segments and probes.shape[1] != self.manifest.dim:
@@ -183,7 +189,9 @@ class FaceIndex:
         for start in range(0, len(probes), _PROBES):
             some = np.arange(start, min(start + _PROBES, len(probes)))
             near = self.nearest(probes[some], k, floor, segments)
-            found = _cosines_of(output, probes[some], near, segments, parts)
+            found = _in_parts(near, segments, parts)
+            if self._exact:
+                found = _with_cosines(output, probes[some], found, parts)
             best.add(some, found.cosines, found.parts, found.rows)
         best.parts[best.cosines < floor] = -1
         return best
@@ -208,9 +216,9 @@ class FaceIndex:
         return unit(codes.vectors(np.linspace(0, len(codes) - 1, min(count, len(codes))).astype(np.int64)))
 
     def _scan(self, probes: np.ndarray, k: int, count: int, floor: float, segments: Sequence[Segment]) -> Best:
-        best = Best.none(len(probes), count)
+        best, everyone = Best.none(len(probes), count), np.arange(len(probes))
 
-        def of_segment(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        def of_segment(number: int) -> list[_Near]:
             faiss.omp_set_num_threads(1)               # of this thread: segments are searched side by side
             codes, quantiser = self._open(segments[number])
             if self._exact:
@@ -219,9 +227,14 @@ class FaceIndex:
             _, rows = quantiser.search(probes, min(len(codes), max(NEAR, 4 * k)))
             return [(codes.products(probes[i], rows[i]), rows[i]) for i in range(len(probes))]
 
-        for number, found in enumerate(in_order(self._storage, of_segment, len(segments))):
-            for i, (cosines, rows) in enumerate(found):
-                best.add(np.array([i]), cosines[None], np.full((1, len(rows)), number, np.int32), rows[None])
+        found = in_order(self._storage, of_segment, len(segments))
+        together = 1 if self._exact else _TOGETHER           # what is found by now spares an exact search work
+        for first in range(0, len(segments), together):
+            some = list(islice(found, together))
+            for i in everyone:
+                cosines, rows = (np.concatenate([near[i][kind] for near in some]) for kind in (0, 1))
+                numbers = np.repeat(np.arange(first, first + len(some)), [len(near[i][1]) for near in some])
+                best.add(everyone[i : i + 1], cosines[None], numbers[None].astype(np.int32), rows[None])
         return best
 
     def _open(self, segment: Segment) -> tuple[Codes, Any]:
@@ -267,12 +280,10 @@ def _nearest_exact(codes: Codes, probe: np.ndarray, k: int, least: float) -> tup
         count = min(len(codes), 4 * count)
 
 
-def _cosines_of(
-    output: Output, probes: np.ndarray, near: Best, segments: Sequence[Segment], parts: Sequence[str]
-) -> Best:
-    """The candidates with the cosines of the vectors in the parts, parts and rows as the output numbers them."""
+def _in_parts(near: Best, segments: Sequence[Segment], parts: Sequence[str]) -> Best:
+    """The candidates with parts and rows as the output numbers them."""
     numbers = {part: number for number, part in enumerate(parts)}
-    found = Best(np.full_like(near.cosines, -np.inf), np.full_like(near.parts, -1), np.zeros_like(near.rows))
+    found = Best(near.cosines, np.full_like(near.parts, -1), np.zeros_like(near.rows))
     for number in np.unique(near.parts[near.parts >= 0]):
         segment = segments[number]
         taken = near.parts == number
@@ -280,17 +291,23 @@ def _cosines_of(
         place = np.searchsorted(ends, near.rows[taken], side="right")
         found.parts[taken] = np.array([numbers[part] for part in segment.parts], np.int32)[place]
         found.rows[taken] = near.rows[taken] - (ends - segment.rows)[place]
-    wanted = np.unique(found.parts[found.parts >= 0]).tolist()
+    return found
+
+
+def _with_cosines(output: Output, probes: np.ndarray, near: Best, parts: Sequence[str]) -> Best:
+    """The candidates with the cosines of the vectors in the parts."""
+    wanted = np.unique(near.parts[near.parts >= 0]).tolist()
+    exact = np.full_like(near.cosines, -np.inf)
 
     def of_part(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        who, places = np.nonzero(found.parts == wanted[i])
-        rows, at = np.unique(found.rows[who, places], return_inverse=True)
+        who, places = np.nonzero(near.parts == wanted[i])
+        rows, at = np.unique(near.rows[who, places], return_inverse=True)
         vectors = np.concatenate(list(_rows_of(output.storage, parts[wanted[i]], rows, probes.shape[1])))
         return who, places, np.einsum("nd,nd->n", vectors[at], probes[who])
 
     for who, places, cosines in in_order(output.storage, of_part, len(wanted)):
-        found.cosines[who, places] = cosines
-    return found
+        exact[who, places] = cosines
+    return Best(exact, near.parts, near.rows)
 
 
 def _rows_of(storage: Storage, part: str, rows: np.ndarray, dim: int) -> Iterator[np.ndarray]:
