@@ -176,7 +176,7 @@ class FaceIndex:
         """The k most alike faces of each probe, at least of the cosine `floor`; parts by their numbers in `parts`.
 
         probes: unit vectors (m, dim) float32. If the index is exact, the cosines are those of the vectors in the parts;
-        else those of the codes, off by at most `Segment.low_error`, 0.00004 for the shipped embedders. Raises
+        else those of the codes, off by at most `Segment.low_error`, which is below 0.0001. Raises
         OutputError.
         """
         segments = self.usable(parts)
