@@ -211,11 +211,3 @@ def ray_session(s3_endpoint: str) -> Iterator[None]:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         with connect(num_cpus=2):
             yield
-
-
-@pytest.fixture(scope="session")
-def ray_address(ray_session: None) -> str:
-    """The address of that Ray, for jobs in their own process: a Ray of their own takes them seconds of both CPUs."""
-    import ray
-
-    return str(ray.get_runtime_context().gcs_address)

@@ -104,14 +104,14 @@ def test_a_full_disk_breaks_the_run_which_can_be_resumed(on_disk, small_disk, sh
     figures("disk full", runs_broken=1, done_before=len(kept), rows_lost=0)
 
 
-def test_an_output_that_cannot_hold_a_part_breaks_the_run_with_one_line(on_disk, new_output, shared_ray, tmp_path):
+def test_an_output_that_cannot_hold_a_part_breaks_the_run_with_one_line(on_disk, new_output, own_ray, tmp_path):
     """`faces/` is a file."""
     place = new_output(on_disk)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "faces").write_text("")
-    printed = shared_ray.run(place, expect=1)
+    printed = own_ray.run(place, expect=1)
     broke = next(line for line in printed.splitlines() if line.startswith("facelake: the run broke."))
-    assert str(tmp_path / "out" / "faces") in broke and "UDF" not in printed
+    assert str(tmp_path / "out" / "faces") in broke and "UDF" not in printed and "Started a local Ray" not in printed
 
 
 def test_too_little_memory_changes_no_row(on_disk, new_output, shared_ray, figures):
