@@ -7,7 +7,7 @@ does not hold under that says nothing about the face.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ DRAWS = 5                             # of the jitter for every face: the first 
 SPREAD_SHARE_LEFT_OUT = 0.05          # of the faces, those with the largest spread
 SIZES = ((40, 80), (80, 160), (160, float("inf")))     # longer sides in pixels
 LOWEST_COSINE = 0.5                   # of the plot
+COLUMNS = (
+    "box jitter, share of the longer side", "p1", "p5", "median", "eyes move (share of the side)",
+    "p1 without the 5% of largest spread", "p1, p5 where align_ok",
+)
 EyeModel = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 """Chips to eye points (n, 12, 2) and spreads (n, 2), both in chip pixels."""
 
@@ -84,12 +88,7 @@ def stability(args: argparse.Namespace) -> Evaluation:
         {"keypointer": eye_model.card.identity, "embedder": embed_model.card.identity, "detector": args.detector,
          "faces": len(sides), "seed": args.seed, "draws": DRAWS, "jitter_points": args.jitter_points,
          "jitter": figures},
-        ("box jitter, share of the longer side", "p1", "p5", "median", "eyes move (share of the side)",
-         "p1 without the 5% of largest spread", "p1, p5 where align_ok"),
-        [(name, *(f"{of[key]:.3f}" for key in ("p1", "p5", "median")), f"{of['eyes_move']:.2%}",
-          f"{of['p1_sure']:.3f}" if "p1_sure" in of else "",
-          "{p1:.3f}, {p5:.3f} ({share:.1%})".format(**of["align_ok"]) if "align_ok" in of else "")
-         for name, of in figures.items()],
+        COLUMNS, [(name, *_cells(of)) for name, of in figures.items()],
         Plot("cosine with the face of the unmoved box", "share of the faces with at most that cosine",
              {f"{jitter:.1%}": _curve(cosines) for jitter, (cosines, _) in by_jitter.items()}, (LOWEST_COSINE, 1)),
     )
@@ -97,6 +96,13 @@ def stability(args: argparse.Namespace) -> Evaluation:
         name = "stability_with_points" if args.jitter_points else "stability"
         evaluation.record(args.weights, eye_model.card, name, args.command_line)
     return evaluation
+
+
+def _cells(of: Mapping[str, Any]) -> Sequence[str]:
+    """The figures of a jitter, in the order of COLUMNS."""
+    sure = f"{of['p1_sure']:.3f}" if "p1_sure" in of else ""
+    aligned = "{p1:.3f}, {p5:.3f} ({share:.1%})".format(**of["align_ok"]) if "align_ok" in of else ""
+    return (*(f"{of[key]:.3f}" for key in ("p1", "p5", "median")), f"{of['eyes_move']:.2%}", sure, aligned)
 
 
 def find_faces(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
