@@ -19,6 +19,7 @@ from jobs.evaluate.identity import identification, verification
 from jobs.evaluate.people import people
 from jobs.evaluate.runtime import add_runtime_options
 from jobs.evaluate.stability import stability
+from jobs.evaluate.turn import identification_by_turn
 from jobs.options import DEFAULT_MODELS, command_parser, positive, share
 from models.store import DEFAULT_WEIGHTS_DIR
 from pipeline.settings import RowSettings
@@ -104,8 +105,9 @@ def add_stability(command: argparse.ArgumentParser) -> None:
 def add_identification(command: argparse.ArgumentParser) -> None:
     """The options of `identification`."""
     add_faces_of_people(command)
+    command.add_argument("--by", choices=("turn",), help="split the pairs by how far their faces are turned aside")
     add_common(command, "embedder", "rates and thresholds")
-    command.set_defaults(evaluate=identification)
+    command.set_defaults(evaluate=lambda args: identification_by_turn(args) if args.by else identification(args))
 
 
 def add_people(command: argparse.ArgumentParser) -> None:

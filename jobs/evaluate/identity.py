@@ -34,13 +34,16 @@ REFERENCE_TPR = {0.2: 0.725, 0.1: 0.588, 0.05: 0.465}      # of the project's or
 LOWEST_FPR = 1e-4                                          # of the plot
 NO_FACE_COSINE = -1.0
 
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Cosines of pairs, and whether each is of one person, both (pairs,)."""
+
 
 @dataclass(frozen=True)
 class EmbeddedFaces:
     """What is compared: the vectors of faces by the source of their eyes, and who the faces are of.
 
     by_eyes: (n, dim) each, NaN for a face that was not found. people: (n,) labels. card: the embedder's, None if it is
-    not needed.
+    not needed. landmarks: (n, 5, 2) in pixels, NaN for the faces of an output.
     """
 
     by_eyes: dict[str, np.ndarray]
@@ -49,6 +52,7 @@ class EmbeddedFaces:
     embedder: str
     keypointer: str
     card: WeightCard | None
+    landmarks: np.ndarray
 
 
 def identification(args: argparse.Namespace) -> Evaluation:
@@ -59,10 +63,9 @@ def identification(args: argparse.Namespace) -> Evaluation:
     the data's (`given`). An output's faces are taken as they are (`pipeline`); a pair with a photo without a face has
     the cosine −1. With --update-card the rates and thresholds of `ours` or `pipeline` go into the embedder's card.
     """
-    if args.update_card and special_settings(args):
-        raise DataError(f"--update-card records the default settings only, not: {', '.join(special_settings(args))}")
+    refuse_special_card(args)
     faces = extracted_faces(args) if is_output(args.crops) else embedded_crops(args)
-    pairs = {name: face_pairs(vectors, faces.people, args.dtype) for name, vectors in faces.by_eyes.items()}
+    pairs = all_pairs(faces, args)
     rates = {name: tpr_at_fpr(pairs[name], FPRS) for name in pairs}
     among = f", {faces.distractors} of them distractors" if faces.distractors else ""
     evaluation = Evaluation(
@@ -85,6 +88,17 @@ def identification(args: argparse.Namespace) -> Evaluation:
     return evaluation
 
 
+def refuse_special_card(args: argparse.Namespace) -> None:
+    """Raises DataError for --update-card with other settings than the default."""
+    if args.update_card and special_settings(args):
+        raise DataError(f"--update-card records the default settings only, not: {', '.join(special_settings(args))}")
+
+
+def all_pairs(faces: EmbeddedFaces, args: argparse.Namespace) -> dict[str, Pairs]:
+    """The pairs of all faces by the source of their eyes."""
+    return {name: face_pairs(vectors, faces.people, args.dtype) for name, vectors in faces.by_eyes.items()}
+
+
 def extracted_faces(args: argparse.Namespace) -> EmbeddedFaces:
     """The middle faces of an extract output. Raises DataError, WeightsError."""
     if args.truth is None:
@@ -94,7 +108,8 @@ def extracted_faces(args: argparse.Namespace) -> EmbeddedFaces:
     table, distractors = read_people(args.truth, ["name", "identity"], args.no_distractors)
     vectors, embedder, keypointer = extracted_vectors(args.crops, table["name"].to_pylist())
     card = card_of(args.weights, "embedder", embedder) if args.update_card else None
-    return EmbeddedFaces({"pipeline": vectors}, people_of(table), distractors, embedder, keypointer, card)
+    unknown = np.full((len(vectors), 5, 2), np.nan)
+    return EmbeddedFaces({"pipeline": vectors}, people_of(table), distractors, embedder, keypointer, card, unknown)
 
 
 def embedded_crops(args: argparse.Namespace) -> EmbeddedFaces:
@@ -103,7 +118,8 @@ def embedded_crops(args: argparse.Namespace) -> EmbeddedFaces:
     table, distractors = read_people(args.crops, ["identity", "image", "landmarks"], args.no_distractors)
     by_eyes = embed_crops(model, table, args)
     return EmbeddedFaces(
-        by_eyes, people_of(table), distractors, model.card.identity, args.keypointer, model.card
+        by_eyes, people_of(table), distractors, model.card.identity, args.keypointer, model.card,
+        point_column(table, "landmarks", 5, args.crops),
     )
 
 
@@ -191,7 +207,7 @@ def extracted_vectors(output: Path, names: Sequence[str]) -> tuple[np.ndarray, s
     return np.array([face["embedding"] if face else nothing for face in faces]), embedder, made_by(images, "keypointer")
 
 
-def face_pairs(vectors: np.ndarray, people: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def face_pairs(vectors: np.ndarray, people: np.ndarray, dtype: str) -> Pairs:
     """Cosines of all pairs, and whether a pair is of one person, see `metrics.pair_cosines`.
 
     dtype: the vectors are rounded to it first, as `jobs.extract --embedding-dtype` does.
@@ -200,7 +216,7 @@ def face_pairs(vectors: np.ndarray, people: np.ndarray, dtype: str) -> tuple[np.
     return np.nan_to_num(cosines, nan=NO_FACE_COSINE), same
 
 
-def tpr_at_fpr(pairs: tuple[np.ndarray, np.ndarray], fprs: Sequence[float]) -> dict[float, tuple[float, float]]:
+def tpr_at_fpr(pairs: Pairs, fprs: Sequence[float]) -> dict[float, tuple[float, float]]:
     """`metrics.tpr_at_fpr`; raises DataError without pairs of both kinds."""
     try:
         return metrics.tpr_at_fpr(*pairs, fprs)
@@ -214,7 +230,7 @@ def rounded_rates(rates: Mapping[float, tuple[float, float]]) -> dict[str, dict[
             for fpr, (tpr, threshold) in rates.items()}
 
 
-def roc_plot(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Plot:
+def roc_plot(pairs: Mapping[str, Pairs]) -> Plot:
     """ROC curves. pairs: from label to the cosines, and whether a pair is of one person."""
     return Plot(
         "false positive rate (share of the pairs of two people)",
