@@ -27,6 +27,12 @@ from tests.faults.harness import (
     wait_until,
 )
 
+# Files that take more than three minutes.
+LONGEST_FIRST = (
+    "test_kills", "test_duplicates", "test_interrupts", "test_store_faults", "test_leases", "test_submit_faults",
+    "test_workers",
+)
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -46,6 +52,12 @@ def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
         request.node.user_properties.append(("faults", f"{name}: {text}"))
 
     return record
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first: each goes to one process, and none should begin when the others are done."""
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
