@@ -4,8 +4,10 @@ import pytest
 
 from pipeline.errors import OutputError
 from pipeline.output import claim, ledger, sink
+from pipeline.people import grouping, neighbours
 from pipeline.people.gallery import CLEAR, FACE_COLUMNS, ClearFace, Gallery, gallery_of, read_gallery
 from pipeline.people.grouping import group_faces
+from pipeline.people.likeness import unit
 from pipeline.people.linkage import LinkThreshold
 from tests.jobs.erase.test_main import ANN, BOB, batch, write_output
 from tests.pipeline.people.test_linkage import at
@@ -21,12 +23,12 @@ def grouped(tmp_path, vectors, clear=None, photos=None, names=None, same_photo=F
         np.ones(count, bool) if clear is None else np.array(clear), made.file, made.dim,
     )
     steps = []
-    grouping = group_faces(
+    found = group_faces(
         gallery, tmp_path, THRESHOLD, names=np.array(names if names is not None else [-1] * count),
         same_photo=same_photo, progress=lambda *step: steps.append(step),
     )
     assert all(done <= of for _, done, of in steps)
-    return grouping
+    return found
 
 
 @pytest.mark.parametrize("vectors", [np.zeros((0, 0)), np.zeros((0, 2)), at(0), np.zeros((3, 2))])
@@ -168,3 +170,16 @@ def test_where_all_are_blurred_sharpness_says_nothing():
         "sharpness": [1.0, 1.0], "align_ok": [True, True],
     })
     assert ClearFace(16, 6)(table).all()
+
+
+def test_neighbours_that_the_lists_missed_are_found_when_few_groups_are_left(tmp_path, monkeypatch):
+    """The first round compares faces with a few lists only, the later ones with all."""
+    random = np.random.default_rng(3)
+    centres = unit(random.standard_normal((300, 64)))
+    vectors = unit(np.repeat(centres, 8, axis=0) + 0.25 * unit(random.standard_normal((2400, 64))))
+    wanted = grouped(tmp_path, vectors)
+    assert len(wanted.core_size) == 300
+    for module in (neighbours, grouping):
+        monkeypatch.setattr(module, "EXACT_UP_TO", 1500)
+    monkeypatch.setattr(neighbours, "_PROBED", 1)
+    assert grouped(tmp_path, vectors).person.tolist() == wanted.person.tolist()
