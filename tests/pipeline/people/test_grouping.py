@@ -175,11 +175,11 @@ def test_where_all_are_blurred_sharpness_says_nothing():
 def test_neighbours_that_the_lists_missed_are_found_when_few_groups_are_left(tmp_path, monkeypatch):
     """The first round compares faces with a few lists only, the later ones with all."""
     random = np.random.default_rng(3)
-    centres = unit(random.standard_normal((300, 64)))
-    vectors = unit(np.repeat(centres, 8, axis=0) + 0.25 * unit(random.standard_normal((2400, 64))))
+    centres = unit(random.standard_normal((1200, 64)))
+    vectors = unit(np.repeat(centres, 2, axis=0) + 0.25 * unit(random.standard_normal((2400, 64))))
     wanted = grouped(tmp_path, vectors)
-    assert len(wanted.core_size) == 300
+    assert len(wanted.core_size) == 1200
     for module in (neighbours, grouping):
-        monkeypatch.setattr(module, "EXACT_UP_TO", 1500)
+        monkeypatch.setattr(module, "EXACT_UP_TO", 2000)
     monkeypatch.setattr(neighbours, "_PROBED", 1)
     assert grouped(tmp_path, vectors).person.tolist() == wanted.person.tolist()
