@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.people.gallery import VECTOR_TYPE, Gallery
 from pipeline.people.likeness import unit
 from pipeline.people.linkage import Apart, Groups, LinkThreshold, link
-from pipeline.people.neighbours import EXACT_UP_TO, Neighbours, nearest, renewed
+from pipeline.people.neighbours import Neighbours, nearest, renewed
 
 NEIGHBOURS = 16           # of a face or a group; 8 and 30 give the same groups of a few thousand faces
 _CANDIDATES = 4           # groups that a face may join
@@ -106,9 +106,7 @@ def _link_levels(
     for level in range(_LEVELS):
         before, alive = alive, groups.alive()
         units = _units(groups, alive, folder / "units")
-        # By lists some neighbours are missed: what stayed as it was is looked at again if that is exact now.
-        keeps = (sizes[alive] == groups.sizes[alive]) & (len(before) <= EXACT_UP_TO)
-        same = np.where(keeps, np.searchsorted(before, alive), -1)
+        same = np.where(sizes[alive] == groups.sizes[alive], np.searchsorted(before, alive), -1)
         near = renewed(near, units, same, threshold.large, partial(progress, "compared"))
         sizes = groups.sizes.copy()
         merged = link(groups, _pairs(groups, alive, near), threshold, apart) if len(alive) else 0

@@ -107,9 +107,12 @@ def renewed(
     """What `nearest` gives for vectors of which some were there before, with fewer products.
 
     before: the neighbours then. same: (n,) the number that a vector had then, −1 for a new one. Vectors that are new,
-    and those that had k neighbours and lost one, are compared with all; the others with the new ones only.
+    and those that had k neighbours and lost one, are compared with all; the others with the new ones only. If there
+    were so many then that lists were used, which miss some neighbours, all are compared with all.
     """
     k = before.numbers.shape[1]
+    if len(before.numbers) > EXACT_UP_TO:
+        same = np.full_like(same, -1)
     old, new = np.flatnonzero(same >= 0), np.flatnonzero(same < 0)
     now = np.full(len(before.numbers) + 1, -1, np.int32)               # the last for the number −1
     now[same[old]] = old

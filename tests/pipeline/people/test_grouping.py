@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import OutputError
 from pipeline.output import claim, ledger, sink
-from pipeline.people import grouping, neighbours
+from pipeline.people import neighbours
 from pipeline.people.gallery import CLEAR, FACE_COLUMNS, ClearFace, Gallery, gallery_of, read_gallery
 from pipeline.people.grouping import group_faces
 from pipeline.people.likeness import unit
@@ -179,7 +179,6 @@ def test_neighbours_that_the_lists_missed_are_found_when_few_groups_are_left(tmp
     vectors = unit(np.repeat(centres, 2, axis=0) + 0.25 * unit(random.standard_normal((2400, 64))))
     wanted = grouped(tmp_path, vectors)
     assert len(wanted.core_size) == 1200
-    for module in (neighbours, grouping):
-        monkeypatch.setattr(module, "EXACT_UP_TO", 2000)
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 2000)
     monkeypatch.setattr(neighbours, "_PROBED", 1)
     assert grouped(tmp_path, vectors).person.tolist() == wanted.person.tolist()
