@@ -9,19 +9,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from jobs.bench.people import measure
+from jobs.bench.people import command, measure
 from jobs.bench.report import write_copies
 from jobs.blur.table import FOLDER, TABLE, Outcome
 from jobs.options import ArgumentError
 
 SEED = 7
+BLUR = command("jobs.blur.__main__")
 PILLOW = "Pillow alone: decode, encode, one thread"
-BLUR = """
-import sys
-from jobs.blur.__main__ import main
-if main(sys.argv[1:]):
-    sys.exit("jobs.blur failed")
-"""
 PLAIN = """
 import sys
 from pathlib import Path

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +36,8 @@ def bench_people(faces: int, people: int, seed: int, folder: Path | None, rounds
 
     folder: keeps the output, and has it from before; None: a temporary one.
     """
-    with ExitStack() as stack:
-        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        output, probe = folder / "out", folder / "probe.parquet"
-        if not (output / claim.RUN_JSON).exists():
-            write_synthetic(output, faces, people, seed)
+    with synthetic_output(faces, people, seed, folder) as output:
+        probe = output.with_name("probe.parquet")
         pq.write_table(pa.table({"embedding": list(person_vectors(people, seed)[:1])}), probe)
         print("| round | what | seconds | peak memory, MiB |\n|---|---|---|---|")
         answers = set()
@@ -78,6 +75,11 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+def command(module: str) -> str:
+    """The code of a process that runs the command of a module, for `measure`."""
+    return f"import sys\nfrom {module} import main\nif code := main(sys.argv[1:]):\n    sys.exit(code)\n"
+
+
 def measure(code: str, *arguments: str) -> tuple[float, float, str]:
     """Seconds and peak memory in MiB of a process that runs this code, and what it prints. On Linux."""
     started = time.perf_counter()
@@ -92,6 +94,16 @@ def measure(code: str, *arguments: str) -> tuple[float, float, str]:
 def person_vectors(people: int, seed: int) -> np.ndarray:
     """A unit vector for every person; (people, 512) float32."""
     return unit(np.random.default_rng(seed).standard_normal((people, EMBEDDING_DIM), np.float32))
+
+
+@contextmanager
+def synthetic_output(faces: int, people: int, seed: int, folder: Path | None) -> Iterator[Path]:
+    """The folder `out` of a folder, written by `write_synthetic` if it is not there. None: a temporary folder."""
+    with ExitStack() as stack:
+        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not (folder / "out" / claim.RUN_JSON).exists():
+            write_synthetic(folder / "out", faces, people, seed)
+        yield folder / "out"
 
 
 def write_synthetic(output: Path, faces: int, people: int, seed: int) -> None:

@@ -5,28 +5,19 @@ The peers do the same work: faiss finds the same neighbours, scikit-learn merges
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from jobs.bench.people import PART_IMAGES, measure, person_vectors, synthetic_faces, write_synthetic
+from jobs.bench.people import PART_IMAGES, command, measure, person_vectors, synthetic_faces, synthetic_output
 from jobs.cluster.__main__ import DEFAULT_FOLDER as FOLDER
-from pipeline.output import claim
 from pipeline.people.agreement import agreement
 from pipeline.people.tables import read_made
 from pipeline.storage import open_storage
 
 NEIGHBOUR_FACES, LINKED_FACES = 50_000, 5_000      # for the peers, whose time grows with the square
 
-CLUSTER = """
-import sys
-from jobs.cluster.__main__ import main
-if code := main(sys.argv[1:2]):
-    sys.exit(code)
-"""
 READ = """
 import sys, time
 import numpy as np
@@ -66,17 +57,14 @@ def bench_groups(faces: int, people: int, seed: int, folder: Path | None) -> Non
 
     folder: keeps the output, and has it from before; None: a temporary one.
     """
-    with ExitStack() as stack:
-        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        output, centres = folder / "out", person_vectors(people, seed)
-        if not (output / claim.RUN_JSON).exists():
-            write_synthetic(output, faces, people, seed)
-        seconds, mib, _ = measure(CLUSTER, str(output))
+    centres = person_vectors(people, seed)
+    with synthetic_output(faces, people, seed, folder) as output:
+        seconds, mib, _ = measure(command("jobs.cluster.__main__"), str(output))
         print(f"jobs.cluster: {faces:,} faces of {people:,} people in {seconds:.0f} s, peak memory {mib:,.0f} MiB")
         print(agreement(groups_of(output), people_of(centres, faces, seed)).words())
         print("\n| what | faces | seconds | found |\n|---|---|---|---|", flush=True)
         for what, most, code in PEERS:
-            count, file = min(most, faces), folder / "vectors.npy"
+            count, file = min(most, faces), output.with_name("vectors.npy")
             np.save(file, synthetic_faces(centres, 0, count, seed)[1])
             took, found = measure(code, str(file))[2].split()
             print(f"| {what} | {count:,} | {float(took):.1f} | {found} |", flush=True)

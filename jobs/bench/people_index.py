@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from jobs.bench.people import measure, person_vectors, synthetic_faces, write_synthetic
-from pipeline.output import claim
+from jobs.bench.people import command, measure, person_vectors, synthetic_faces, synthetic_output
 
 PROBES = 50
 MOST = 0.95                      # of the answers take less than the second time in the table
 REFINED = "PQ256x4fs,RFlat"      # a product quantiser of the same size as ours, and whole vectors for its candidates
 ROUNDING = 1e-6
 
-BUILD = """
-import sys
-from jobs.index.__main__ import main
-if code := main(sys.argv[1:3]):
-    sys.exit(code)
-"""
 READ = """
 import faiss, sys
 import numpy as np
@@ -80,34 +71,31 @@ def bench_index(faces: int, people: int, seed: int, folder: Path | None) -> None
 
     folder: keeps the output, and has it from before; None: a temporary one. On Linux.
     """
-    with ExitStack() as stack:
-        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        output, probes = folder / "out", folder / "probes.npy"
-        centres = person_vectors(people, seed)
-        if not (output / claim.RUN_JSON).exists():
-            write_synthetic(output, faces, people, seed)
-        np.save(probes, synthetic_faces(centres, faces, PROBES, seed)[1])
+    with synthetic_output(faces, people, seed, folder) as output:
+        folder, wanted = output.parent, None
+        probes = folder / "probes.npy"
+        np.save(probes, synthetic_faces(person_vectors(people, seed), faces, PROBES, seed)[1])
         print(HEAD)
-        wanted = None
         for name, build, ask, index, how in INDEXES:
-            made = ""
+            made = " | "
             if build:
                 shutil.rmtree(folder / index, ignore_errors=True)
-                seconds, mib, _ = measure(build, str(output), str(folder / index), how)
+                code, *more = build
+                seconds, mib, _ = measure(code, str(output), str(folder / index), *more)
                 made = f"{seconds:.0f} | {mib:,.0f}"
             _, mib, said = measure(ask, str(output), str(folder / index), how, str(probes))
             times, found = json.loads(said).values()
             wanted = np.array(found) if wanted is None else wanted      # the first row is exact
-            print(f"| {name} | {made or ' | '} | {words(times)} | {mib:,.0f} | {recall(np.array(found), wanted):.3f} |",
-                  flush=True)
+            share = recall(np.array(found), wanted)
+            print(f"| {name} | {made} | {words(times)} | {mib:,.0f} | {share:.3f} |", flush=True)
 
 
 HEAD = """| index | made in s | peak memory, MiB | ms a probe: median, 95% | peak memory, MiB | recall at 20 |
 |---|---|---|---|---|---|"""
 INDEXES = (
-    ("faiss Flat", BUILD_FAISS, ASK_FAISS, "flat.faiss", "Flat"),
-    (f"faiss {REFINED}", BUILD_FAISS, ASK_FAISS, "refined.faiss", REFINED),
-    ("jobs.index", BUILD, ASK, "index", "fast"),
+    ("faiss Flat", (BUILD_FAISS, "Flat"), ASK_FAISS, "flat.faiss", "Flat"),
+    (f"faiss {REFINED}", (BUILD_FAISS, REFINED), ASK_FAISS, "refined.faiss", REFINED),
+    ("jobs.index", (command("jobs.index.__main__"),), ASK, "index", "fast"),
     ("the same, --exact", None, ASK, "index", "exact"),
 )
 

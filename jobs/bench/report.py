@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from jobs.bench.browser import measure_paint
-from jobs.bench.people import PART_IMAGES, measure, person_vectors
+from jobs.bench.people import PART_IMAGES, command, measure, person_vectors
 from jobs.demo import demo_photos
 from jobs.extract.stages import read_models
 from jobs.options import DEFAULT_MODELS
@@ -30,12 +30,6 @@ from pipeline.storage import open_storage
 PHOTO_PX = 640          # longest side of a copy
 NOISE = 16              # of 255; so that no two pictures are packed alike
 SPREAD = 0.9            # see `jobs.bench people`
-REPORT = """
-import sys
-from jobs.report.__main__ import main
-if main([*sys.argv[1:3], "--faces", sys.argv[3]]):
-    sys.exit("jobs.report failed")
-"""
 
 
 class Found(NamedTuple):
@@ -60,7 +54,7 @@ def bench_report(faces: int, seed: int, folder: Path | None, rounds: int) -> Non
         print("| round | seconds to make | peak memory, MiB | page, MB | first paint, s | all there, s |")
         print("|---|---|---|---|---|---|")
         for i in range(rounds):
-            seconds, mib, _ = measure(REPORT, str(output), str(page), str(faces))
+            seconds, mib, _ = measure(command("jobs.report.__main__"), str(output), str(page), "--faces", str(faces))
             paint = measure_paint(page)
             made = f"{seconds:.0f} | {mib:,.0f} | {page.stat().st_size / 1e6:.1f}"
             print(f"| {i + 1} | {made} | {paint.first_s:.2f} | {paint.loaded_s:.1f} |", flush=True)
