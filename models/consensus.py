@@ -2,12 +2,12 @@
 
 Every teacher marks the eye at a place of its own, so each is first moved to where people's points lie, by its mean
 difference on faces that have both. The centre of an eye is then the median of the teachers', which a single wrong one
-cannot move, and the points around it are the median of their shapes.
+cannot move, or their weighted mean, and the points around it are the median of their shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,23 +68,37 @@ def offset(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
     return both_sides
 
 
-def agree(shapes: Mapping[str, np.ndarray], eyes: Sequence[np.ndarray], given: np.ndarray) -> Consensus:
+def agree(
+    shapes: Mapping[str, np.ndarray], eyes: Mapping[str, np.ndarray], given: np.ndarray,
+    votes: Mapping[str, float] | None = None,
+) -> Consensus:
     """The consensus of teachers, in the frame that the points are in, and given points where there are some.
 
     shapes: by teacher (n, 12, 2). eyes: centres (n, 2, 2) of the teachers that have no points, NaN where one has none.
     given: people's points (n, 12, 2), NaN where there are none; they count as they are, and differ by nothing.
+    votes: by teacher, how much it counts; centres are then weighted means, and a teacher without a vote is not asked.
     """
-    votes = np.stack([*(centres(points) for points in shapes.values()), *eyes])          # (teachers, n, 2, 2)
-    middle = np.nanmedian(votes, axis=0)
+    asked = {name for name in (*shapes, *eyes) if votes is None or votes.get(name, 0) > 0}
+    centres_of = {name: centres(of) for name, of in shapes.items()} | dict(eyes)
+    places = np.stack([of for name, of in centres_of.items() if name in asked])          # (teachers, n, 2, 2)
+    counts = np.array([1.0 if votes is None else votes[name] for name in centres_of if name in asked])
+    counts = np.where(np.isfinite(places).all(-1), counts[:, None, None], 0.0)           # (teachers, n, 2)
+    middle = np.nanmedian(places, axis=0) if votes is None else _mean(places, counts[..., None])
     shape = np.median(
-        [points - np.repeat(centres(points), 6, axis=1) for points in shapes.values()], axis=0
+        [of - np.repeat(centres(of), 6, axis=1) for name, of in shapes.items() if name in asked], axis=0
     )
     points = shape + np.repeat(middle, 6, axis=1)
-    differences = np.nanmean(np.linalg.norm(votes - middle, axis=-1), axis=0)
+    differences = _mean(np.linalg.norm(places - middle, axis=-1), counts)
     known = np.isfinite(given).all((1, 2))
     return Consensus(
         np.where(known[:, None, None], given, points), np.where(known[:, None], 0.0, differences)
     )
+
+
+def _mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The weighted mean over the first axis; values may be NaN where they count nothing."""
+    mean: np.ndarray = (np.nan_to_num(values) * counts).sum(0) / counts.sum(0)
+    return mean
 
 
 def label_weights(differences: np.ndarray, half_at: float = 0.03) -> np.ndarray:

@@ -25,18 +25,20 @@ from torch import Tensor, nn
 from jobs.options import command_parser, positive, share
 from jobs.train.consensus_faces import Drawn, HeldOut, read_labels
 from jobs.train.eyes import CHIP_FRACTION
+from jobs.train.face_network import start_network
 from jobs.train.options import (
     add_card_options,
     add_eye_network_options,
     add_place_options,
     check_paths,
+    content_name,
     model_name,
     rate,
     run_training,
     sources,
     weight,
 )
-from models.device import to_device, torch_device
+from models.device import torch_device
 from models.engines.onnx_export import write_export
 from models.networks.eye_spread import HEADS, PairLoss
 from models.networks.eyes import build_keypointer
@@ -47,7 +49,7 @@ EMA_STEPS = 1000                  # over which the network that is kept is avera
 WARM_UP = 0.04
 MAX_GRADIENT = 30.0               # norm, which only the first batches and broken ones reach
 HEAD_RATE = 0.2                   # of the learning rate: the last layers sum thousands of values, and overshoot
-LEARNT_FROM = "the consensus of PFLD-GhostOne, MediaPipe's face mesh, YOLOv8n-face and our resnet18"
+LEARNT_FROM = "the consensus of PFLD-GhostOne, MediaPipe's face mesh, YOLOv8n-face and our keypointer"
 UNKNOWN_LICENCE = "photos of third parties; free for research, not for commercial use"
 DATA_CARD = [
     {"name": "Helen train, AFW, LFPW train with 300-W's points",
@@ -222,6 +224,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, type=model_name,
                         help="of the model in the weights folder, and of the run's folder")
     add_eye_network_options(parser, default_width=32)
+    parser.add_argument("--start", type=Path, metavar="FILE.safetensors",
+                        help="of the same network, to train further (default: random weights)")
     parser.add_argument("--head", choices=HEADS, default="maps", help="default: %(default)s")
     # Held-out labels, the same run: hard faces 0.75% of the box with wing, 0.88% with huber and either head.
     parser.add_argument("--loss", choices=["huber", "wing"], default="wing", help="default: %(default)s")
@@ -246,7 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep-start", type=share, default=0.0, help=argparse.SUPPRESS)
     add_card_options(parser, "the collections that the shipped weights learnt from")
     add_place_options(parser)
-    parser.set_defaults(workers=None, start=None)
+    parser.set_defaults(workers=None)
     return parser
 
 
@@ -255,7 +259,7 @@ def train(args: argparse.Namespace) -> None:
 
     Raises TrainingError, DataError, WeightsError, OSError.
     """
-    check_paths([], args.weights)
+    check_paths([args.start], args.weights)
     torch.manual_seed(args.seed)
     cv2.setNumThreads(1)
     device = torch_device(args.device)
@@ -265,12 +269,14 @@ def train(args: argparse.Namespace) -> None:
     print(f"{len(faces.points)} faces, {faces.human.sum()} with people's points, {faces.held_out.sum()} held out",
           flush=True)
     architecture = {"network": args.arch, "width": args.width, "input_px": args.input_px, "head": args.head}
-    network = to_device(build_keypointer(architecture), device)
+    network, _ = start_network(build_keypointer(architecture), args, device)
     drawn = Drawn(faces, device, args.input_px, args.batch_size, args.seed)
     held_out = HeldOut(faces, device, args.input_px, args.seed)
     length = {"steps": args.steps} if args.steps else {"minutes": args.minutes}
     settings = {"architecture": architecture, "loss": args.loss, "steady": args.steady, "batch_size": args.batch_size,
                 "lr": args.lr, "seed": args.seed, "labels": digest, **length}
+    if args.start:
+        settings["start"] = content_name(args.start)
     figures = fit_pairs(network, PairLoss(args.input_px, args.loss, steady=args.steady), drawn, held_out, args,
                         args.checkpoints / f"keypointer-{args.name}", settings, device)
     save_model(
@@ -282,7 +288,8 @@ def train(args: argparse.Namespace) -> None:
                 "chip_fraction": CHIP_FRACTION,
             },
             "licence": args.licence, "commercial_use": args.commercial_use,
-            "started_from": f"random weights; labels: people's points, and {LEARNT_FROM}",
+            "started_from": f"{args.start.name if args.start else 'random weights'}; labels: people's points, and "
+                            f"{LEARNT_FROM}",
             "data": sources(args, DATA_CARD),
             "metrics": {"held_out_labels": figures}, "command": args.command,
         },

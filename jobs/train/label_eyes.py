@@ -294,19 +294,19 @@ def _load(teachers: Path, weights: Path, keypointer: str) -> None:
     import torch
 
     from jobs.convert_weights import check_trusted, unpickle
-    from jobs.train.eye_teachers import FivePoints, Mesh, Pfld, five_point_network
+    from jobs.train.eye_teachers import FivePoints, Mesh, Pfld, by_openvino, five_point_network
     from models.detector import load_detector
     from models.engines.engine import Runtime
     from models.keypointer import load_keypointer
 
     global _looks, _detect
     torch.set_num_threads(1)
-    runtime = Runtime(threads=1, engine="torch")
+    runtime = Runtime(threads=1, engine="openvino", precision="float32")
     cv2.setNumThreads(1)
     checkpoint = teachers / "yolov8n_face.pt"
     check_trusted(checkpoint, None, False)
     _looks = Looks(
-        FivePoints(five_point_network(unpickle(checkpoint))), Pfld(teachers / "pfld_ghostone_98.onnx"),
+        FivePoints(by_openvino(five_point_network(unpickle(checkpoint)))), Pfld(teachers / "pfld_ghostone_98.onnx"),
         Mesh(teachers / "mediapipe_face_landmark.tflite"),
         load_keypointer(read_model(weights, "keypointer", keypointer), runtime, batch_size=2),
     )

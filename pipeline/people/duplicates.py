@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +48,7 @@ _FACE_COLUMNS = ["uri", "face_index", "x1", "y1", "x2", "y2", *_EYES, "align_ok"
 _GRIDS, _SIGNS = 8, 20
 _BLOCK_PHOTOS = 32        # compared with each other: a cell with more is cut
 _KEPT_PAIRS = 1_000_000   # in memory, and twice as many as there are photos in groups
-_PAIRS = 20_000           # whose vectors are compared at a time: 80 MB
+_ROWS = 2048              # photos that are compared at a time: their vectors stay in the processor's cache
 
 _PHOTOS = pa.schema(
     [
@@ -69,30 +69,27 @@ _EQUAL = """
     ORDER BY "group", uri
 """
 
+_PLACES = """
+    CREATE TABLE places AS
+    SELECT DISTINCT ON (coalesce(sha256, uri)) id, x, y, size, shape, left_x, left_y, right_x, right_y, codes
+    FROM photos WHERE id IS NOT NULL ORDER BY uri
+"""
+
 # Two photos that are near are in one cell of some of these grids, each shifted by half a cell in some directions.
 # Where pictures are framed alike, as in a video, a cell has many: they are sorted by the sides of random planes that
 # their vectors lie on, which is another order for every grid, and cut into blocks.
-_CELLS = f"""
-    CREATE TABLE cells AS
+_GRID = f"""
     SELECT * EXCLUDE (code), (row_number() OVER (
-        PARTITION BY shift, cell_x, cell_y, cell_size ORDER BY code, id) - 1) // {_BLOCK_PHOTOS} AS block
+        PARTITION BY cell_x, cell_y, cell_size ORDER BY code, id) - 1) // {_BLOCK_PHOTOS} AS block
     FROM (
-        SELECT id, x, y, size, shape, left_x, left_y, right_x, right_y, shift, codes[shift + 1] AS code,
-               floor(x / {2 * NEAR_PLACE} + (shift & 1) / 2)::INTEGER AS cell_x,
-               floor(y / {2 * NEAR_PLACE} + (shift >> 1 & 1) / 2)::INTEGER AS cell_y,
-               floor(size / {2 * NEAR_SIZE} + (shift >> 2 & 1) / 2)::INTEGER AS cell_size
-        FROM (SELECT DISTINCT ON (coalesce(sha256, uri)) * FROM photos WHERE id IS NOT NULL ORDER BY uri),
-             range({_GRIDS}) AS shifts(shift))
+        SELECT * EXCLUDE (codes), codes[$shift + 1] AS code,
+               floor(x / {2 * NEAR_PLACE} + ($shift & 1) / 2)::INTEGER AS cell_x,
+               floor(y / {2 * NEAR_PLACE} + ($shift >> 1 & 1) / 2)::INTEGER AS cell_y,
+               floor(size / {2 * NEAR_SIZE} + ($shift >> 2 & 1) / 2)::INTEGER AS cell_size
+        FROM places)
+    ORDER BY cell_x, cell_y, cell_size, block
 """
-_NEAR = f"""
-    SELECT DISTINCT first.id, other.id
-    FROM cells first JOIN cells other USING (shift, cell_x, cell_y, cell_size, block)
-    WHERE first.id < other.id AND abs(first.x - other.x) <= {NEAR_PLACE} AND abs(first.y - other.y) <= {NEAR_PLACE}
-      AND abs(first.size - other.size) <= {NEAR_SIZE} AND abs(first.shape - other.shape) <= {NEAR_SIZE}
-      AND coalesce(sqrt((first.left_x - other.left_x) ** 2 + (first.left_y - other.left_y) ** 2)
-                   + sqrt((first.right_x - other.right_x) ** 2 + (first.right_y - other.right_y) ** 2)
-                   <= 2 * {NEAR_EYES} * exp(first.size), true)
-"""
+_BLOCK = ("cell_x", "cell_y", "cell_size", "block")
 
 
 @dataclass(slots=True)
@@ -207,20 +204,70 @@ class Duplicates:
 
     def _near_pairs(self) -> np.ndarray:
         """The ids (n, 2) of photos that are nearly equal: enough of them to link each group."""
-        self._database.execute(_CELLS)
-        vectors, kept, most = self._vectors(), [np.zeros((0, 2), np.int64)], _KEPT_PAIRS
-        for batch in self._database.sql(_NEAR).to_arrow_reader(_PAIRS):
-            pairs = np.stack([column.to_numpy() for column in batch.columns], axis=1)
-            alike = np.einsum("nd,nd->n", unit(vectors[pairs[:, 0]]), unit(vectors[pairs[:, 1]]))
-            kept.append(pairs[alike >= self.min_cosine])
-            if sum(map(len, kept)) > most:
-                ids, _, first = linked(np.concatenate(kept))
-                kept = [np.stack([first, ids], axis=1)[first != ids]]
-                most = _KEPT_PAIRS + 2 * len(kept[0])
+        self._database.execute(_PLACES)
+        kept, most = [np.zeros((0, 2), np.int64)], _KEPT_PAIRS
+        for shift in range(_GRIDS):
+            photos = self._database.sql(_GRID, params={"shift": shift}).to_arrow_reader(_ROWS)
+            for pairs in self._pairs_of_blocks(photos):
+                kept.append(pairs)
+                if sum(map(len, kept)) > most:
+                    ids, _, first = linked(np.concatenate(kept))
+                    kept = [np.stack([first, ids], axis=1)[first != ids]]
+                    most = _KEPT_PAIRS + 2 * len(kept[0])
         return np.concatenate(kept)
+
+    def _pairs_of_blocks(self, photos: Iterable[pa.RecordBatch]) -> Iterator[np.ndarray]:
+        """The ids (n, 2) of near photos of the same block, by their places and their vectors."""
+        vectors = self._vectors()
+        for some in whole_blocks(photos):
+            near = [(first, other) for first, other in near_places(some) if len(first)]
+            if not near:
+                continue
+            ids = some["id"].to_numpy()
+            own = unit(vectors[ids])
+            for first, other in near:
+                alike = np.einsum("nd,nd->n", own[first], own[other])
+                yield np.sort(np.stack([ids[first], ids[other]], axis=1)[alike >= self.min_cosine], axis=1)
 
     def _vectors(self) -> np.ndarray:
         return np.memmap(self._folder.path / "vectors", np.float16, "r", shape=(self._photos, self._dim))
+
+
+def whole_blocks(photos: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of `_GRID` in tables that cut no block."""
+    rest: list[pa.RecordBatch] = []
+    for batch in photos:
+        some = pa.Table.from_batches([*rest, batch])
+        last = int(np.flatnonzero(block_starts(some))[-1])
+        rest = some.slice(last).to_batches()
+        if last:
+            yield some.slice(0, last)
+    if rest:
+        yield pa.Table.from_batches(rest)
+
+
+def block_starts(photos: pa.Table) -> np.ndarray:
+    """Whether each row is the first of its block, (n,) bool."""
+    starts = np.ones(len(photos), bool)
+    starts[1:] = np.any([np.diff(photos[name].to_numpy()) != 0 for name in _BLOCK], axis=0)
+    return starts
+
+
+def near_places(photos: pa.Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows of the same block whose faces are at the same place, by their distance in the table."""
+    block = block_starts(photos).cumsum()
+    of = {name: photos[name].to_numpy() for name in photos.column_names}
+    eyes = np.stack([of[name] for name in ("left_x", "left_y", "right_x", "right_y")], axis=1).reshape(-1, 2, 2)
+    limits = {"x": NEAR_PLACE, "y": NEAR_PLACE, "size": NEAR_SIZE, "shape": NEAR_SIZE}
+    for apart in range(1, _BLOCK_PHOTOS):
+        first = np.flatnonzero(block[apart:] == block[:-apart])
+        if not len(first):
+            return
+        other = first + apart
+        near = np.all([np.abs(of[name][first] - of[name][other]) <= most for name, most in limits.items()], axis=0)
+        off = np.linalg.norm(eyes[first] - eyes[other], axis=2).mean(axis=1)           # NaN where they are not known
+        near &= ~(off > NEAR_EYES * np.exp((of["size"][first] + of["size"][other]) / 2))
+        yield first[near], other[near]
 
 
 def linked(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

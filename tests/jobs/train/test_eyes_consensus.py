@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.train.consensus_faces import Drawn, HeldOut, LabelledFaces, read_labels, shared_places
 from jobs.train.eyes_consensus import Averaged, learning_rate, main, parameter_groups
@@ -144,5 +145,11 @@ def test_a_whole_run_goes_on_and_writes_a_card(tmp_path: Path, capsys: pytest.Ca
     assert "goes on after step 2" in capsys.readouterr().out
     assert main([*command, "--steps", "3"]) == 2
     assert "take another --name" in capsys.readouterr().err
+    further = [*command[:3], "further", *command[4:], "--start", str(tmp_path / "w/keypointer-tiny.safetensors")]
+    assert main([*further, "--steps", "1", "--lr", "1e-12"]) == 0
+    begun = load_file(tmp_path / "w/keypointer-tiny.safetensors")
+    after = load_file(tmp_path / "w/keypointer-further.safetensors")
+    assert all(torch.equal(begun[name], after[name]) for name in ("points.weight", "maps.3.bias"))
+    assert read_card(tmp_path / "w", "keypointer", "further").started_from.startswith("keypointer-tiny.safetensors;")
     assert main([*command[2:], "--labels", str(tmp_path / "none")]) == 2
     assert "run jobs.train label-eyes and agree-eyes first" in capsys.readouterr().err
