@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.keypointer import View
 from pipeline import geometry
 from pipeline.geometry import CHIP_MAX_PX, CROP_PX, LETTERBOX_GREY, Letterbox
 
@@ -154,6 +155,14 @@ class DeviceChips:
         x = torch.minimum((left + column).clamp_(min=0), width - 1)
         y = torch.minimum((top + row).clamp_(min=0), height - 1)
         self.pixels[start + at] = source[image_start + y * width + x]
+
+    @torch.inference_mode()
+    def views(self, views: Sequence[View], side_px: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """As `models.keypointer.views_of`, on the device."""
+        seen = {view.fraction: self.middles(view.fraction, side_px) for view in views}
+        inputs = [seen[view.fraction][0].flip(2) if view.mirrored else seen[view.fraction][0] for view in views]
+        sides, margins = (np.stack([seen[view.fraction][i] for view in views]) for i in (1, 2))
+        return torch.cat(inputs), sides, margins
 
     @torch.inference_mode()
     def middles(self, fraction: float, side_px: int) -> tuple[Tensor, np.ndarray, np.ndarray]:

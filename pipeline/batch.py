@@ -106,10 +106,11 @@ class ChipStack(Protocol):
     def joined(self, others: Sequence[ChipStack]) -> ChipStack:
         """These chips and those of the others."""
 
-    def middles(self, fraction: float, side_px: int) -> tuple[Pixels, np.ndarray, np.ndarray]:
-        """The middle squares of the chips, about fraction × s, at another size: (n, side_px, side_px, 3).
+    def views(self, views: Sequence[Any], side_px: int) -> tuple[Pixels, np.ndarray, np.ndarray]:
+        """Squares around the middles of the chips, at another size: (v · n, side_px, side_px, 3).
 
-        Also their sides and their margins in pixels of the chip, both (n,) float32.
+        views: v pairs of a share of the chip's side and whether it is mirrored. Also the sides of the squares and their
+        margins in pixels of the chip, both (v, n) float32.
         """
 
     def aligned(self, chip_to_crop: np.ndarray) -> tuple[Pixels, np.ndarray]:

@@ -17,6 +17,7 @@ from jobs.bench.in_process import build_stages, default_config, no_seconds, phot
 from jobs.bench.measurement import Measure, Measurement, serve
 from jobs.extract.stages import min_side_of
 from models.engines.engine import OutOfDeviceMemory, Runtime, open_network
+from models.keypointer import views_in
 from models.store import DEFAULT_WEIGHTS_DIR, read_model
 from pipeline.batch import Fetched, ImageRecord, Status, TodoRow
 from pipeline.geometry import CROP_PX
@@ -156,10 +157,11 @@ def network_parts(work: Work, device: str, cores: int) -> list[Part]:
     models, runtime = default_config(device).models, Runtime(device, cores, compile=device == "cuda")
     keypoint_px = int(models.keypointer.architecture["input_px"])
     passes = 2.0 if models.embedder.preprocessing.get("flip_average") else 1.0
+    views = len(views_in(models.keypointer))
     wanted = [
         ("detector", "detector", "images/s", settings.detect_px, batches["detector"], work.decoded),
         ("second look", "detector", "images/s", settings.second_pass_px or 0, batches["detector"], work.second_looks),
-        ("keypointer", "keypointer", "faces/s", keypoint_px, batches["face"], work.faces),
+        ("keypointer", "keypointer", "faces/s", keypoint_px, batches["face"], work.faces * views),
         ("embedder", "embedder", "faces/s", CROP_PX, batches["face"], work.faces * passes),
     ]
     return [

@@ -58,7 +58,8 @@ def consensus_table(looks: pa.Table, votes: Mapping[str, float] | None = None, t
     shift = toward_98 * offset(centres(twelve["pfld"]), centres(given))
     for name, points in twelve.items():
         moved = offset(given, points)
-        print(f"{name}: moved by {np.abs(moved).mean():.2%} of the box on average", flush=True)
+        print(f"{name}: moved by {np.abs(moved).mean():.2%} of the box on average, eye centres by "
+              f"{moved[:, 1].mean():+.2%} (down)", flush=True)
         twelve[name] = points + moved
     five = five + offset(centres(given), five)
     first = agree(twelve, {"five": five}, given)

@@ -38,7 +38,7 @@ from jobs.train.options import (
 from models.engines.engine import Runtime
 from models.engines.torch_engine import TorchNetwork
 from models.eye_layout import FACE_BOX_PX, FACE_PX, MIRRORED
-from models.keypointer import POINTS, Keypointer
+from models.keypointer import POINTS, Keypointer, View
 from models.metrics import eye_errors
 from models.networks.eyes import EyeResNet, chips_to_input
 from models.training import (
@@ -393,7 +393,7 @@ def evaluate(
 def keypointer_of(network: nn.Module, input_px: int, chip_fraction: float, device: torch.device) -> Keypointer:
     """A keypointer that runs the network, and sets it to evaluation mode."""
     runs = TorchNetwork(network, Runtime(device.type), mean=[127.5] * 3, std=[127.5] * 3)
-    return Keypointer(runs, batch_size=64, input_px=input_px, chip_fraction=chip_fraction)
+    return Keypointer(runs, batch_size=64, input_px=input_px, views=[View(chip_fraction)])
 
 
 def train(args: argparse.Namespace) -> None:

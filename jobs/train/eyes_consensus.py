@@ -49,6 +49,7 @@ EMA_STEPS = 1000                  # over which the network that is kept is avera
 WARM_UP = 0.04
 MAX_GRADIENT = 30.0               # norm, which only the first batches and broken ones reach
 HEAD_RATE = 0.2                   # of the learning rate: the last layers sum thousands of values, and overshoot
+VIEWS = [[CHIP_FRACTION, False], [0.65, True]]      # of a face, whose points are averaged, see `models.keypointer.View`
 LEARNT_FROM = "the consensus of PFLD-GhostOne, MediaPipe's face mesh, YOLOv8n-face and our keypointer"
 UNKNOWN_LICENCE = "photos of third parties; free for research, not for commercial use"
 DATA_CARD = [
@@ -285,7 +286,7 @@ def train(args: argparse.Namespace) -> None:
             "name": args.name, "role": "keypointer", "architecture": architecture,
             "preprocessing": {
                 "input_px": args.input_px, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB",
-                "chip_fraction": CHIP_FRACTION,
+                "chip_fraction": CHIP_FRACTION, "views": VIEWS,
             },
             "licence": args.licence, "commercial_use": args.commercial_use,
             "started_from": f"{args.start.name if args.start else 'random weights'}; labels: people's points, and "

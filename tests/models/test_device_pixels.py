@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.device_pixels import DevicePixels, sharpness
-from models.keypointer import middles
+from models.keypointer import View, middles, views_of
 from pipeline import geometry
 from pipeline.batch import ChipStack
 from pipeline.stages import align
@@ -130,6 +130,18 @@ def test_middles_of_chips(fraction):
     np.testing.assert_array_equal(margins, wanted_margins)
     assert sides.dtype == margins.dtype == np.float32
     for view, other in zip(views, wanted, strict=True):
+        assert difference(view, other)[0] < 1.0
+
+
+def test_views_of_chips():
+    chips, host = cut([photo(600, 500)], [boxes((10, 10, 40, 50), (200, 150, 350, 310))])
+    named = [View(0.75), View(0.75, mirrored=True), View(0.6, mirrored=True)]
+    inputs, sides, margins = chips.views(named, 112)
+    wanted, wanted_sides, wanted_margins = views_of(host, named, 112)
+    assert inputs.shape == wanted.shape == (6, 112, 112, 3)
+    np.testing.assert_array_equal(sides, wanted_sides)
+    np.testing.assert_array_equal(margins, wanted_margins)
+    for view, other in zip(inputs, wanted, strict=True):
         assert difference(view, other)[0] < 1.0
 
 

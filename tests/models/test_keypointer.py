@@ -9,9 +9,9 @@ from torch import nn
 
 from models.engines.engine import Runtime
 from models.engines.torch_engine import TorchNetwork
-from models.keypointer import Keypointer, load_keypointer, middle, resize
+from models.keypointer import Keypointer, View, lifted, load_keypointer, middle, resize, views_in
 from models.networks.eyes import build_keypointer
-from models.store import WeightsError, read_model, save_model
+from models.store import WeightsError, read_card, read_model, save_model
 
 SMALL = {"network": "resnet18", "width": 4, "input_px": 64}
 
@@ -28,7 +28,7 @@ class BrightestPixel(nn.Module):
 
 def keypointer(input_px: int, chip_fraction: float, batch_size: int = 4) -> Keypointer:
     network = TorchNetwork(BrightestPixel(), Runtime(), mean=[127.5] * 3, std=[127.5] * 3)
-    return Keypointer(network, batch_size=batch_size, input_px=input_px, chip_fraction=chip_fraction)
+    return Keypointer(network, batch_size=batch_size, input_px=input_px, views=[View(chip_fraction)])
 
 
 def chip_with_spot(side: int, left: int, top: int, size: int) -> np.ndarray:
@@ -63,6 +63,80 @@ def test_chips_of_many_sizes_keep_their_order(batch_size: int) -> None:
     chips = [chip_with_spot(8, i % 8, i // 8, 1) for i in range(5)] + [chip_with_spot(16, 14, 14, 2)]
     points = keypointer(8, 1.0, batch_size)(chips)
     assert np.allclose(points[:, 0], [[i % 8 + 0.5, i // 8 + 0.5] for i in range(5)] + [[15.0, 15.0]])
+
+
+class LeftAndRight(nn.Module):
+    """The left eye at (0.25, 0.5), the right one at (0.5, 0.75), whatever it sees; spreads 0.1 and 0.2."""
+
+    def forward(self, inputs):
+        row = torch.tensor([[0.25, 0.5]] * 6 + [[0.5, 0.75]] * 6 + [[0.1, 0.2]])
+        return row.expand(len(inputs), 13, 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_views_are_averaged(batch_size: int) -> None:
+    network = TorchNetwork(LeftAndRight(), Runtime(), mean=[127.5] * 3, std=[127.5] * 3)
+    views = [View(1.0), View(1.0, True), View(0.5, True)]
+    keypointer = Keypointer(network, batch_size=batch_size, input_px=8, views=views)
+    points, spreads = keypointer.with_spreads([np.zeros((side, side, 3), np.uint8) for side in (80, 160)])
+    # What is mirrored back: the left eye at (0.5, 0.75), the right one at (0.75, 0.5), spreads 0.2 and 0.1. Half of a
+    # chip of 80 px begins at 20 and is 40 px wide.
+    left = np.mean([(20, 40), (40, 60), (20 + 20, 20 + 30)], axis=0)
+    right = np.mean([(40, 60), (60, 40), (20 + 30, 20 + 20)], axis=0)
+    assert points.dtype == spreads.dtype == np.float32 and points.shape == (2, 12, 2)
+    assert np.allclose(points[0], [left] * 6 + [right] * 6) and np.allclose(points[1], 2 * points[0])
+    assert np.allclose(spreads[0], [(8 + 16 + 8) / 3, (16 + 8 + 4) / 3]) and np.allclose(spreads[1], 2 * spreads[0])
+
+
+@pytest.mark.parametrize(("turn", "up"), [(0, (0, -1)), (90, (1, 0)), (180, (0, 1)), (-45, (-0.5**0.5, -0.5**0.5))])
+def test_points_are_lifted_up_the_face(turn: float, up: tuple[float, float]) -> None:
+    """A face turned clockwise by so many degrees."""
+    line = np.array([np.cos(np.radians(turn)), np.sin(np.radians(turn))], np.float32)
+    points = np.stack([np.repeat([(0, 0), line * distance], 6, axis=0) for distance in (40, 1)]).astype(np.float32)
+    moved = lifted(points, np.array([2, 4], np.float32))
+    assert moved.dtype == np.float32
+    assert np.allclose(moved - points, np.multiply.outer([2, 4], np.tile(up, (12, 1))), atol=1e-5)
+    assert np.array_equal(lifted(np.zeros((1, 12, 2), np.float32), np.ones(1)), np.zeros((1, 12, 2)))
+
+
+def test_the_lift_is_a_share_of_the_chip() -> None:
+    network = TorchNetwork(LeftAndRight(), Runtime(), mean=[127.5] * 3, std=[127.5] * 3)
+    chips = [np.zeros((side, side, 3), np.uint8) for side in (80, 160)]
+    plain, moved = (Keypointer(network, batch_size=2, input_px=8, views=[View(0.5)], lift=lift)(chips)
+                    for lift in (0.0, 0.01))
+    assert np.allclose(np.linalg.norm(moved - plain, axis=2), [[0.8] * 12, [1.6] * 12], atol=1e-5)
+
+
+def test_a_mirrored_view_shows_the_mirrored_chip() -> None:
+    network = TorchNetwork(BrightestPixel(), Runtime(), mean=[127.5] * 3, std=[127.5] * 3)
+    chip = chip_with_spot(8, 1, 5, 1)
+    mirrored = Keypointer(network, batch_size=4, input_px=8, views=[View(1.0, True)])([chip])
+    assert np.allclose(mirrored, (1.5, 5.5))
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"),
+    [
+        ({"chip_fraction": 0.75}, [(0.75, False)]),
+        ({"chip_fraction": 0.75, "views": [[0.75, False], [0.5, True]]}, [(0.75, False), (0.5, True)]),
+        ({}, None), ({"chip_fraction": 0}, None), ({"views": []}, None), ({"views": [[0.5]]}, None),
+        ({"views": [[0.5, 1]]}, None), ({"views": [["0.5", True]]}, None), ({"views": {"0.5": True}}, None),
+    ],
+)
+def test_the_views_of_a_card(tmp_path: Path, preprocessing: dict, expected: list | None) -> None:
+    basics = {"input_px": 64, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB"}
+    fields = {
+        "name": "tiny", "role": "keypointer", "architecture": SMALL, "preprocessing": basics | preprocessing,
+        "licence": "none", "commercial_use": False, "started_from": "random weights", "data": [], "metrics": {},
+        "command": "",
+    }
+    save_model(tmp_path, fields, build_keypointer(SMALL).state_dict())
+    card = read_card(tmp_path, "keypointer", "tiny")
+    if expected:
+        assert views_in(card) == expected
+    else:
+        with pytest.raises(WeightsError, match="does not say what to see of a face"):
+            views_in(card)
 
 
 def test_no_chips() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from models.engines.engine import Runtime
 from models.engines.torch_engine import TorchNetwork
-from models.keypointer import Keypointer
+from models.keypointer import Keypointer, View
 from models.networks.eye_spread import LEAST_SPREAD, MOST_SPREAD, PairLoss, SpreadEyes
 from models.networks.eyes import EyeResNet, build_keypointer
 from models.store import WeightsError
@@ -82,7 +82,7 @@ class Answers(torch.nn.Module):
 @pytest.mark.parametrize("says_spreads", [True, False])
 def test_spreads_are_in_pixels_of_the_chip(says_spreads: bool) -> None:
     network = TorchNetwork(Answers(says_spreads), Runtime(), mean=[127.5] * 3, std=[127.5] * 3)
-    keypointer = Keypointer(network, batch_size=2, input_px=32, chip_fraction=0.75)
+    keypointer = Keypointer(network, batch_size=2, input_px=32, views=[View(0.75)])
     points, spreads = keypointer.with_spreads([np.zeros((100, 100, 3), np.uint8)])
     # A quarter of 100 px is cut off, 12 px on each side: the network sees 76 px.
     assert np.allclose(points, 50) and points.shape == (1, 12, 2)
