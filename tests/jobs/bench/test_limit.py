@@ -71,5 +71,6 @@ def test_only_networks_that_are_needed_are_timed(monkeypatch):
     monkeypatch.setattr("jobs.bench.limit.BATCHES", {"cpu": {"detector": (1,), "face": (1, 2)}})
     monkeypatch.setattr("jobs.bench.limit.PART_S", 0.02)
     found = network_parts(Work(1.0, 0.0, 2.5), "cpu", 1)
-    assert [(each.name, each.an_image) for each in found] == [("detector", 1.0), ("keypointer", 5.0), ("embedder", 2.5)]      # two views
+    # The keypointer sees two views of a face.
+    assert [(each.name, each.an_image) for each in found] == [("detector", 1.0), ("keypointer", 5.0), ("embedder", 2.5)]
     assert all(each.batch in (1, 2) for each in found)
