@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ class Plot:
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     x_range: tuple[float, float]
     log_x: bool = False
+    y_range: tuple[float, float] = (0, 1.01)
 
     def write(self, path: Path, title: str) -> None:
-        """Write a PNG; y goes from 0 to 1."""
+        """Write a PNG."""
         from matplotlib.figure import Figure  # pyplot would look for a screen
 
         figure = Figure(figsize=(7, 5), layout="constrained")
@@ -34,7 +35,7 @@ class Plot:
         for label, (x, y) in self.curves.items():
             axes.plot(x, y, label=label, linewidth=1.5)
         axes.set_xscale("log" if self.log_x else "linear")
-        axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=self.x_range, ylim=(0, 1.01))
+        axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=self.x_range, ylim=self.y_range)
         axes.set_title(title, fontsize=9, wrap=True, parse_math=False)        # paths can contain $
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, loc="lower center")
@@ -43,13 +44,14 @@ class Plot:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A title, all figures for the JSON file, a table of the main ones, and a plot."""
+    """A title, all figures for the JSON file, a table of the main ones, and a plot; more plots by their names."""
 
     title: str
     figures: dict[str, Any]
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     plot: Plot
+    more_plots: Mapping[str, Plot] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """Title and table as Markdown."""
@@ -58,12 +60,13 @@ class Evaluation:
         return "\n".join(lines) + "\n"
 
     def write(self, out_dir: Path, name: str) -> None:
-        """Write `name.json`, `name.md` and `name.png` into out_dir. Raises DataError when that fails."""
+        """Write `name.json`, `.md`, `.png` and `name-PLOT.png` into out_dir. Raises DataError when that fails."""
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
             (out_dir / f"{name}.json").write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
             (out_dir / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
-            self.plot.write(out_dir / f"{name}.png", self.title)
+            for ending, plot in {"": self.plot, **{f"-{of}": plot for of, plot in self.more_plots.items()}}.items():
+                plot.write(out_dir / f"{name}{ending}.png", self.title)
         except OSError as error:
             raise DataError(f"cannot write to --out {out_dir}: {error.strerror}; give another folder") from None
 

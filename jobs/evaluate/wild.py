@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 POINTS_COLUMN = "points98"
 PLOTTED, NONE = ("all", "turned", "occlusion"), np.zeros(0, bool)
+LEAST_KEPT = 0.5                      # of the faces, in the plot by spread
 SPREAD_SHARES = (0.05, 0.1, 0.2)      # of the faces, those with the largest spread, left out
 
 
@@ -85,6 +86,7 @@ def wild_eyes(table: pa.Table, args: argparse.Namespace) -> Evaluation:
         Plot("error of the eye centres (% of the outer-eye distance)", "share of the faces with at most that error",
              {name: _curve(errors.centres[groups[name]]) for name in PLOTTED if groups.get(name, NONE).any()},
              (0, 100 * MAX_NME)),
+        {"by-spread": spread_plot(errors.centres, eyes.spreads)} if by_spread else {},
     )
     if args.update_card:
         evaluation.record(args.weights, card, "eyes_wild_by_both" if args.by == "both" else "eyes_wild",
@@ -119,6 +121,22 @@ def errors_by_spread(errors: np.ndarray, spreads: np.ndarray,
             "median": round(float(np.median(of)), 5), "above_10": round(float((of > MAX_NME).mean()), 5)
         } for share, of in left.items()
     }
+
+
+def spread_plot(errors: np.ndarray, spreads: np.ndarray) -> Plot:
+    """The found faces' errors (n,) by the share of faces that is kept, those with the largest spread (n,) left out."""
+    known = np.isfinite(spreads) & np.isfinite(errors)
+    ordered = 100 * errors[known][np.argsort(spreads[known], kind="stable")]
+    kept = np.unique(np.ceil(np.linspace(LEAST_KEPT, 1, 100) * len(ordered)).astype(int))
+    at = 100 * kept / len(ordered)
+    medians = np.array([np.median(ordered[:count]) for count in kept])
+    above = np.array([100 * (ordered[:count] > 100 * MAX_NME).mean() for count in kept])
+    return Plot(
+        "faces kept, those with the largest eye_spread left out (% of the found faces)", "%",
+        {"faces with eye centres off by more than 10% of the outer-eye distance": (at, above),
+         "median error of the eye centres, % of the outer-eye distance": (at, medians)},
+        (100 * LEAST_KEPT, 100), y_range=(0, 1.1 * float(max(above.max(), medians.max()))),
+    )
 
 
 def _curve(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

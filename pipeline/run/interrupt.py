@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -86,14 +88,41 @@ def held_back() -> Iterator[None]:
         set_handler(number, lambda number, frame: received.append(number))
     signal.signal = set_others
     try:
-        yield
+        with _without_alarms():
+            yield
     finally:
         signal.signal = set_handler
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
-            signal.alarm(0)       # after a SIGTERM the C++ of Ray would abort the process in three seconds
+            signal.alarm(0)
             signal.raise_signal(received[0])
+
+
+@contextmanager
+def _without_alarms() -> Iterator[None]:
+    """Within it every signal ends the alarm that is set, at once, by a thread.
+
+    After a SIGTERM the C++ of Ray sets one that aborts the process in three seconds. The start of Ray may take longer,
+    and Python's handlers run only between its steps.
+    """
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+
+    def end_alarms() -> None:
+        while told.recv(1):
+            signal.alarm(0)
+
+    thread = threading.Thread(target=end_alarms, name="no alarms", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        tells.close()
+        thread.join()
+        told.close()
 
 
 def leave(exit_code: int) -> NoReturn:

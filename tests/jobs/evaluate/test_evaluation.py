@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,8 @@ def test_an_evaluation_is_a_table_json_and_a_picture(tmp_path: Path) -> None:
     )
     assert json.loads((tmp_path / "new/name.json").read_text()) == {"a": 1}
     assert (tmp_path / "new/name.png").stat().st_size < 100_000
+    replace(EVALUATION, more_plots={"other": PLOT}).write(tmp_path / "two", "name")
+    assert sorted(path.name for path in (tmp_path / "two").glob("*.png")) == ["name-other.png", "name.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

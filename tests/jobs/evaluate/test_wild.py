@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate.__main__ import main
-from jobs.evaluate.wild import errors_by_spread, groups_of, wild_errors
+from jobs.evaluate.wild import errors_by_spread, groups_of, spread_plot, wild_errors
 from models.eye_layout import WFLW_EYES
 from models.store import read_card
 from tests.support.evaluation import encoded, tiny_weights, zidane
@@ -51,6 +51,15 @@ def test_leaving_out_the_unsure() -> None:
         "33%": {"median": pytest.approx(0.03), "above_10": 0.0},
     }
     assert errors_by_spread(errors, np.full(4, np.nan)) == {}
+
+
+def test_the_curve_of_faces_kept() -> None:
+    errors = np.array([0.3, 0.02, np.inf, 0.04, 0.06])
+    curves = spread_plot(errors, np.array([0.9, 0.1, np.nan, 0.2, 0.3])).curves.values()
+    # Two, three and all of the four that are found; that with the largest spread is off by 30%.
+    assert [[(x, round(y, 3)) for x, y in zip(*curve, strict=True)] for curve in curves] == [
+        [(50.0, 0.0), (75.0, 0.0), (100.0, 25.0)], [(50.0, 3.0), (75.0, 4.0), (100.0, 5.0)],
+    ]
 
 
 def test_groups() -> None:

@@ -33,6 +33,34 @@ def test_a_held_back_signal_comes_at_the_end_although_others_set_handlers(number
     assert done and signal.alarm(0) == 0
 
 
+def test_an_alarm_that_comes_with_a_signal_is_ended_while_python_waits_for_c():
+    """As in the start of Ray: after a SIGTERM its C++ sets an alarm that is to abort the process, and goes on."""
+    code = """if True:
+        import hashlib, os, signal, threading
+        from pipeline.run.interrupt import Interrupted, held_back, interruptible
+        ended = threading.Event()
+
+        def end():
+            signal.alarm(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def count():
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            threading.Timer(0.1, end).start()
+            while not ended.is_set():
+                hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000)         # a second in which no handler runs
+
+        try:
+            with interruptible(), held_back():
+                threading.Timer(1.5, ended.set).start()
+                count()
+        except Interrupted as interrupt:
+            print(interrupt.exit_code)
+    """
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "143\n", "")
+
+
 def test_without_a_signal_nothing_is_held_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     with held_back():
