@@ -25,6 +25,7 @@ class Plot:
     x_range: tuple[float, float]
     log_x: bool = False
     y_range: tuple[float, float] = (0, 1.01)
+    legend_at: str = "lower center"
 
     def write(self, path: Path, title: str) -> None:
         """Write a PNG."""
@@ -38,7 +39,7 @@ class Plot:
         axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=self.x_range, ylim=self.y_range)
         axes.set_title(title, fontsize=9, wrap=True, parse_math=False)        # paths can contain $
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9, loc="lower center")
+        axes.legend(fontsize=9, loc=self.legend_at)
         figure.savefig(path, dpi=100)
 
 

@@ -135,7 +135,7 @@ def spread_plot(errors: np.ndarray, spreads: np.ndarray) -> Plot:
         "faces kept, those with the largest eye_spread left out (% of the found faces)", "%",
         {"faces with eye centres off by more than 10% of the outer-eye distance": (at, above),
          "median error of the eye centres, % of the outer-eye distance": (at, medians)},
-        (100 * LEAST_KEPT, 100), y_range=(0, 1.1 * float(max(above.max(), medians.max()))),
+        (100 * LEAST_KEPT, 100), y_range=(0, 1.3 * float(max(above.max(), medians.max()))), legend_at="upper left",
     )
 
 
