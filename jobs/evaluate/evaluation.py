@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Plot:
     x_range: tuple[float, float]
     log_x: bool = False
     y_range: tuple[float, float] = (0, 1.01)
-    legend_at: str = "lower center"
+    legend_at: Literal["lower center", "upper left"] = "lower center"
 
     def write(self, path: Path, title: str) -> None:
         """Write a PNG."""
