@@ -89,6 +89,7 @@ _GRID = f"""
         FROM places)
     ORDER BY cell_x, cell_y, cell_size, block
 """
+_MEASURES = ("x", "y", "size", "shape", "left_x", "left_y", "right_x", "right_y")
 _BLOCK = ("cell_x", "cell_y", "cell_size", "block")
 
 
@@ -257,17 +258,18 @@ def near_places(photos: pa.Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows of the same block whose faces are at the same place, by their distance in the table."""
     block = block_starts(photos).cumsum()
     of = {name: photos[name].to_numpy() for name in photos.column_names}
-    eyes = np.stack([of[name] for name in ("left_x", "left_y", "right_x", "right_y")], axis=1).reshape(-1, 2, 2)
-    limits = {"x": NEAR_PLACE, "y": NEAR_PLACE, "size": NEAR_SIZE, "shape": NEAR_SIZE}
     for apart in range(1, _BLOCK_PHOTOS):
-        first = np.flatnonzero(block[apart:] == block[:-apart])
-        if not len(first):
+        near = block[apart:] == block[:-apart]
+        if not near.any():
             return
-        other = first + apart
-        near = np.all([np.abs(of[name][first] - of[name][other]) <= most for name, most in limits.items()], axis=0)
-        off = np.linalg.norm(eyes[first] - eyes[other], axis=2).mean(axis=1)           # NaN where they are not known
-        near &= ~(off > NEAR_EYES * np.exp((of["size"][first] + of["size"][other]) / 2))
-        yield first[near], other[near]
+        off = {name: np.abs(of[name][apart:] - of[name][:-apart]) for name in _MEASURES}
+        near &= (off["x"] <= NEAR_PLACE) & (off["y"] <= NEAR_PLACE)
+        near &= (off["size"] <= NEAR_SIZE) & (off["shape"] <= NEAR_SIZE)
+        size = np.exp((of["size"][apart:] + of["size"][:-apart]) / 2)
+        eyes = np.hypot(off["left_x"], off["left_y"]) + np.hypot(off["right_x"], off["right_y"])
+        near &= ~(eyes > 2 * NEAR_EYES * size)                          # NaN where they are not known
+        first = np.flatnonzero(near)
+        yield first, first + apart
 
 
 def linked(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
