@@ -206,15 +206,17 @@ class Duplicates:
     def _near_pairs(self) -> np.ndarray:
         """The ids (n, 2) of photos that are nearly equal: enough of them to link each group."""
         self._database.execute(_PLACES)
-        kept, most = [np.zeros((0, 2), np.int64)], _KEPT_PAIRS
+        kept, count, most = [np.zeros((0, 2), np.int64)], 0, _KEPT_PAIRS
         for shift in range(_GRIDS):
             photos = self._database.sql(_GRID, params={"shift": shift}).to_arrow_reader(_ROWS)
             for pairs in self._pairs_of_blocks(photos):
                 kept.append(pairs)
-                if sum(map(len, kept)) > most:
+                count += len(pairs)
+                if count > most:
                     ids, _, first = linked(np.concatenate(kept))
                     kept = [np.stack([first, ids], axis=1)[first != ids]]
-                    most = _KEPT_PAIRS + 2 * len(kept[0])
+                    count = len(kept[0])
+                    most = _KEPT_PAIRS + 2 * count
         return np.concatenate(kept)
 
     def _pairs_of_blocks(self, photos: Iterable[pa.RecordBatch]) -> Iterator[np.ndarray]:
@@ -227,8 +229,9 @@ class Duplicates:
             ids = some["id"].to_numpy()
             own = unit(vectors[ids])
             for first, other in near:
-                alike = np.einsum("nd,nd->n", own[first], own[other])
-                yield np.sort(np.stack([ids[first], ids[other]], axis=1)[alike >= self.min_cosine], axis=1)
+                alike = np.einsum("nd,nd->n", own[first], own[other]) >= self.min_cosine
+                if alike.any():
+                    yield np.sort(np.stack([ids[first], ids[other]], axis=1)[alike], axis=1)
 
     def _vectors(self) -> np.ndarray:
         return np.memmap(self._folder.path / "vectors", np.float16, "r", shape=(self._photos, self._dim))
