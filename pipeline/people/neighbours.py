@@ -1,7 +1,7 @@
 """The most alike vectors of each vector: by all cosines, or for many vectors by those of the lists nearby.
 
 Lists as in faiss's IndexIVFFlat, but a whole list is compared with those around it in one product. All cosines in NumPy
-take a third to two thirds of the time of faiss.knn (`jobs.bench people --what groups`).
+take a quarter to two thirds of the time of faiss.knn (`jobs.bench people --what groups`).
 """
 
 from __future__ import annotations

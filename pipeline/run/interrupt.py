@@ -95,7 +95,7 @@ def held_back() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
-            signal.alarm(0)
+            signal.alarm(0)       # that of Ray, if it was set after the signal
             signal.raise_signal(received[0])
 
 
