@@ -85,7 +85,7 @@ class DevicePixels:
         """The bytes of the arrays among these images, in memory from which the device fetches by itself."""
         arrays = [image for image in images if not isinstance(image, Tensor)]
         sizes = [array.size for array in arrays]
-        staged = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        staged = _staging(sum(sizes), torch.uint8, self._device)
         for array, part in zip(arrays, torch.split(staged, sizes), strict=True):
             part.numpy()[:] = array.reshape(-1)
             yield part
@@ -146,7 +146,7 @@ class DeviceChips:
         columns = np.column_stack([
             self.starts[chips], self.sides[chips], image_starts[image_of], corners_xy, sizes[:, ::-1],
         ])
-        counts = torch.from_numpy(self.sides[chips] ** 2).to(source.device, non_blocking=True)
+        counts = _uploaded(self.sides[chips] ** 2, source.device)
         n_pixels = int((self.sides[chips] ** 2).sum())
         of = torch.repeat_interleave(counts, output_size=n_pixels)
         start, side, image_start, left, top, width, height = _uploaded(columns, source.device)[of].unbind(1)
@@ -177,7 +177,7 @@ class DeviceChips:
         for taps, chosen in ((SHRINK_TAPS, sides > side_px), (1, sides <= side_px)):
             which = np.flatnonzero(chosen)
             if len(which):
-                views[torch.from_numpy(which).to(views.device)] = self._sampled(which, matrices[which], side_px, taps)
+                views[_uploaded(which, views.device)] = self._sampled(which, matrices[which], side_px, taps)
         return views, sides.astype(np.float32), margins.astype(np.float32)
 
     @torch.inference_mode()
@@ -272,7 +272,14 @@ def _to_bytes(values: Tensor) -> Tensor:
 
 
 def _uploaded(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+    """The array on the device; a GPU fetches it while it works on what came before."""
+    values = torch.from_numpy(np.ascontiguousarray(array))
+    return _staging(values.shape, values.dtype, device).copy_(values).to(device, non_blocking=True)
+
+
+def _staging(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that the device can read by itself. A copy from any other memory waits until the GPU has done its work."""
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def _one_buffer(images: Sequence[Tensor]) -> tuple[Tensor, np.ndarray]:

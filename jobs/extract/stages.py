@@ -78,7 +78,7 @@ class Batches:
 
 
 DEFAULT_BATCHES: Mapping[str, Batches] = MappingProxyType(
-    {"cpu": Batches(detect=4, faces=16, images=16, mb=64), "cuda": Batches(detect=64, faces=256, images=64, mb=256)}
+    {"cpu": Batches(detect=1, faces=16, images=16, mb=64), "cuda": Batches(detect=64, faces=256, images=64, mb=256)}
 )
 
 
