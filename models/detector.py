@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,30 +27,33 @@ class FaceDetector:
     """Find faces on square canvases; a canvas gives the same faces in every batch.
 
     network: (b, S, S, 3) uint8 RGB to the raw output (b, 65 or 75, cells) that `boxes.decode_faces` takes; or a
-    `FaceNetwork`. points: whether the points count; if not they are NaN, whatever the network finds.
+    `FaceNetwork`. batch_sizes: canvases of a batch, by their side S, a multiple of 32. points: whether the points
+    count; if not they are NaN, whatever the network finds.
     """
 
     def __init__(
-        self, network: Network, *, min_score: float, nms_iou: float, batch_size: int, max_detections: int,
-        points: bool = True,
+        self, network: Network, *, min_score: float, nms_iou: float, batch_sizes: Mapping[int, int],
+        max_detections: int, points: bool = True,
     ) -> None:
+        if any(side % STRIDE_PX for side in batch_sizes):
+            raise ValueError(f"the sides of canvases must be multiples of {STRIDE_PX}, got {sorted(batch_sizes)}")
         self._points = points
-        rules = FaceRules(min_score, nms_iou, max_detections)
-        self._batches = PaddedBatches(_finding(network, rules), batch_size)
+        find = _finding(network, FaceRules(min_score, nms_iou, max_detections))
+        self._batches = {side: PaddedBatches(find, size) for side, size in batch_sizes.items()}
 
     def __call__(self, canvases: Any) -> list[Faces]:
         """The faces of every canvas. A box may reach a little beyond the canvas.
 
-        canvases: (b, S, S, 3) uint8 RGB, S a multiple of 32, else ValueError; an array, or a tensor in the memory of
-        the network's device.
+        canvases: (b, S, S, 3) uint8 RGB, S one of `batch_sizes`, else ValueError; an array, or a tensor in the memory
+        of the network's device.
         """
-        if canvases.ndim != 4 or canvases.shape[1] != canvases.shape[2] or canvases.shape[1] % STRIDE_PX \
+        if canvases.ndim != 4 or canvases.shape[1] != canvases.shape[2] or canvases.shape[1] not in self._batches \
                 or canvases.shape[3] != 3 or str(canvases.dtype) not in ("uint8", "torch.uint8"):
             raise ValueError(
-                f"canvases must be (b, S, S, 3) uint8 with S a multiple of {STRIDE_PX}, "
+                f"canvases must be (b, S, S, 3) uint8 with S one of {sorted(self._batches)}, "
                 f"got {tuple(canvases.shape)} {canvases.dtype}"
             )
-        found = [faces for batch in self._batches.each(canvases) for faces in batch]
+        found = [faces for batch in self._batches[canvases.shape[1]].each(canvases) for faces in batch]
         return found if self._points else [faces._replace(points=no_points(len(faces.scores))) for faces in found]
 
 
@@ -66,20 +69,19 @@ def load_detector(
     model: StoredModel,
     runtime: Runtime,
     *,
-    input_sides_px: Sequence[int],
+    batch_sizes: Mapping[int, int],
     min_score: float,
     nms_iou: float,
-    batch_size: int,
     max_detections: int,
 ) -> FaceDetector:
     """The detector ready to call.
 
-    input_sides_px: the sides of the canvases it will get. min_score: lower scores are dropped. nms_iou: of two boxes
-    that overlap more, the one with the lower score is dropped. max_detections: the most faces of a canvas.
-    Raises WeightsError.
+    batch_sizes: canvases of a batch, by the side of the canvases; the first side is the most frequent one. min_score:
+    lower scores are dropped. nms_iou: of two boxes that overlap more, the one with the lower score is dropped.
+    max_detections: the most faces of a canvas. Raises WeightsError.
     """
-    network = open_network(model, runtime, [(batch_size, side, side, 3) for side in input_sides_px])
+    network = open_network(model, runtime, [(size, side, side, 3) for side, size in batch_sizes.items()])
     return FaceDetector(
-        network, min_score=min_score, nms_iou=nms_iou, batch_size=batch_size, max_detections=max_detections,
+        network, min_score=min_score, nms_iou=nms_iou, batch_sizes=batch_sizes, max_detections=max_detections,
         points="points" in model.card.architecture,
     )

@@ -113,8 +113,8 @@ def detect_photos(model: StoredModel, args: argparse.Namespace) -> list[Detected
 
     rows = read_annotations(args.photos, args.truth)
     detect = load_detector(
-        model, runtime_of(args), input_sides_px=[args.input_px], min_score=LOWEST_SCORE, nms_iou=args.nms_iou,
-        batch_size=args.batch_size, max_detections=1000,
+        model, runtime_of(args), batch_sizes={args.input_px: args.batch_size}, min_score=LOWEST_SCORE,
+        nms_iou=args.nms_iou, max_detections=1000,
     )
     photos = []
     for start in range(0, len(rows), args.batch_size):

@@ -176,8 +176,8 @@ def find_faces(faces: AnnotatedFaces, args: argparse.Namespace) -> list[tuple[np
     from pipeline.stages.operations import letterbox
 
     detect = load_detector(
-        read_model(args.weights, "detector", args.detector), runtime_of(args), input_sides_px=[args.input_px],
-        min_score=BOX_SCORE, nms_iou=BOX_NMS_IOU, batch_size=args.batch_size, max_detections=100,
+        read_model(args.weights, "detector", args.detector), runtime_of(args),
+        batch_sizes={args.input_px: args.batch_size}, min_score=BOX_SCORE, nms_iou=BOX_NMS_IOU, max_detections=100,
     )
     own_faces: list[tuple[np.ndarray, np.ndarray] | None] = []
     for start in range(0, len(faces.images), args.batch_size):

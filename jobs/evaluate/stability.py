@@ -112,8 +112,8 @@ def find_faces(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
     from models.detector import load_detector
 
     detect = load_detector(
-        read_model(args.weights, "detector", args.detector), runtime_of(args), input_sides_px=[args.input_px],
-        min_score=args.min_score, nms_iou=0.5, batch_size=1, max_detections=1000,
+        read_model(args.weights, "detector", args.detector), runtime_of(args), batch_sizes={args.input_px: 1},
+        min_score=args.min_score, nms_iou=0.5, max_detections=1000,
     )
     photos, boxes, points5 = [], [], []
     for path in sorted(args.photos.iterdir()) if args.photos.is_dir() else []:

@@ -46,6 +46,7 @@ from pipeline.storage.uris import (
 )
 
 COMPILE_FROM_IMAGES = 100_000    # compiling takes an actor half a minute, and saves 0.1 to 0.3 ms an image on an H100
+SECOND_LOOKS = 8         # of a batch at most: few images need one, and zeros pad the batch. One of 120 photos did
 MAX_DETECTIONS = 3000    # of one image, before --max-faces; the fullest WIDER FACE photo has 1,968 faces
 
 
@@ -150,16 +151,24 @@ def build_detect(config: StageConfig, threads: int, calls: int) -> Detect:
     from models.detector import load_detector
 
     settings, batch_size = config.settings, config.batches.detect
-    sides_px = [settings.detect_px, *filter(None, [settings.second_pass_px])]
     detector = load_detector(
-        model_of(config, config.models.detector), runtime_of(config, threads, calls), input_sides_px=sides_px,
-        min_score=settings.min_score, nms_iou=settings.nms_iou, batch_size=batch_size, max_detections=MAX_DETECTIONS,
+        model_of(config, config.models.detector), runtime_of(config, threads, calls),
+        batch_sizes=detector_batches(settings, batch_size), min_score=settings.min_score, nms_iou=settings.nms_iou,
+        max_detections=MAX_DETECTIONS,
     )
     return Detect(
         detector, looks=looks_of(settings), nms_iou=settings.nms_iou, second_pass_px=settings.second_pass_px,
         min_face_px=settings.min_face_px, max_faces=settings.max_faces, rotate_retry=settings.rotate_retry,
         batch_size=batch_size, operations=device_operations(config.opened) if config.device == "cuda" else None,
     )
+
+
+def detector_batches(settings: RowSettings, batch_size: int) -> dict[int, int]:
+    """The detector's batch at each side of its input. For the second look at an image it is small."""
+    sizes = {settings.detect_px: batch_size}
+    if settings.second_pass_px:
+        sizes.setdefault(settings.second_pass_px, min(batch_size, SECOND_LOOKS))
+    return sizes
 
 
 def build_keypoint(config: StageConfig, threads: int, calls: int) -> Keypoint:

@@ -311,8 +311,8 @@ def _load(teachers: Path, weights: Path, keypointer: str) -> None:
         load_keypointer(read_model(weights, "keypointer", keypointer), runtime, batch_size=2),
     )
     _detect = load_detector(
-        read_model(weights, "detector", "yolov8n"), runtime, input_sides_px=[DETECT_PX], min_score=DETECT_MIN_SCORE,
-        nms_iou=DETECT_NMS_IOU, batch_size=1, max_detections=1000,
+        read_model(weights, "detector", "yolov8n"), runtime, batch_sizes={DETECT_PX: 1}, min_score=DETECT_MIN_SCORE,
+        nms_iou=DETECT_NMS_IOU, max_detections=1000,
     )
 
 

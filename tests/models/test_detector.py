@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def canvases(count: int, side: int = 32) -> np.ndarray:
 
 
 def fake_detector(rows: list[list[float]], **changed: float) -> FaceDetector:
-    return FaceDetector(FakeNetwork(rows), batch_size=2, **{**SETTINGS, **changed})
+    return FaceDetector(FakeNetwork(rows), batch_sizes={32: 2}, **{**SETTINGS, **changed})
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,10 @@ def test_the_network_sees_the_canvases_in_batches_of_one_shape() -> None:
     network = FakeNetwork([])
     canvas = canvases(3).copy()
     canvas[..., 2] = 255
-    FaceDetector(network, batch_size=2, **SETTINGS)(canvas)
-    assert [batch.shape for batch in network.seen] == [(2, 32, 32, 3)] * 2
+    detect = FaceDetector(network, batch_sizes={32: 2, 64: 3}, **SETTINGS)
+    detect(canvas)
+    assert len(detect(canvases(4, side=64))) == 4
+    assert [batch.shape for batch in network.seen] == [(2, 32, 32, 3)] * 2 + [(3, 64, 64, 3)] * 2
     assert network.seen[0][0, 5, 5].tolist() == [51, 51, 255]
     assert network.seen[1][1].max() == 0        # the padding
 
@@ -98,11 +101,16 @@ def test_the_network_sees_the_canvases_in_batches_of_one_shape() -> None:
     "wrong",
     [np.zeros((1, 32, 64, 3), np.uint8), np.zeros((1, 40, 40, 3), np.uint8), np.zeros((32, 32, 3), np.uint8),
      np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 32, 32, 4), np.uint8)],
-    ids=["not square", "not a multiple of 32", "no batch", "dtype", "channels"],
+    ids=["not square", "another side", "no batch", "dtype", "channels"],
 )
 def test_wrong_canvases_are_refused(wrong: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="multiple of 32"):
+    with pytest.raises(ValueError, match=re.escape("S one of [32]")):
         fake_detector([])(wrong)
+
+
+def test_sides_must_be_multiples_of_32() -> None:
+    with pytest.raises(ValueError, match=re.escape("multiples of 32, got [32, 40]")):
+        FaceDetector(FakeNetwork([]), batch_sizes={40: 2, 32: 2}, **SETTINGS)
 
 
 # ---- the shipped detector ------------------------------------------------------------------------------------------
@@ -117,14 +125,14 @@ def photos() -> list[np.ndarray]:
     return [cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB) for name in ("bus.jpg", "zidane.jpg")]
 
 
-def shipped(batch_size: int) -> FaceDetector:
+def shipped(batch_size: int, side: int = 320) -> FaceDetector:
     model = read_model(DEFAULT_WEIGHTS_DIR, "detector", "yolov8n")
-    return load_detector(model, REFERENCE, input_sides_px=[320], batch_size=batch_size, **SETTINGS)
+    return load_detector(model, REFERENCE, batch_sizes={side: batch_size}, **SETTINGS)
 
 
 def test_the_shipped_detector_finds_the_faces_of_a_photo(photos: list[np.ndarray]) -> None:
     canvas, canvas_to_image = letterbox(photos[1], 640)
-    [(boxes, scores, _)] = shipped(1)(canvas[None])
+    [(boxes, scores, _)] = shipped(1, side=640)(canvas[None])
     assert canvas_to_image[0, 0] == 2.0         # 1280 px wide
     image_boxes = boxes * 2 + canvas_to_image[:, 2].tolist() * 2
     by_eye = np.array([[535, 225, 668, 450], [904, 80, 1060, 280]])
@@ -181,7 +189,7 @@ def test_a_card_with_another_preprocessing_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, fields, {})
     with pytest.raises(WeightsError, match="takes RGB / 255"):
         model = read_model(tmp_path, "detector", "odd")
-        load_detector(model, REFERENCE, input_sides_px=[320], batch_size=1, **SETTINGS)
+        load_detector(model, REFERENCE, batch_sizes={320: 1}, **SETTINGS)
 
 
 def test_ultralytics_is_offline_and_quiet_and_writes_nothing_to_the_home(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from jobs.extract.stages import (
     Batches,
     StageConfig,
+    detector_batches,
     local_weights,
     model_of,
     read_models,
@@ -98,3 +99,16 @@ def test_weights_of_another_store_are_refused(uri):
 )
 def test_networks_are_compiled_on_gpus_alone(device, wanted, compiles):
     assert runtime_of(replace(config(), device=device, compile=wanted), 1, 1).compile is compiles
+
+
+@pytest.mark.parametrize(
+    ("detect_px", "second_px", "batch", "batches"),
+    [
+        (800, 640, 1, {800: 1, 640: 1}),          # on a CPU
+        (800, 640, 64, {800: 64, 640: 8}),        # on a GPU: zeros pad the batch, and few images need a second look
+        (640, 640, 64, {640: 64}),
+        (800, None, 64, {800: 64}),
+    ],
+)
+def test_batches_of_the_detector(detect_px, second_px, batch, batches):
+    assert detector_batches(RowSettings(detect_px=detect_px, second_pass_px=second_px), batch) == batches
