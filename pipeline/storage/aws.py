@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import urllib3
@@ -61,6 +61,7 @@ def _session(options: StoreOptions) -> Any:
 
     session = botocore.session.get_session()
     with _explained():
+        session.register_component("data_loader", _service_data(session.get_config_variable("data_path")))
         bundle = ca_file(session)
     if bundle:
         session.set_config_variable("ca_bundle", bundle)     # also of the clients that fetch credentials
@@ -70,6 +71,14 @@ def _session(options: StoreOptions) -> Any:
     elif region := os.environ.get("AWS_REGION"):             # of AWS's other tools; botocore does not read it
         session.set_config_variable("region", region)
     return session
+
+
+@cache
+def _service_data(data_path: str | None) -> Any:
+    """What botocore knows of AWS's services, read once for all sessions: each would take 0.2 s."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def ca_file(session: Any) -> str | None:

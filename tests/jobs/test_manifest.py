@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from bisect import bisect_right
 from functools import partial
@@ -28,6 +27,7 @@ from pipeline.output.lease import Lease
 from pipeline.schemas import LISTING
 from pipeline.storage import LocalStorage, open_storage
 from tests.pipeline.input.test_inventory import csv_file, parquet_file, publish, row
+from tests.support.http_server import serving
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"p/{folder}/{i:02}.jpg" for folder in "abc" for i in range(20)]
@@ -336,7 +336,7 @@ class Bucket15k(http.server.BaseHTTPRequestHandler):
     asked = 0
 
     def do_GET(self):
-        type(self).asked += 1
+        Bucket15k.asked += 1
         query = parse_qs(urlsplit(self.path).query)
         after = query.get("continuation-token", query.get("start-after", [""]))[0]
         start = bisect_right(self.keys, after)
@@ -360,14 +360,6 @@ class Bucket15k(http.server.BaseHTTPRequestHandler):
     def handle(self):
         with contextlib.suppress(ConnectionError):      # the client was killed
             super().handle()
-
-
-@contextlib.contextmanager
-def serving(handler):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

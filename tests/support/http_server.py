@@ -12,6 +12,8 @@ from socketserver import BaseServer
 # A proxy writes these headers itself. It does not copy them from the answer of the server behind it.
 NOT_FORWARDED = ("content-length", "transfer-encoding", "connection", "server", "date")
 
+POLL_S = 0.02      # how often a server looks whether it should end; by default twice a second
+
 
 @contextmanager
 def serving(
@@ -29,7 +31,7 @@ def serving(
 @contextmanager
 def running(server: BaseServer, tls: ssl.SSLContext | None) -> Iterator[str]:
     """The endpoint of a server on this machine that runs in a thread. tls: only tells how it is reached."""
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True)
     thread.start()
     try:
         yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import threading
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -15,6 +14,7 @@ from pipeline.input.rules import Rules
 from pipeline.schemas import LISTING
 from pipeline.storage.uris import FROM_ENVIRONMENT, StoreOptions, UriError
 from tests.pipeline.input.test_parallel_listing import ODD_KEYS, T0, WHOLE
+from tests.support.http_server import serving
 
 
 @pytest.mark.parametrize(("key", "folder"), [("", ""), ("a", "a/"), ("a/", "a/"), ("a//", "a/"), ("//", "//")])
@@ -87,10 +87,8 @@ def answering(*answers):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield StoreOptions(f"http://127.0.0.1:{server.server_port}", anonymous=True), asked
-    server.shutdown()
+    with serving(Answer) as endpoint:
+        yield StoreOptions(endpoint, anonymous=True), asked
 
 
 def listed(*keys):

@@ -21,6 +21,7 @@ from pipeline.input.containers import list_members
 from pipeline.input.fetch import BEGINNING_BYTES, SPAN_BYTES, SPAN_GAP_BYTES, Fetch, _within, spans
 from pipeline.storage.uris import StoreOptions
 from tests.support.archives import tar, zipped
+from tests.support.http_server import serving
 
 BODY = bytes(range(256)) * 40
 
@@ -351,11 +352,8 @@ class FailingServer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def failing_server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FailingServer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(FailingServer) as endpoint:
+        yield endpoint
 
 
 @pytest.mark.parametrize("name", ["plain.jpg", "signed.jpg?token=1", "503", "429", "reset", "cut"])

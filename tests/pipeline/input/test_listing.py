@@ -5,7 +5,6 @@ import http.server
 import io
 import os
 import tarfile
-import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -33,6 +32,7 @@ from pipeline.input.rules import Rules
 from pipeline.schemas import LISTING
 from pipeline.storage.uris import StoreOptions, UriError
 from tests.support.archives import tar, zipped
+from tests.support.http_server import serving
 
 
 @dataclass
@@ -420,12 +420,9 @@ def test_a_private_bucket(scheme, s3_endpoint):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Deny)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    options = StoreOptions(f"http://127.0.0.1:{server.server_port}", anonymous=True)
-    with pytest.raises(InputError, match=rf"cannot list {scheme}://b: access denied; .*\?anonymous=true"):
-        listing(f"{scheme}://b/p/", options=options)
-    server.shutdown()
+    with serving(Deny) as endpoint, \
+            pytest.raises(InputError, match=rf"cannot list {scheme}://b: access denied; .*\?anonymous=true"):
+        listing(f"{scheme}://b/p/", options=StoreOptions(endpoint, anonymous=True))
 
 
 def test_google_storage_is_listed(bucket, s3_endpoint):
