@@ -51,7 +51,7 @@ class PhotoReader:
     def __init__(self, settings: RowSettings, models: Models, weights: Path, *, pictures: bool = False) -> None:
         prepare_pillow()
         self._config = StageConfig(
-            settings, models, batches=replace(DEFAULT_BATCHES["cpu"], detect=1, images=1), weights=str(weights)
+            settings, models, batches=replace(DEFAULT_BATCHES["cpu"], images=1), weights=str(weights)
         )
         self._pictures = pictures
         self._stages: dict[str, Future[Any]] = {}
