@@ -75,7 +75,7 @@ def _session(options: StoreOptions) -> Any:
 
 @cache
 def _service_data(data_path: str | None) -> Any:
-    """What botocore knows of AWS's services, read once for all sessions: each would take 0.2 s."""
+    """What botocore knows of AWS's services, read once for all sessions: each would take 0.3 s."""
     from botocore.loaders import create_loader
 
     return create_loader(data_path)
