@@ -146,8 +146,8 @@ class DeviceChips:
         columns = np.column_stack([
             self.starts[chips], self.sides[chips], image_starts[image_of], corners_xy, sizes[:, ::-1],
         ])
-        counts = _uploaded(self.sides[chips] ** 2, source.device)
-        n_pixels = int((self.sides[chips] ** 2).sum())
+        areas = self.sides[chips] ** 2
+        counts, n_pixels = _uploaded(areas, source.device), int(areas.sum())
         of = torch.repeat_interleave(counts, output_size=n_pixels)
         start, side, image_start, left, top, width, height = _uploaded(columns, source.device)[of].unbind(1)
         at = torch.arange(n_pixels, device=source.device) - (counts.cumsum(0) - counts)[of]
