@@ -51,7 +51,7 @@ demo: setup ## find the faces on two photos, or on make demo PHOTOS=folder
 test: setup ## run the tests that need no GPU and no browser
 	@$(TEST) -n 2 -m 'not gpu and not browser' --durations=10
 
-test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; up to 25 minutes
+test-faults: setup ## break runs for real: kills, lost nodes, full disks, a failing S3; 20 to 30 minutes
 	@$(TEST) -n 2 tests/faults --durations=10
 
 test-browser: setup ## show the preview page to Chromium or Chrome; skipped without
