@@ -19,6 +19,7 @@ CPUS_PER_GPU_ACTOR = 4        # one interpreter is busy with 250 images a second
 MOST_ACTORS_OF_GPU = 4        # each takes 2.5 GB of memory; on an H100 8 were a tenth faster than 4
 THREADS_PER_CPU_ACTOR = 4     # a process with torch takes about 700 MB, and more threads speed up small networks little
 GPU_CALLS = 2
+PIXEL_BYTES, GPU_PIXEL_BYTES = 384 << 20, 768 << 20     # of the batches that an actor has in work together
 STEPS = 1000                  # of one CPU or GPU: what an actor reserves is rounded down to a thousandth
 
 
@@ -72,9 +73,22 @@ class PoolPlan:
         On CPUs each thread takes a batch through all of them: threads that share one small network wait for each other.
         On a GPU one batch is prepared while the device has another. A pool without decode gets one batch a call of Ray.
         """
-        if "decode" not in self.stages:
+        if not self.decodes:
             return 1
         return GPU_CALLS if self.gpus else self.threads
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its actors get to-do rows."""
+        return "decode" in self.stages
+
+    @property
+    def pixel_bytes(self) -> int:
+        """How many bytes of pixels may be in the stages of an actor, unless a single batch has more.
+
+        On a GPU it is three batches: two in work, and one that is ready.
+        """
+        return GPU_PIXEL_BYTES if self.gpus else PIXEL_BYTES
 
     def __str__(self) -> str:
         gpus = f" + {self.gpus:g} GPU" if self.gpus else ""

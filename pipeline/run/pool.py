@@ -16,9 +16,9 @@ from pipeline.output.spool import ReadTodo
 from pipeline.run.board import Board
 from pipeline.run.runner import Batch, StageBuilders, StageRunner
 from pipeline.run.telemetry import PoolMeter
+from pipeline.stages.decode import MemoryGate
 
 MAX_FACES = 2048        # in a batch, 77 MB of crops; one image may have more
-PIXEL_BYTES = 384 << 20     # of the batches in work together, or one batch
 
 
 class Pool:
@@ -26,20 +26,22 @@ class Pool:
 
     In: the place of a block of to-do rows (if `decode` is among the stages), or one folded batch of the pool before.
     Out: after the last stage of all, the rows of `step_images` images, else of every batch, folded into one row.
-    The constructor loads the models. Decode prefetches one batch, so the stages need not wait for the disk.
+    The constructor loads the models. Decode prefetches one batch, so the stages need not wait for the disk. Two threads
+    of Ray may each give a block: the second is fetched and decoded as soon as the first is decoded.
 
-    calls: how many batches pass through the stages at once, each in a thread.
+    calls: how many batches pass through the stages at once, each in a thread. pixel_bytes: of the batches in work
+    together, at most, or of one batch.
     """
 
     def __init__(
         self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int, calls: int,
-        step_images: int, board: Board,
+        pixel_bytes: int, step_images: int, board: Board,
     ) -> None:
         self._stages = stages
         self._step_images = step_images
         self._read_todo = read_todo
         self._calls = calls
-        self._threads = ThreadPoolExecutor(calls, "stages")
+        self._threads, self._room = ThreadPoolExecutor(calls, "stages"), MemoryGate(pixel_bytes)
         self._runner = StageRunner(stages, builders, threads, calls, board, PoolMeter(stages))
         cv2.setNumThreads(max(1, threads // calls))      # after the models: importing ultralytics sets it to 0
 
@@ -57,7 +59,7 @@ class Pool:
     def _decoded(self, rows: Sequence[TodoRow]) -> Iterator[pa.Table]:
         run = partial(self._run, self._stages[1:])
         for batches in self._runner.decode(rows):
-            for tables in in_order(self._threads, run, batches, ahead=self._calls, max_bytes=PIXEL_BYTES):
+            for tables in in_order(self._threads, run, batches, ahead=self._calls, room=self._room):
                 yield from tables
 
     def _folded(self, held: list[Batch]) -> Iterator[pa.Table]:
@@ -90,22 +92,25 @@ class Pool:
 
 def in_order(
     threads: ThreadPoolExecutor, run: Callable[[list[Batch]], list[pa.Table]], batches: Iterable[ImageBatch],
-    *, ahead: int, max_bytes: int,
+    *, ahead: int, room: MemoryGate,
 ) -> Iterator[list[pa.Table]]:
     """What `run` makes of each batch, in the order of the batches, which run in threads.
 
-    Beside the one whose result is waited for, at most `ahead` batches are in work, with at most max_bytes of pixels
-    together. Each is given in a list, to be taken out.
+    Beside the one whose result is waited for, at most `ahead` batches are in work. They share the room for pixels,
+    with those of another block too. Each is given in a list, to be taken out.
     """
     working: deque[tuple[Future[list[pa.Table]], int]] = deque()
     try:
         for batch in batches:
             n_bytes = sum(pixels.nbytes for pixels in batch.pixels)
-            while working and (len(working) > ahead or n_bytes + sum(each for _, each in working) > max_bytes):
+            while working and (len(working) > ahead or n_bytes + sum(each for _, each in working) > room.limit_bytes):
                 yield working.popleft()[0].result()
+            room.take(n_bytes)
             held: list[Batch] = [batch]
             del batch
-            working.append((threads.submit(run, held), n_bytes))
+            future = threads.submit(run, held)
+            future.add_done_callback(lambda _, n_bytes=n_bytes: room.give_back(n_bytes))
+            working.append((future, n_bytes))
         while working:
             yield working.popleft()[0].result()
     finally:

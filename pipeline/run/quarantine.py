@@ -5,6 +5,9 @@ process with the same block, and that process dies too, for ever. So the board k
 finished. A block at which processes died is cut into pieces, the piece at which one dies into smaller ones, down to
 the image: of 100,000 images it takes six steps.
 
+An actor decodes the next block while the last one is in its stages, so a death counts for both. But pieces and single
+images are done alone: an innocent block may be cut, and none of its images is left out.
+
 The node may be what died, a spot instance for example: then no image is at fault. So only deaths on nodes that are
 alive count, as of the moment when they are counted. An image that takes its node with it is found more slowly.
 
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.run.turns import Turns
 
 DEATHS_OF_BLOCK = 2     # after so many, it is cut into pieces
 DEATHS_OF_PIECE = 1     # a piece is suspect already
@@ -48,12 +52,12 @@ class Notes(Protocol):
 class Portion:
     """Neighbouring rows of a block, at least one, to be done in one go.
 
-    suspect: a process died at them; nothing else should run in this process meanwhile, or it would be suspected too.
-    left_out: one image that has killed its process; it must not be touched again.
+    alone: nothing else may run in this process meanwhile, because a process died at them, or because it is one image,
+    which is left out for its own deaths. left_out: one image that has killed its process; it must not be touched again.
     """
 
     rows: Sequence[TodoRow]
-    suspect: bool = False
+    alone: bool = False
     left_out: bool = False
 
     @property
@@ -78,7 +82,7 @@ class Quarantine:
         if not rows:
             return
         cut: list[Portion] = []
-        yield from self._cut(Portion(rows), DEATHS_OF_BLOCK, cut)
+        yield from self._cut(Portion(rows, alone=len(rows) == 1), DEATHS_OF_BLOCK, cut)
         for portion in cut:
             self._notes.finish(portion.name)
             self._notes.finish(portion.cut_name)
@@ -86,9 +90,6 @@ class Quarantine:
     @contextmanager
     def doing(self, portion: Portion) -> Iterator[None]:
         """Inside the `with` block the rows of a portion are done; they are finished when it ends without an error."""
-        if portion.left_out:
-            yield
-            return
         self._notes.begin(portion.name)
         yield
         self._notes.finish(portion.name)
@@ -98,12 +99,12 @@ class Quarantine:
         if not self._is_cut(portion, deaths_allowed):
             yield portion
         elif len(portion.rows) == 1:
-            yield Portion(portion.rows, suspect=True, left_out=True)
+            yield Portion(portion.rows, alone=True, left_out=True)
         else:
             cut.append(portion)
             size = -(-len(portion.rows) // PIECES)
             for start in range(0, len(portion.rows), size):
-                piece = Portion(portion.rows[start : start + size], suspect=True)
+                piece = Portion(portion.rows[start : start + size], alone=True)
                 yield from self._cut(piece, DEATHS_OF_IMAGE if len(piece.rows) == 1 else DEATHS_OF_PIECE, cut)
 
     def _is_cut(self, portion: Portion, deaths_allowed: int) -> bool:
@@ -123,19 +124,27 @@ class Quarantine:
 
 
 def decode_quarantined(
-    decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], quarantine: Quarantine, rows: Sequence[TodoRow]
+    decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], quarantine: Quarantine, turns: Turns,
+    rows: Sequence[TodoRow],
 ) -> Iterator[Iterator[ImageBatch]]:
     """The batches of `decode` by portions, one record for every row, in order. Images that killed their process are
     left out.
 
-    All stages must be done with a portion before the next one is asked for.
+    All stages must be done with a portion before the next one is asked for. Another thread may decode its rows
+    meanwhile, as `turns` allow.
     """
     for portion in quarantine.portions(rows):
-        with quarantine.doing(portion):
-            if portion.left_out:
-                yield iter([ImageBatch((left_out(portion.rows[0]),), (NO_PIXELS,))])
-            else:
-                yield decode(portion.rows)
+        if portion.left_out:
+            yield iter([ImageBatch((left_out(portion.rows[0]),), (NO_PIXELS,))])
+            continue
+        with turns.work(alone=portion.alone) as decoded, quarantine.doing(portion):
+            yield _then(decode(portion.rows), decoded)
+
+
+def _then(batches: Iterator[ImageBatch], ended: Callable[[], None]) -> Iterator[ImageBatch]:
+    """The batches; at their end a call."""
+    yield from batches
+    ended()
 
 
 def left_out(row: TodoRow) -> ImageRecord:

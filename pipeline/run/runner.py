@@ -19,6 +19,7 @@ from pipeline.run.board import Board
 from pipeline.run.quarantine import Quarantine, decode_quarantined
 from pipeline.run.status import FileReader, StatusReporter
 from pipeline.run.telemetry import PoolMeter
+from pipeline.run.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +67,12 @@ class StageRunner:
         self._had_fault, self._last_stage = bool(board.unfinished(self._device_faults)), stages[-1]
         self._reporter = StatusReporter("+".join(stages), board.report)
         self._reporter.start()
-        self._quarantine = Quarantine(board)
+        self._quarantine, self._turns = Quarantine(board), Turns()
         self._stages = {name: self._build(name, partial(builders[name], threads, calls)) for name in stages}
 
     def decode(self, rows: Sequence[TodoRow]) -> Iterator[Iterator[ImageBatch]]:
-        """The batches of all rows by portions, as `decode_quarantined` gives them."""
-        return decode_quarantined(self._decode, self._quarantine, rows)
+        """The batches of all rows by portions, as `decode_quarantined` gives them. Two threads may each do a block."""
+        return decode_quarantined(self._decode, self._quarantine, self._turns, rows)
 
     def run(self, name: str, batch: Batch) -> FaceBatch:
         """The batch after a stage. If the stage raises, its images run one by one, and those at fault are `failed`.

@@ -7,7 +7,7 @@ Every node of a cluster shows them at /metrics of its metrics port. Ray puts `ra
     facelake_bytes_total                   bytes of the image files committed
     facelake_images_passed_total{pool}     images that have passed the stages of a pool, committed or not
     facelake_stage_seconds_total{stage}    seconds that actors spent in a stage; for `decode`, waited for its batches
-    facelake_queue_depth{queue}            images not done yet: of the run, and of the block that each actor works on
+    facelake_queue_depth{queue}            images not done yet: of the run, and of the blocks that each actor works on
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ class RunMeter:
 
 
 class PoolMeter:
-    """An actor's metrics: the seconds of its stages, and how many images of its block are left."""
+    """An actor's metrics: the seconds of its stages, and how many images of its blocks are left."""
 
     def __init__(self, stages: Sequence[str]) -> None:
         self._left = _QueueDepth("+".join(stages), 0)
-        self._lock = threading.Lock()        # several threads are done with images
+        self._blocks = 0                     # in work
+        self._lock = threading.Lock()        # guards it and the images left, which several threads change
         self._pool = "+".join(stages)
         self._passed = _counter("images_passed", "Images that have passed the stages of a pool.", "pool")
         self._seconds = _counter("stage_seconds", "Seconds that actors spent in a stage.", "stage")
@@ -81,14 +82,19 @@ class PoolMeter:
     @contextmanager
     def block(self, images: int) -> Iterator[None]:
         """The actor works on a block of so many images inside the `with` block."""
-        self._left.images = images
+        with self._lock:
+            self._blocks += 1
+            self._left.images += images
         try:
             yield
         finally:
-            self._left.images = 0
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:         # an error leaves some images
+                    self._left.images = 0
 
     def done(self, images: int) -> None:
-        """So many images of the block are done."""
+        """So many images of a block are done."""
         with self._lock:
             self._left.images -= images
         _increase(self._passed, images, pool=self._pool)

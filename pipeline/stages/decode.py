@@ -35,22 +35,30 @@ class MemoryGate:
     """Lets threads in while their total need is within a limit; a thread that needs more enters alone."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._held_bytes = 0
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, n_bytes: int) -> Iterator[None]:
         """Wait until n_bytes are free, and hold them inside the `with` block."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._held_bytes == 0 or self._held_bytes + n_bytes <= self._limit_bytes)
-            self._held_bytes += n_bytes
+        self.take(n_bytes)
         try:
             yield
         finally:
-            with self._changed:
-                self._held_bytes -= n_bytes
-                self._changed.notify_all()
+            self.give_back(n_bytes)
+
+    def take(self, n_bytes: int) -> None:
+        """Wait until n_bytes are free, and hold them until `give_back`, which any thread may call."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held_bytes == 0 or self._held_bytes + n_bytes <= self.limit_bytes)
+            self._held_bytes += n_bytes
+
+    def give_back(self, n_bytes: int) -> None:
+        """Free what was taken."""
+        with self._changed:
+            self._held_bytes -= n_bytes
+            self._changed.notify_all()
 
 
 class _ImageFile(NamedTuple):

@@ -49,7 +49,8 @@ def extract_here(capfd, *arguments, expect=0):
         code = jobs.extract.job.main([*map(str, arguments)])
     printed = capfd.readouterr()
     assert code == expect, printed.err
-    assert printed.out == ""
+    # Where a run ends early, Ray may say of an actor that it was asked where it is when it was killed.
+    assert not printed.out or (expect == 1 and ".get_location failed. There are infinite retries" in printed.out), printed.out
     return printed.err
 
 
@@ -89,7 +90,7 @@ def refused(capsys, *arguments):
     """Run the job in this process, which must refuse to begin. Returns what it printed."""
     assert jobs.extract.job.main([*map(str, arguments)]) == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
+    assert printed.out == "", printed.out
     return printed.err
 
 

@@ -79,7 +79,7 @@ def test_a_run_that_waits_is_explained(ray_session):
 
 @pytest.mark.parametrize(
     ("images", "actors", "rows"),
-    [(1, 1, 16), (500, 1, 500), (10_000, 1, 1024), (500, 2, 32), (10_000, 4, 313), (20_000_000, 8, 2000)],
+    [(1, 1, 16), (500, 1, 512), (10_000, 1, 1024), (500, 2, 32), (10_000, 4, 320), (20_000_000, 8, 2000)],
 )
 def test_rows_of_a_block(images, actors, rows):
     assert block_rows(images, actors) == rows

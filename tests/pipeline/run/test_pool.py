@@ -1,6 +1,6 @@
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, TodoRow
 from pipeline.boundary import fold, images_to_table, table_to_faces, unfold
 from pipeline.geometry import CROP_PX
 from pipeline.run.pool import Pool, in_order, in_steps
+from pipeline.stages.decode import MemoryGate
 from tests.support.stages import FakeBoard, StubDecode
 
 
@@ -49,9 +50,9 @@ def read_todo(blocks):
     return [TodoRow(uri) for uri in blocks["uri"].to_pylist()]
 
 
-def make_pool(calls=1, **stages):
+def make_pool(calls=1, pixel_bytes=1 << 20, **stages):
     builders = {name: (lambda threads, calls, stage=stage: stage) for name, stage in stages.items()}
-    return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, step_images=16, board=FakeBoard())
+    return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, pixel_bytes=pixel_bytes, step_images=16, board=FakeBoard())
 
 
 @pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])
@@ -132,7 +133,7 @@ def test_batches_run_at_once_and_come_in_order():
         return [pa.table({"n": [name]})]
 
     with ThreadPoolExecutor(2) as threads:
-        found = list(in_order(threads, run, map(one_image, range(5)), ahead=2, max_bytes=1 << 20))
+        found = list(in_order(threads, run, map(one_image, range(5)), ahead=2, room=MemoryGate(1 << 20)))
     assert [tables[0]["n"].to_pylist() for tables in found] == [["0"], ["1"], ["2"], ["3"], ["4"]]
 
 
@@ -147,7 +148,7 @@ def test_the_pixels_in_work_are_bounded(max_bytes, at_once):
             yield one_image(i)
 
     with ThreadPoolExecutor(2) as threads:
-        found = in_order(threads, lambda held: [held.pop()], batches(), ahead=2, max_bytes=max_bytes)
+        found = in_order(threads, lambda held: [held.pop()], batches(), ahead=2, room=MemoryGate(max_bytes))
         next(found)
         assert len(taken) == at_once + 1      # the last one waits for room
         assert len(list(found)) == 5
@@ -181,6 +182,51 @@ def test_pixels_are_freed_after_their_last_use():
     assert alive == [False]
 
 
+def test_the_next_block_is_decoded_while_the_last_is_in_its_stages():
+    """The stages of the first block wait until the second is decoded."""
+    first_begun, second_decoded, rows_of = threading.Event(), threading.Event(), []
+
+    def decoding(rows):
+        rows_of.append([row.uri for row in rows])
+        first_begun.set()
+        yield from decode(rows)
+        if rows[0].uri == "3":
+            second_decoded.set()
+
+    def detect(batch):
+        assert batch.records[0].uri == "3" or second_decoded.wait(20)
+        return one_face_each(batch)
+
+    pool = make_pool(calls=2, decode=StubDecode(decoding), detect=detect)
+    with ThreadPoolExecutor(1) as ray:
+        first = pool(todo("1", "2"))
+        found = ray.submit(lambda: [unfold(table)["uri"].to_pylist() for table in first])
+        assert first_begun.wait(20)
+        assert [unfold(table)["uri"].to_pylist() for table in pool(todo("3", "4"))] == [["3", "4"]]
+        assert found.result(20) == [["1", "2"]] and rows_of == [["1", "2"], ["3", "4"]]
+
+
+def test_two_blocks_share_the_room_for_pixels():
+    """The second block's batch waits for the first block's, although each alone has room."""
+    begun, may_end, seen = threading.Event(), threading.Event(), []
+
+    def detect(batch):
+        seen.append(batch.records[0].uri)
+        begun.set()
+        assert may_end.wait(20)
+        return one_face_each(batch)
+
+    pool = make_pool(calls=2, pixel_bytes=100, decode=StubDecode(decode), detect=detect)
+    with ThreadPoolExecutor(2) as ray:
+        first = ray.submit(list, pool(todo("1", "2")))
+        assert begun.wait(20)
+        second = ray.submit(list, pool(todo("3", "4")))
+        wait([second], timeout=0.2)
+        assert seen == ["1"]
+        may_end.set()
+        assert [len(each.result(20)) for each in (first, second)] == [1, 1] and seen == ["1", "3"]
+
+
 def test_an_error_waits_for_the_batches_in_work_and_cancels_the_others():
     begun, may_end = [], threading.Event()
 
@@ -194,5 +240,5 @@ def test_an_error_waits_for_the_batches_in_work_and_cancels_the_others():
         return []
 
     with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="on demand"):
-        list(in_order(threads, run, map(one_image, range(5)), ahead=3, max_bytes=1 << 20))
+        list(in_order(threads, run, map(one_image, range(5)), ahead=3, room=MemoryGate(1 << 20)))
     assert begun in (["0"], ["0", "1", "1 ends"])

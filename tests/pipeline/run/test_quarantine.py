@@ -1,7 +1,11 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, TodoRow
 from pipeline.run.quarantine import LOST_NODES, Quarantine, decode_quarantined
+from pipeline.run.turns import Turns
 from tests.support.stages import FakeBoard
 
 
@@ -23,7 +27,7 @@ def attempt(board, uris, deadly):
 
 def attempt_rows(board, rows, deadly):
     done = []
-    for batches in decode_quarantined(decode, Quarantine(board), rows):
+    for batches in decode_quarantined(decode, Quarantine(board), Turns(), rows):
         for batch in batches:
             if not deadly.isdisjoint(record.uri for record in batch.records if record.error is None):
                 raise Died
@@ -55,6 +59,63 @@ def test_an_image_that_kills_its_process_is_left_out_and_all_others_are_done(uri
         (uri, "failed" if uri in left_out else "ok") for uri in uris
     ]
     assert all(len(batch) == (1 if deaths else min(2, len(uris) - 2 * i)) for i, batch in enumerate(done))
+
+
+def attempt_together(board, blocks, deadly):
+    """The images of blocks that one process has in work at once, in threads, until it dies at one of them."""
+    turns, dead, done = Turns(), threading.Event(), []
+    together = threading.Barrier(len(blocks))
+
+    class OfProcess(FakeBoard):
+        """The board as a process sees it, which notes nothing after its death."""
+
+        def __init__(self):
+            vars(self).update(vars(board))
+
+        def begin(self, what):
+            if dead.is_set():
+                raise Died
+            super().begin(what)
+
+    quarantine = Quarantine(OfProcess())
+
+    def meet():
+        """Wait for the other block, unless this one is alone."""
+        try:
+            together.wait(0.05)
+        except threading.BrokenBarrierError:
+            together.reset()
+
+    def do(uris):
+        for batches in decode_quarantined(decode, quarantine, turns, [TodoRow(uri) for uri in uris]):
+            records = [record for batch in batches for record in batch.records]
+            meet()
+            if not deadly.isdisjoint(record.uri for record in records if record.error is None):
+                dead.set()
+            meet()
+            if dead.is_set():
+                raise Died
+            done.extend((record.uri, str(record.status)) for record in records)
+
+    with ThreadPoolExecutor(len(blocks)) as threads:
+        for future in [threads.submit(do, uris) for uris in blocks]:
+            future.result()
+    return dict(sorted(done))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "deadly"), [(("abcde", "xyz"), "c"), (("abcde", "x"), "c"), (("x", "abcde"), "c"), (("abc", "xyz"), "ax")]
+)
+def test_of_two_blocks_in_work_the_right_image_is_left_out(blocks, deadly):
+    board = FakeBoard()
+    for _ in range(100):
+        try:
+            done = attempt_together(board, blocks, set(deadly))
+            break
+        except Died:
+            pass
+    assert done == {uri: "failed" if uri in deadly else "ok" for uri in sorted("".join(blocks))}
+    assert all(name.startswith(("1 images", "cut 1 images")) for name in board.begun)
 
 
 @pytest.mark.parametrize(
@@ -122,15 +183,19 @@ def test_what_is_cut_stays_cut_when_its_node_turns_out_to_be_lost():
     assert [len(batch) for batch in attempt(board, "abcd", set())] == [1, 1, 1, 1]
 
 
-def test_what_is_suspect_is_said():
-    quarantine = Quarantine(FakeBoard(**{"3 images from a": 2, "1 images from b": 2}))
-    found = [(p.rows[0].uri, p.suspect, p.left_out) for p in quarantine.portions([TodoRow(uri) for uri in "abc"])]
-    assert found == [("a", True, False), ("b", True, True), ("c", True, False)]
-    assert [(p.suspect, p.left_out) for p in Quarantine(FakeBoard()).portions([TodoRow("a")])] == [(False, False)]
+@pytest.mark.parametrize(
+    ("begun", "uris", "portions"),
+    [({"3 images from a": 2, "1 images from b": 2}, "abc",
+      [("a", True, False), ("b", True, True), ("c", True, False)]),
+     ({}, "abc", [("a", False, False)]), ({}, "a", [("a", True, False)])],
+)
+def test_pieces_and_single_images_are_done_alone(begun, uris, portions):
+    found = Quarantine(FakeBoard(**begun)).portions([TodoRow(uri) for uri in uris])
+    assert [(p.rows[0].uri, p.alone, p.left_out) for p in found] == portions
 
 
 def test_the_record_names_the_reason():
     board = FakeBoard(**{"1 images from a": 2})
-    batches = next(decode_quarantined(decode, Quarantine(board), [TodoRow("a", size=7, etag="e")]))
+    batches = next(decode_quarantined(decode, Quarantine(board), Turns(), [TodoRow("a", size=7, etag="e")]))
     record = next(batches).records[0]
     assert "died 2 times at this image" in record.error and (record.file_bytes, record.etag) == (7, "e")
