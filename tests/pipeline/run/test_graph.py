@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,16 +16,16 @@ from pipeline.run.plan import Cluster, make_plan
 from pipeline.run.status import ProcessStatus
 from pipeline.schemas import LISTING
 from pipeline.storage import open_storage
-from tests.support.stages import STUBS
+from tests.support.stages import STUBS, StubDecode, decode, detect
 
 ONE_POOL = "decode+detect+keypoint+align+embed"
 TWO_POOLS = "decode/detect+keypoint+align+embed"
 FIVE_POOLS = "decode/detect/keypoint/align/embed"
 
 
-def run_on(storage, plan, todo, sink):
+def run_on(storage, plan, todo, sink, builders=STUBS):
     blocks = write_todo(storage, "run", [todo.slice(start, 16) for start in range(0, len(todo), 16)])
-    return run(plan, blocks, ReadTodo(storage), STUBS, sink, rows_per_file=16)
+    return run(plan, blocks, ReadTodo(storage), builders, sink, rows_per_file=16)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,36 @@ def test_all_layouts_give_the_same_rows(rows_by_layout):
     (first, _), *others = rows_by_layout.values()
     for tables, _ in others:
         assert tables == first
+
+
+def overlapping(seen):
+    """Stages that detect the first image only once the 17th, which is in another block, is decoded."""
+    def decode_noting(rows):
+        for batch in decode(rows):
+            if batch.records[0].uri == "16":
+                seen.touch()
+            yield batch
+
+    def detect_late(batch):
+        deadline = time.monotonic() + 20
+        while batch.records[0].uri == "0" and not seen.exists():
+            assert time.monotonic() < deadline, "the next block was not decoded meanwhile"
+            time.sleep(0.02)
+        return detect(batch)
+
+    own = {"decode": StubDecode(decode_noting), "detect": detect_late}
+    return {**STUBS, **{name: lambda threads, calls, stage=stage: stage for name, stage in own.items()}}
+
+
+def test_an_actor_decodes_the_next_block_meanwhile(ray_session, tmp_path):
+    """With decode and the stages in one process. An image whose stages waited in vain would be `failed`."""
+    storage, plan = open_storage(str(tmp_path / "out")), make_plan(f"{ONE_POOL}:1", Cluster(2, 0), "cpu")
+    todo = pa.Table.from_pylist([{"uri": str(i)} for i in range(32)], schema=LISTING)
+    with Lease.acquire(storage, "run"):
+        sink = Sink(storage, "run", "f", ModelNames("d", "k", "e"), 2, "float32")
+        receipts = pa.concat_tables(run_on(storage, plan, todo, sink, overlapping(tmp_path / "seen"))).to_pylist()
+    assert sum(receipt["images"] for receipt in receipts) == 32
+    assert sum(receipt["failed"] for receipt in receipts) == 0
 
 
 def test_a_run_that_waits_is_explained(ray_session):
