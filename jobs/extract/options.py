@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs.extract.stages import COMPILE_FROM_IMAGES, DEFAULT_BATCHES, SECOND_LOOKS, Batches
+from jobs.extract.stages import COMPILE_FROM_IMAGES, DEFAULT_BATCHES, FEW_LOOKS, Batches
 from jobs.options import (
     DEFAULT_MODELS,
     DEVICES,
@@ -285,7 +285,7 @@ def add_batch_options(group: argparse._ArgumentGroup) -> None:
     """The fields of Batches, which has the defaults, and the size of a part."""
     cpu, gpu = DEFAULT_BATCHES["cpu"], DEFAULT_BATCHES["cuda"]
     group.add_argument("--detect-batch", type=positive, metavar="N", help=(
-        f"images of a detector batch, at most {SECOND_LOOKS} at a second look; default: {cpu.detect}, "
+        f"images of a detector batch, at most {FEW_LOOKS} at further looks; default: {cpu.detect}, "
         f"on a GPU {gpu.detect}"))
     group.add_argument("--face-batch", type=positive, metavar="N", help=(
         f"faces of a batch of the eye model and the embedder; default: {cpu.faces}, on a GPU {gpu.faces}"))

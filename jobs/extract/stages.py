@@ -27,7 +27,7 @@ from pipeline.run.runner import StageBuilders
 from pipeline.settings import RowSettings
 from pipeline.stages.align import Align
 from pipeline.stages.decode import Decode
-from pipeline.stages.detect import Detect
+from pipeline.stages.detect import Detect, DetectModel
 from pipeline.stages.embed import Embed
 from pipeline.stages.image import is_too_large
 from pipeline.stages.jpeg import MinSide
@@ -46,7 +46,7 @@ from pipeline.storage.uris import (
 )
 
 COMPILE_FROM_IMAGES = 100_000    # compiling takes an actor half a minute, and saves 0.1 to 0.3 ms an image on an H100
-SECOND_LOOKS = 8         # of a batch at most: few images need one, and zeros pad the batch. One of 120 photos did
+FEW_LOOKS = 8            # of a batch of further looks, which few images need: zeros pad the batch
 MAX_DETECTIONS = 3000    # of one image, before --max-faces; the fullest WIDER FACE photo has 1,968 faces
 
 
@@ -150,25 +150,25 @@ def build_detect(config: StageConfig, threads: int, calls: int) -> Detect:
     """Load the detector."""
     from models.detector import load_detector
 
-    settings, batch_size = config.settings, config.batches.detect
+    settings, batch_size, few = config.settings, config.batches.detect, min(config.batches.detect, FEW_LOOKS)
     detector = load_detector(
         model_of(config, config.models.detector), runtime_of(config, threads, calls),
-        batch_sizes=detector_batches(settings, batch_size), min_score=settings.min_score, nms_iou=settings.nms_iou,
-        max_detections=MAX_DETECTIONS,
+        batch_sizes={settings.detect_px: batch_size}, few_sizes=dict.fromkeys(sides_of_few(settings), few),
+        min_score=settings.min_score, nms_iou=settings.nms_iou, max_detections=MAX_DETECTIONS,
     )
     return Detect(
-        detector, looks=looks_of(settings), nms_iou=settings.nms_iou, second_pass_px=settings.second_pass_px,
-        min_face_px=settings.min_face_px, max_faces=settings.max_faces, rotate_retry=settings.rotate_retry,
-        batch_size=batch_size, operations=device_operations(config.opened) if config.device == "cuda" else None,
+        DetectModel(detector, batch_size), few=DetectModel(detector.few, few), looks=looks_of(settings),
+        nms_iou=settings.nms_iou, second_pass_px=settings.second_pass_px, min_face_px=settings.min_face_px,
+        max_faces=settings.max_faces, rotate_retry=settings.rotate_retry,
+        operations=device_operations(config.opened) if config.device == "cuda" else None,
     )
 
 
-def detector_batches(settings: RowSettings, batch_size: int) -> dict[int, int]:
-    """The detector's batch at each side of its input. For the second look at an image it is small."""
-    sizes = {settings.detect_px: batch_size}
-    if settings.second_pass_px:
-        sizes.setdefault(settings.second_pass_px, min(batch_size, SECOND_LOOKS))
-    return sizes
+def sides_of_few(settings: RowSettings) -> list[int]:
+    """The sides of the detector's input for further looks at an image: windows, turns, the second pass."""
+    windows = settings.long_pictures == "windows" and settings.find_px is None
+    sides = [settings.detect_px] if windows or settings.rotate_retry else []
+    return [*sides, settings.second_pass_px] if settings.second_pass_px else sides
 
 
 def build_keypoint(config: StageConfig, threads: int, calls: int) -> Keypoint:

@@ -109,12 +109,16 @@ def in_order(
             held: list[Batch] = [batch]
             del batch
             future = threads.submit(run, held)
-            future.add_done_callback(lambda _, n_bytes=n_bytes: room.give_back(n_bytes))
+            future.add_done_callback(partial(_leave, room, n_bytes))
             working.append((future, n_bytes))
         while working:
             yield working.popleft()[0].result()
     finally:
         wait([future for future, _ in working if not future.cancel()])
+
+
+def _leave(room: MemoryGate, n_bytes: int, _: Future[list[pa.Table]]) -> None:
+    room.give_back(n_bytes)
 
 
 def in_steps(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,17 @@ from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, Pixels
 from pipeline.stages.looks import Box, Detections, Looks, merge
 from pipeline.stages.operations import OpenCv, Operations
 
-DetectModel = Callable[[Pixels], Sequence[Detections]]
-"""From canvases (b, side, side, 3) uint8 RGB to the faces of each, in canvas pixels."""
+
+class DetectModel(NamedTuple):
+    """A detector.
+
+    detect_faces: from canvases (b, side, side, 3) uint8 RGB to the faces of each, in canvas pixels.
+    batch_size: canvases of a call, at most.
+    """
+
+    detect_faces: Callable[[Pixels], Sequence[Detections]]
+    batch_size: int
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -46,37 +56,38 @@ class _Found:
 class Detect:
     """Find faces at a fixed input size and cut out their chips.
 
+    few: the model for further looks, which few images need: windows of long pictures, the second pass, turns. The kind
+    of a look alone decides, so that it gets a batch of the same shape in every run.
     looks: where to look in an image. nms_iou: joins what several looks find. An image without a face gets a second pass
     at `second_pass_px`, for close-ups whose face is too large for the first.
     With `rotate_retry` it is then tried again, turned by 90, 270 and 180 degrees.
 
     min_face_px: a box whose shorter side is less is dropped; pixels of the original image.
     max_faces: faces kept per image, best scores first; None keeps all.
-    batch_size: canvases per call of the model.
     operations: what works on the pixels, in the memory where the model takes its canvases.
     """
 
     def __init__(
         self,
-        detect_faces: DetectModel,
+        model: DetectModel,
         *,
+        few: DetectModel,
         looks: Looks,
         nms_iou: float,
         second_pass_px: int | None,
         min_face_px: float,
         max_faces: int | None,
         rotate_retry: bool,
-        batch_size: int,
         operations: Operations | None = None,
     ) -> None:
-        self._detect_faces = detect_faces
+        self._model, self._few = model, few
+        self._windows = few if looks.find_px is None else model
         self._looks, self._input_px = looks, looks.input_px
         self._nms_iou = nms_iou
         self._second_pass_px = second_pass_px
         self._min_face_px = min_face_px
         self._max_faces = max_faces
         self._rotate_retry = rotate_retry
-        self._batch_size = batch_size
         self._operations = operations or OpenCv()
 
     def __call__(self, batch: ImageBatch) -> FaceBatch:
@@ -117,27 +128,37 @@ class Detect:
 
         looks: by the index of the image. With a turn they are the whole image, and not turned themselves.
         """
-        each_look = [(i, box) for i, boxes in looks.items() for box in boxes]
         per_image: dict[int, list[Detections]] = {i: [] for i in looks}
-        for start in range(0, len(each_look), self._batch_size):
-            chunk = each_look[start : start + self._batch_size]
-            views = [
-                self._operations.turned(batch.pixels[i][y1:y2, x1:x2], rotation_deg) for i, (x1, y1, x2, y2) in chunk
-            ]
-            canvases, canvas_to_look = self._operations.letterbox(views, side_px)
-            look_to_turned = geometry.scale_shifts(np.ones(2), np.array([(x1, y1) for _, (x1, y1, _, _) in chunk]))
-            detections = self._detect_faces(canvases)
-            for (i, _), matrix, (boxes, scores, points) in zip(
-                chunk, geometry.compose(look_to_turned, canvas_to_look), detections, strict=True
+        first = self._model if detect_pass == 1 and not rotation_deg else self._few
+        whole = [(i, boxes[0]) for i, boxes in looks.items()]
+        windows = [(i, box) for i, boxes in looks.items() for box in boxes[1:]]
+        for model, chosen in ((first, whole), (self._windows, windows)):
+            for (i, _), detections in zip(
+                chosen, self._detected(model, batch, chosen, side_px, rotation_deg), strict=True
             ):
-                points = geometry.transform(matrix, points).astype(np.float32)
-                per_image[i].append((geometry.transform_boxes(matrix, boxes), scores, points))
+                per_image[i].append(detections)
         for i, of_looks in per_image.items():
             pixels = batch.pixels[i]
             merged = merge(pixels.shape[1::-1], looks[i], of_looks, self._nms_iou)
             faces = self._select(batch.records[i], pixels, merged, detect_pass, rotation_deg)
             if i not in found or len(faces.scores):
                 found[i] = faces
+
+    def _detected(
+        self, model: DetectModel, batch: ImageBatch, looks: Sequence[tuple[int, Box]], side_px: int, rotation_deg: int
+    ) -> Iterator[Detections]:
+        """What the model finds in each look at an image, in pixels of the turned image."""
+        for start in range(0, len(looks), model.batch_size):
+            chunk = looks[start : start + model.batch_size]
+            views = [
+                self._operations.turned(batch.pixels[i][y1:y2, x1:x2], rotation_deg) for i, (x1, y1, x2, y2) in chunk
+            ]
+            canvases, canvas_to_look = self._operations.letterbox(views, side_px)
+            look_to_turned = geometry.scale_shifts(np.ones(2), np.array([(x1, y1) for _, (x1, y1, _, _) in chunk]))
+            matrices = geometry.compose(look_to_turned, canvas_to_look)
+            for matrix, (boxes, scores, points) in zip(matrices, model.detect_faces(canvases), strict=True):
+                points = geometry.transform(matrix, points).astype(np.float32)
+                yield geometry.transform_boxes(matrix, boxes), scores, points
 
     def _select(
         self,

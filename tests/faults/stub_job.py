@@ -32,7 +32,7 @@ from pipeline.output.lease import Lease
 from pipeline.output.sink import Sink
 from pipeline.run.interrupt import leave
 from pipeline.run.runner import StageBuilders
-from pipeline.stages.detect import Detect
+from pipeline.stages.detect import Detect, DetectModel
 from pipeline.stages.embed import Embed
 from pipeline.stages.keypoint import Keypoint
 from pipeline.stages.looks import Detections
@@ -134,11 +134,11 @@ def build_detect(config: StageConfig, faults: Faults, threads: int, calls: int) 
     """The real stage with the stub detector, inside `FaultyDetect`."""
     faults.mark("detect")
     settings, batch_size = config.settings, config.batches.detect
-    model = detect_faces if faults.cuda_memory is None else detect_on_small_gpu(faults.cuda_memory, batch_size)
+    finding = detect_faces if faults.cuda_memory is None else detect_on_small_gpu(faults.cuda_memory, batch_size)
+    model = DetectModel(finding, batch_size)
     detect = Detect(
-        model, looks=looks_of(settings), nms_iou=settings.nms_iou, second_pass_px=settings.second_pass_px,
-        min_face_px=settings.min_face_px,
-        max_faces=settings.max_faces, rotate_retry=settings.rotate_retry, batch_size=batch_size,
+        model, few=model, looks=looks_of(settings), nms_iou=settings.nms_iou, second_pass_px=settings.second_pass_px,
+        min_face_px=settings.min_face_px, max_faces=settings.max_faces, rotate_retry=settings.rotate_retry,
     )
     return FaultyDetect(detect, faults)
 

@@ -97,6 +97,16 @@ def test_the_network_sees_the_canvases_in_batches_of_one_shape() -> None:
     assert network.seen[1][1].max() == 0        # the padding
 
 
+def test_few_canvases_go_in_batches_of_their_own() -> None:
+    network = FakeNetwork([[10, 10, 4, 8, 0.9]])
+    detect = FaceDetector(network, batch_sizes={32: 4}, few_sizes={32: 2}, **SETTINGS)
+    assert [len(faces.scores) for faces in detect.few(canvases(3))] == [1, 1, 1]
+    assert len(detect(canvases(3))) == 3
+    assert [len(batch) for batch in network.seen] == [2, 2, 4]
+    with pytest.raises(ValueError, match=re.escape("S one of []")):
+        fake_detector([]).few(canvases(1))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [np.zeros((1, 32, 64, 3), np.uint8), np.zeros((1, 40, 40, 3), np.uint8), np.zeros((32, 32, 3), np.uint8),

@@ -6,11 +6,11 @@ import pytest
 from jobs.extract.stages import (
     Batches,
     StageConfig,
-    detector_batches,
     local_weights,
     model_of,
     read_models,
     runtime_of,
+    sides_of_few,
     stage_builders,
 )
 from jobs.options import DEFAULT_MODELS
@@ -102,13 +102,15 @@ def test_networks_are_compiled_on_gpus_alone(device, wanted, compiles):
 
 
 @pytest.mark.parametrize(
-    ("detect_px", "second_px", "batch", "batches"),
+    ("changes", "sides"),
     [
-        (800, 640, 1, {800: 1, 640: 1}),          # on a CPU
-        (800, 640, 64, {800: 64, 640: 8}),        # on a GPU: zeros pad the batch, and few images need a second look
-        (640, 640, 64, {640: 64}),
-        (800, None, 64, {800: 64}),
+        ({}, [800, 320]),
+        ({"second_pass_px": None}, [800]),
+        ({"long_pictures": "whole"}, [320]),
+        ({"long_pictures": "whole", "rotate_retry": True}, [800, 320]),
+        ({"find_px": 20}, [320]),
+        ({"find_px": 20, "second_pass_px": None}, []),
     ],
 )
-def test_batches_of_the_detector(detect_px, second_px, batch, batches):
-    assert detector_batches(RowSettings(detect_px=detect_px, second_pass_px=second_px), batch) == batches
+def test_sides_of_further_looks(changes, sides):
+    assert sides_of_few(replace(RowSettings(), **changes)) == sides

@@ -23,7 +23,7 @@ from pipeline.output import claim, ledger, sink
 from pipeline.settings import RowSettings, fingerprinted
 from pipeline.stages.align import Align
 from pipeline.stages.decode import Decode
-from pipeline.stages.detect import Detect
+from pipeline.stages.detect import Detect, DetectModel
 from pipeline.stages.keypoint import Keypoint
 from pipeline.stages.looks import Looks
 from pipeline.storage import open_storage
@@ -82,9 +82,10 @@ def photo(seed, width=900, height=700):
 
 def process(folder, names, detector=None, eyes=fake_eyes, spread_px=np.nan):
     """The chips and the aligned faces of files, from the real stages with fake models."""
+    model = DetectModel(detector or FakeDetector(), 1)
     detect = Detect(
-        detector or FakeDetector(), looks=Looks(640), nms_iou=0.5, second_pass_px=320, min_face_px=0,
-        max_faces=None, rotate_retry=True, batch_size=1,
+        model, few=model, looks=Looks(640), nms_iou=0.5, second_pass_px=320, min_face_px=0, max_faces=None,
+        rotate_retry=True,
     )
     decode = Decode(
         Fetch(), max_pixels=SETTINGS.max_pixels, min_side_px=min_side_of(SETTINGS), threads=1, batch_images=64,

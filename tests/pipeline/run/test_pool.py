@@ -52,7 +52,8 @@ def read_todo(blocks):
 
 def make_pool(calls=1, pixel_bytes=1 << 20, **stages):
     builders = {name: (lambda threads, calls, stage=stage: stage) for name, stage in stages.items()}
-    return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, pixel_bytes=pixel_bytes, step_images=16, board=FakeBoard())
+    return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, pixel_bytes=pixel_bytes, step_images=16,
+                board=FakeBoard())
 
 
 @pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])

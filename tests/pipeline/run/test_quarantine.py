@@ -104,7 +104,8 @@ def attempt_together(board, blocks, deadly):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "deadly"), [(("abcde", "xyz"), "c"), (("abcde", "x"), "c"), (("x", "abcde"), "c"), (("abc", "xyz"), "ax")]
+    ("blocks", "deadly"),
+    [(("abcde", "xyz"), "c"), (("abcde", "x"), "c"), (("x", "abcde"), "c"), (("abc", "xyz"), "ax")],
 )
 def test_of_two_blocks_in_work_the_right_image_is_left_out(blocks, deadly):
     board = FakeBoard()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, Status
-from pipeline.stages.detect import Detect
+from pipeline.stages.detect import Detect, DetectModel
 from pipeline.stages.looks import Looks
 from pipeline.stages.operations import cut_chip, letterbox
 
@@ -38,10 +38,11 @@ def picture(width, height, *squares):
     return pixels
 
 
-def detect(model=white_squares, **changes):
+def detect(model=white_squares, batch_size=2, **changes):
     settings = {"looks": Looks(64), "nms_iou": 0.5, "second_pass_px": None, "min_face_px": 0, "max_faces": None,
-                "rotate_retry": False, "batch_size": 2}
-    return Detect(model, **settings | changes)
+                "rotate_retry": False}
+    model = DetectModel(model, batch_size)
+    return Detect(model, **{"few": model} | settings | changes)
 
 
 def batch_of(*images, scale=1):
@@ -207,3 +208,30 @@ def test_windows_give_the_same_rows_in_every_batch(batch_size):
     alone = [detect(large_enough, looks=looks, batch_size=2)(batch_of(image, scale=8)) for image in images]
     assert together.boxes_xyxy.tolist() == [box for each in alone for box in each.boxes_xyxy.tolist()]
     assert [record.tiles for record in together.records] == [each.records[0].tiles for each in alone] == [14, 1, 8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "long_wh", "many", "few"),
+    [
+        ({}, (400, 100), [64, 64], []),
+        ({"second_pass_px": 32}, (400, 100), [64, 64], [32]),
+        ({"rotate_retry": True}, (400, 100), [64, 64], [64, 64, 64]),
+        ({"looks": Looks(64, long_windows=True)}, (400, 100), [64, 64], [64, 64]),
+        ({"looks": Looks(64, find_px=20)}, (100, 25), [64, 64, 64], []),      # most looks are windows then
+    ],
+)
+def test_few_images_need_further_looks(changes, long_wh, many, few):
+    """Three images, the last one long and without a face, in batches of 2: the sides of the canvases of every call."""
+    called = {"many": [], "few": []}
+
+    def noting(name):
+        def model(canvases):
+            called[name].append(canvases.shape[1])
+            return white_squares(canvases)
+        return model
+
+    square = picture(64, 64, (0, 0, 20, 20))
+    detect(noting("many"), few=DetectModel(noting("few"), 2), **changes)(
+        batch_of(square, square, picture(*long_wh))
+    )
+    assert called == {"many": many, "few": few}
