@@ -142,6 +142,11 @@ class ImageBatch:
         """The same images, each in a batch of its own."""
         return [ImageBatch((record,), (pixels,)) for record, pixels in zip(self.records, self.pixels, strict=True)]
 
+    def halves(self) -> list[ImageBatch]:
+        """The same images in two batches."""
+        middle = len(self.records) // 2
+        return [ImageBatch(self.records[part], self.pixels[part]) for part in (slice(middle), slice(middle, None))]
+
 
 def _empty(shape: tuple[int, ...], dtype: type) -> Any:
     """A dataclass field whose default is a new empty array of that shape."""
@@ -220,20 +225,22 @@ class FaceBatch:
             joined[f.name] = _joined([part for part in parts if len(part)] or parts[:1])
         return cls(**joined)
 
-    def singles(self) -> list[FaceBatch]:
-        """The same images, each in a batch of its own."""
-        return self.parts(max_faces=0)
+    def halves(self) -> list[FaceBatch]:
+        """The same images, at least two, in two batches."""
+        return self._cut([0, len(self.records) // 2])
 
     def parts(self, max_faces: int) -> list[FaceBatch]:
         """The same images in order, in batches of at most max_faces faces; an image with more is a batch of its own."""
         starts, faces_in_part = [0] if self.records else [], 0
         for i, count in enumerate(self.face_counts):
-            if i > starts[-1] and (max_faces == 0 or faces_in_part + count > max_faces):
+            if i > starts[-1] and faces_in_part + count > max_faces:
                 starts.append(i)
                 faces_in_part = 0
             faces_in_part += int(count)
-        if len(starts) <= 1:
-            return [self] * len(starts)
+        return self._cut(starts) if len(starts) > 1 else [self] * len(starts)
+
+    def _cut(self, starts: Sequence[int]) -> list[FaceBatch]:
+        """The same images in several batches, of which these are the first images."""
         face_ends = np.concatenate([[0], np.cumsum(self.face_counts)])
         per_face = [f.name for f in fields(self) if f.name not in ("records", "face_counts")]
         filled = [name for name in per_face if len(getattr(self, name))]

@@ -75,8 +75,9 @@ class StageRunner:
         return decode_quarantined(self._decode, self._quarantine, self._turns, rows)
 
     def run(self, name: str, batch: Batch) -> FaceBatch:
-        """The batch after a stage. If the stage raises, its images run one by one, and those at fault are `failed`.
+        """The batch after a stage. If the stage raises, the halves of the batch run one after the other, and so on.
 
+        So a batch that is too large for a GPU's memory passes in parts, and an image at fault is found and `failed`.
         Raises EnvironmentFault where no image is at fault.
         """
         try:
@@ -88,7 +89,7 @@ class StageRunner:
         except Exception as error:
             if len(batch.records) == 1:
                 return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
-            return FaceBatch.concatenate([self.run(name, single) for single in batch.singles()])
+            return FaceBatch.concatenate([self.run(name, half) for half in batch.halves()])
 
     @contextmanager
     def block(self, images: int) -> Iterator[None]:

@@ -26,21 +26,28 @@ def test_lengths_are_checked():
 
 
 @pytest.mark.parametrize(
-    ("records", "counts"), [((), []), ((A,), [0]), ((A,), [2]), ((A, B, C), [2, 0, 1])]
+    ("records", "counts", "cut"), [((A, B), [0, 0], 1), ((A, B), [2, 1], 1), ((A, B, C), [2, 0, 1], 1)]
 )
-def test_concatenating_singles_gives_the_same_batch(records, counts):
+def test_concatenating_halves_gives_the_same_batch(records, counts, cut):
     n = sum(counts)
     batch = faces(records, counts, embeddings=np.arange(n * 3, dtype=np.float32).reshape(n, 3),
                   chips=tuple(np.full((i + 1, i + 1, 3), i, np.uint8) for i in range(n)))
-    singles = batch.singles()
-    assert [single.records for single in singles] == [(record,) for record in records]
-    assert [len(single) for single in singles] == counts
-    if records:
-        joined = FaceBatch.concatenate(singles)
-        assert joined.records == records and joined.face_counts.tolist() == counts
-        assert np.array_equal(joined.boxes_xyxy, batch.boxes_xyxy)
-        assert np.array_equal(joined.embeddings, batch.embeddings)
-        assert [chip.shape for chip in joined.chips] == [chip.shape for chip in batch.chips]
+    halves = batch.halves()
+    assert [half.records for half in halves] == [records[:cut], records[cut:]]
+    assert [len(half) for half in halves] == [sum(counts[:cut]), sum(counts[cut:])]
+    joined = FaceBatch.concatenate(halves)
+    assert joined.records == records and joined.face_counts.tolist() == counts
+    assert np.array_equal(joined.boxes_xyxy, batch.boxes_xyxy)
+    assert np.array_equal(joined.embeddings, batch.embeddings)
+    assert [chip.shape for chip in joined.chips] == [chip.shape for chip in batch.chips]
+
+
+@pytest.mark.parametrize("records", [(A, B), (A, B, C)])
+def test_halves_of_images(records):
+    pixels = tuple(np.full((1, 1, 3), i, np.uint8) for i in range(len(records)))
+    halves = ImageBatch(records, pixels).halves()
+    assert [half.records for half in halves] == [records[:1], records[1:]]
+    assert [int(each[0, 0, 0]) for half in halves for each in half.pixels] == list(range(len(records)))
 
 
 def test_chips_and_crops_are_dropped_after_their_last_use():
@@ -61,7 +68,7 @@ def test_chips_and_crops_are_dropped_after_their_last_use():
         ([1, 2, 1, 3], 3, [[1, 2], [1], [3]]),
         ([9, 0, 0, 4, 1], 3, [[9], [0, 0], [4], [1]]),      # an image with more is a batch of its own
         ([1, 1], 99, [[1, 1]]),
-        ([0, 2, 0], 0, [[0], [2], [0]]),                    # 0: one image per batch
+        ([0, 2, 0], 0, [[0], [2], [0]]),
     ],
 )
 def test_parts_do_not_split_an_image(counts, max_faces, expected):

@@ -86,6 +86,21 @@ def test_one_bad_image_costs_only_itself():
     assert faces.records[2].error == "detect: RuntimeError: no good"
 
 
+def test_a_batch_that_is_too_large_passes_in_halves():
+    """A GPU without memory for the pixels of five images."""
+    sizes = []
+
+    def out_of_memory(batch):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return one_face_each(batch)
+
+    faces = build(detect=out_of_memory).run("detect", greys(*map(str, range(5))))
+    assert [record.uri for record in faces.records] == [str(i) for i in range(5)]
+    assert {record.status for record in faces.records} == {Status.OK} and sizes == [5, 2, 3, 1, 2]
+
+
 def test_a_failed_image_has_no_faces_left():
     records = (ImageRecord("a", n_faces=1, detect_pass=1, faces_truncated=False), ImageRecord("b", n_faces=2))
     batch = FaceBatch(records, np.array([1, 2]), np.zeros((3, 4), np.float32), np.zeros(3, np.float32))
