@@ -6,7 +6,6 @@ rounded to half a pixel, and embeddings differ by a cosine of up to 0.18.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -42,13 +41,6 @@ class FaceRules(NamedTuple):
     min_score: float
     nms_iou: float
     max_detections: int
-
-
-def least_logit(min_score: float) -> float:
-    """A bound below the logits of all scores from min_score on, also where these are rounded to float32."""
-    if min_score <= 0:
-        return -math.inf
-    return min(math.log(min_score) - math.log1p(-min_score), 15.0) - 1e-3 if min_score < 1 else 15.0
 
 
 @cache

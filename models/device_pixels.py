@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from models.keypointer import View
 from pipeline import geometry
 from pipeline.geometry import CHIP_MAX_PX, CROP_PX, LETTERBOX_GREY, Letterbox
 
+SHRINK_PIXELS = 4 << 20    # of squares that are shrunk together, at 50 bytes each
 SHRINK_TAPS = 3            # samples a side for each pixel of an eye input that shrinks, at most 2 times
 
 
@@ -58,7 +61,7 @@ class DevicePixels:
         places = [Letterbox.of(image.shape[1], image.shape[0], side_px) for image in images]
         for canvas, image, at in zip(canvases, images, places, strict=True):
             part = canvas[at.top : at.top + at.height, at.left : at.left + at.width]
-            part.copy_(_resized(image, at.width, at.height, area=at.averaged))
+            part.copy_(_resized(image, at.width, at.height, area=at.averaged).add_(0.5))      # it rounds down
         scales, shifts = (np.array(each).reshape(-1, 2) for each in (
             [at.scale_xy for at in places], [at.shift_xy for at in places]
         ))
@@ -77,8 +80,8 @@ class DevicePixels:
         chips = DeviceChips.empty(sides, self._device)
         small = np.flatnonzero(squares[:, 2] <= CHIP_MAX_PX)
         chips.copy_squares(small, images, image_of[small], corners[small])
-        for i in np.flatnonzero(squares[:, 2] > CHIP_MAX_PX):
-            chips.chip(int(i)).copy_(_shrunk(images[image_of[i]], squares[i]))
+        large = np.flatnonzero(squares[:, 2] > CHIP_MAX_PX)
+        chips.shrink_squares(large, images, image_of[large], squares[large])
         return chips, geometry.scale_shifts((squares[:, 2] / sides)[:, None] * np.ones(2), corners)
 
     def _staged(self, images: Sequence[Any]) -> Iterator[Tensor]:
@@ -130,11 +133,6 @@ class DeviceChips:
             np.concatenate([chips.sides for chips in each]),
         )
 
-    def chip(self, i: int) -> Tensor:
-        """Chip i, (s, s, 3), in the buffer."""
-        start, side = int(self.starts[i]), int(self.sides[i])
-        return self.pixels[start : start + side * side].view(side, side, 3)
-
     def copy_squares(
         self, chips: np.ndarray, images: Sequence[Tensor], image_of: np.ndarray, corners_xy: np.ndarray
     ) -> None:
@@ -155,6 +153,38 @@ class DeviceChips:
         x = torch.minimum((left + column).clamp_(min=0), width - 1)
         y = torch.minimum((top + row).clamp_(min=0), height - 1)
         self.pixels[start + at] = source[image_start + y * width + x]
+
+    def shrink_squares(
+        self, chips: np.ndarray, images: Sequence[Tensor], image_of: np.ndarray, squares: np.ndarray
+    ) -> None:
+        """Write these chips of 256 px: larger squares of the images, by the means of areas, edges repeated outside.
+
+        squares: (k, 3) int64, left, top and side. A chip does not depend on the others: no matrix product is used,
+        whose order of sums could.
+        """
+        if not len(chips):
+            return
+        source, image_starts = _one_buffer(images)
+        sizes = np.array([image.shape[:2] for image in images], np.int64)[image_of]
+        table = np.column_stack([self.starts[chips], image_starts[image_of], squares, sizes[:, ::-1]])
+        for group in _of_like_size(squares[:, 2]):
+            longest = int(squares[group, 2].max())
+            start, image_start, left, top, side, width, height = (
+                column[:, None] for column in _uploaded(table[group], source.device).unbind(1)
+            )
+            first, weights = _area_taps(side, math.ceil(longest / CHIP_MAX_PX) + 1)
+            x = torch.minimum((left + torch.arange(longest, device=source.device)).clamp_(min=0), width - 1)
+            rows = torch.zeros((len(group), CHIP_MAX_PX, longest, 3), device=source.device)
+            shrunk = torch.zeros((len(group), CHIP_MAX_PX, CHIP_MAX_PX, 3), device=source.device)
+            for tap, weight in enumerate(weights.unbind(2)):
+                y = torch.minimum((top + first + tap).clamp_(min=0), height - 1)
+                at = (image_start + y * width)[:, :, None] + x[:, None, :]
+                rows += source[at].float().mul_(weight[:, :, None, None])
+            for tap, weight in enumerate(weights.unbind(2)):
+                column = (first + tap).clamp_(max=longest - 1)[:, None, :, None]
+                shrunk += torch.take_along_dim(rows, column, 2).mul_(weight[:, None, :, None])
+            at = start + torch.arange(CHIP_MAX_PX**2, device=source.device)
+            self.pixels[at.flatten()] = _to_bytes(shrunk).view(-1, 3)
 
     @torch.inference_mode()
     def views(self, views: Sequence[View], side_px: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -227,48 +257,59 @@ def sharpness(crops: Tensor) -> Tensor:
 
 
 def _resized(image: Tensor, width: int, height: int, *, area: bool) -> Tensor:
-    """The image (h, w, 3) at another size: the means of areas, or bilinear."""
+    """The image (h, w, 3) at another size, float32: the means of areas, or bilinear."""
     if area:
-        rows = _area_weights(0.0, image.shape[0] / height, height, image)
-        columns = _area_weights(0.0, image.shape[1] / width, width, image.transpose(0, 1))
+        rows = _area_weights(height, image.shape[0], image.device)
+        columns = _area_weights(width, image.shape[1], image.device)
         return _weighted(image, rows, columns)
     planes = image.permute(2, 0, 1)[None].float()
-    return _to_bytes(F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0))
+    return F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
 
 
-def _shrunk(image: Tensor, square: np.ndarray) -> Tensor:
-    """The square of an image, left, top, side, as (256, 256, 3), edge pixels repeated outside."""
-    left, top, side = (int(value) for value in square)
-    height, width = image.shape[:2]
-    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
-    inside = image[y1:y2, x1:x2]
-    rows = _area_weights(top - y1, side / CHIP_MAX_PX, CHIP_MAX_PX, inside)
-    columns = _area_weights(left - x1, side / CHIP_MAX_PX, CHIP_MAX_PX, inside.transpose(0, 1))
-    return _weighted(inside, rows, columns)
+@lru_cache(maxsize=16)
+def _area_weights(count: int, length: int, device: torch.device) -> Tensor:
+    """How much of each of `length` pixels lies in each of `count` equal stretches of them; (count, length) float32."""
+    step = length / count
+    starts = step * torch.arange(count, device=device, dtype=torch.float32)[:, None]
+    pixels = torch.arange(length, device=device, dtype=torch.float32)
+    return (torch.minimum(starts + step, pixels + 1) - torch.maximum(starts, pixels)).clamp_(min=0) / step
 
 
-def _area_weights(first: float, step: float, count: int, image: Tensor) -> Tensor:
-    """How much of each row of the image lies in stretches of `step` rows from `first` on; (count, rows) float32.
+def _area_taps(side: Tensor, taps: int) -> tuple[Tensor, Tensor]:
+    """The same for squares of these sides (k, 1) in 256 stretches, which touch so many pixels at most.
 
-    The first and the last row reach on for ever.
+    Returns the first pixel of each stretch (k, 256), and the weights of the pixels from there on (k, 256, taps).
     """
-    starts = first + step * torch.arange(count, device=image.device, dtype=torch.float32)[:, None]
-    rows = torch.arange(image.shape[0], device=image.device, dtype=torch.float32)
-    # Not above[0] = -inf: a number that is copied to a GPU waits until all its work is done.
-    above = torch.where(rows == 0, -torch.inf, rows)
-    below = torch.where(rows == len(rows) - 1, torch.inf, rows + 1)
-    return (torch.minimum(starts + step, below) - torch.maximum(starts, above)).clamp_(min=0) / step
+    step = side.float() / CHIP_MAX_PX
+    starts = step * torch.arange(CHIP_MAX_PX, device=side.device)
+    first = starts.floor()
+    pixels = first[:, :, None] + torch.arange(taps, device=side.device)
+    starts, step = starts[:, :, None], step[:, :, None]
+    inside = torch.minimum(starts + step, pixels + 1) - torch.maximum(starts, pixels)
+    return first.long(), inside.clamp_(min=0) / step
+
+
+def _of_like_size(sides: np.ndarray) -> Iterator[np.ndarray]:
+    """The indices of squares of these sides in groups that fill the memory little more than their pixels do."""
+    group: list[int] = []
+    for i in np.argsort(sides, kind="stable"):
+        if group and (sides[i] > 1.5 * sides[group[0]] or (len(group) + 1) * CHIP_MAX_PX * sides[i] > SHRINK_PIXELS):
+            yield np.array(group)
+            group = []
+        group.append(int(i))
+    yield np.array(group)
 
 
 def _weighted(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Sums of rows (h2, h) and columns (w2, w) of an image (h, w, 3); (h2, w2, 3)."""
+    """Sums of rows (h2, h) and columns (w2, w) of an image (h, w, 3); (h2, w2, 3) float32."""
     height, width = image.shape[:2]
     fewer_rows = (rows @ image.reshape(height, width * 3).float()).view(len(rows), width, 3)
-    return _to_bytes((columns @ fewer_rows.transpose(0, 1).reshape(width, -1)).view(-1, len(rows), 3).transpose(0, 1))
+    return (columns @ fewer_rows.transpose(0, 1).reshape(width, -1)).view(-1, len(rows), 3).transpose(0, 1)
 
 
 def _to_bytes(values: Tensor) -> Tensor:
-    return values.add_(0.5).clamp_(0, 255).to(torch.uint8)
+    """Means of bytes, rounded; they are changed."""
+    return values.add_(0.5).to(torch.uint8)
 
 
 def _uploaded(array: np.ndarray, device: torch.device) -> Tensor:

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from models.boxes import BINS, RAW_CHANNELS, SCORE, STRIDES_PX, FaceRules, anchors, least_logit
+from models.boxes import BINS, RAW_CHANNELS, SCORE, STRIDES_PX, FaceRules, Faces, anchors
 from pipeline.geometry import FIVE
 
 
 def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, ...]:
-    """The faces of a batch, as `boxes.decode_faces` gives them for each canvas.
+    """The faces of a batch, as `boxes.decode_faces` gives them for each canvas, without its `max_detections`.
 
     raw: (b, 65 or 75, cells) float32, the network's output. Returns, ordered by canvas and best first: the canvases
     (n,), boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the canvas, scores (n,) float32, and points (n, 5, 2) float32.
     """
-    canvas, cell = (raw[:, SCORE] > least_logit(rules.min_score)).nonzero(as_tuple=True)
-    found = raw[canvas, :, cell]
-    scores = found[:, SCORE].sigmoid()
+    likely = raw[:, SCORE].sigmoid()
+    canvas, cell = (likely >= rules.min_score).nonzero(as_tuple=True)      # it waits for the network, as `nms` does
+    scores, found = likely[canvas, cell], raw[canvas, :, cell]
     boxes = _boxes(found[:, :SCORE], cell, side_px)
     # Boxes of different canvases are moved apart, so one call serves all. In float64 the shift rounds nothing.
     far = (canvas.double() * (side_px + 2 * BINS * STRIDES_PX[-1]))[:, None]
-    passing = torch.where(scores >= rules.min_score, scores, -1.0)
-    kept = nms(boxes.double() + far, passing.double(), rules.nms_iou)
-    kept = kept[passing[kept] >= 0]
+    kept = nms(boxes.double() + far, scores.double(), rules.nms_iou)
     kept = kept[canvas[kept].argsort(stable=True)]
-    of = canvas[kept]
-    place = torch.arange(len(kept), device=raw.device) - torch.searchsorted(of, of)
-    kept = kept[place < rules.max_detections]
     return canvas[kept], boxes[kept], scores[kept], _points(found[kept, RAW_CHANNELS:], cell[kept], side_px)
+
+
+def faces_by_canvas(found: Sequence[np.ndarray], canvases: int, max_detections: int) -> list[Faces]:
+    """What `chosen_faces` returned, as arrays, for each of so many canvases: the best max_detections faces."""
+    canvas, *parts = found
+    starts = np.searchsorted(canvas, np.arange(canvases + 1))
+    return [Faces(*(part[start:end][:max_detections] for part in parts)) for start, end in pairwise(starts)]
 
 
 def _boxes(logits: Tensor, cell: Tensor, side_px: int) -> Tensor:

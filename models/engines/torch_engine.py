@@ -6,7 +6,6 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from models.boxes import FaceRules, Faces
 from models.device import set_threads, to_device, torch_device
 from models.engines.compiler import compiled
-from models.engines.device_faces import chosen_faces
+from models.engines.device_faces import chosen_faces, faces_by_canvas
 from models.engines.engine import OutOfDeviceMemory, Runtime, Shape
 from models.engines.self_check import check_answer, check_input, sample
 from models.store import StoredModel, WeightsError
@@ -89,9 +88,8 @@ class TorchNetwork:
         The whole output would be megabytes an image. Raises OutOfDeviceMemory.
         """
         side_px = batch.shape[1]
-        canvas, *found = self._on_device(batch, lambda output: chosen_faces(output, side_px, rules))
-        starts = np.searchsorted(canvas, np.arange(len(batch) + 1))
-        return [Faces(*(part[start:end] for part in found)) for start, end in pairwise(starts)]
+        found = self._on_device(batch, lambda output: chosen_faces(output, side_px, rules))
+        return faces_by_canvas(found, len(batch), rules.max_detections)
 
     @torch.inference_mode()
     def _on_device(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchvision.ops import nms as torchvision_nms
 
-from models.boxes import BINS, RAW_CHANNELS, SCORE, FaceRules, anchors, decode_faces, least_logit, nms
+from models.boxes import BINS, RAW_CHANNELS, SCORE, FaceRules, anchors, decode_faces, nms
 
 corners = arrays(np.float32, st.tuples(st.integers(0, 40), st.just(4)), elements=st.integers(0, 12).map(np.float32))
 
@@ -90,10 +90,3 @@ def test_a_network_without_points_gives_no_numbers():
     put_face(raw, 9, (1, 1, 2, 3), 0.0)
     points = decode_faces(raw, 64, FaceRules(0.35, 0.5, 100)).points
     assert points.shape == (1, 5, 2) and np.isnan(points).all()
-
-
-@pytest.mark.parametrize("min_score", [0.0, 1e-9, 0.05, 0.35, 0.5, 0.999, 0.9999999, 1.0])
-def test_no_score_from_the_least_one_on_has_a_lower_logit(min_score):
-    logits = np.concatenate([np.linspace(-19, 40, 4000), np.log(0.35 / 0.65) + np.arange(-16, 17) * 3e-8])
-    scores = 1 / (1 + np.exp(-logits.astype(np.float32)))
-    assert (logits[scores >= np.float32(min_score)] > least_logit(min_score)).all()

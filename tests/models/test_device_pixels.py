@@ -106,6 +106,21 @@ def test_chips_that_shrink():
     assert difference(over_an_edge, expected[1])[0] < 4      # OpenCV shrinks the part inside first, and blurs it
 
 
+@pytest.mark.parametrize("together", [1, 600_000, 1 << 30])
+def test_chips_that_shrink_do_not_depend_on_each_other(monkeypatch, together):
+    """Squares of 257 to 1,600 px of two images, some over their edges, shrunk one by one, in groups and all at once."""
+    monkeypatch.setattr("models.device_pixels.SHRINK_PIXELS", together)
+    images = [photo(1100, 900), photo(700, 1200, 1)]
+    of_each = [boxes((300, 200, 461, 361), (250, 100, 700, 550), (10, 10, 60, 60), (-60, 400, 900, 890)),
+               boxes((100, 300, 400, 600), (90, 290, 410, 610), (0, 100, 690, 1190))]
+    chips, expected = cut(images, of_each)
+    for chip, wanted in zip(chips, expected, strict=True):
+        assert difference(chip, wanted)[0] < 4      # OpenCV blurs what lies over an edge, as above
+    each = [(image, of[i : i + 1]) for image, of in zip(images, of_each, strict=True) for i in range(len(of))]
+    for chip, (image, of) in zip(chips, each, strict=True):
+        np.testing.assert_array_equal(chip, next(iter(cut([image], [of])[0])))
+
+
 def test_chips_of_images_in_several_buffers():
     images, of_each = [photo(200, 120), photo(100, 90, 1)], [boxes((10, 10, 40, 50)), boxes((3, 4, 90, 80))]
     chips, _ = DEVICE.cut_chips([DEVICE.load([image])[0] for image in images], of_each)

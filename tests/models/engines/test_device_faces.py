@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.boxes import FaceRules, decode_faces
-from models.engines.device_faces import chosen_faces
+from models.engines.device_faces import chosen_faces, faces_by_canvas
 
 SIDE_PX, CELLS = 64, 84
 
@@ -20,9 +20,9 @@ def random_output(seed, canvases, channels=75):
 
 
 def faces_of_each(raw, rules):
-    canvas, *found = (part.numpy() for part in chosen_faces(torch.from_numpy(raw), SIDE_PX, rules))
-    assert (np.diff(canvas) >= 0).all()
-    return [tuple(part[canvas == i] for part in found) for i in range(len(raw))]
+    found = [part.numpy() for part in chosen_faces(torch.from_numpy(raw), SIDE_PX, rules)]
+    assert (np.diff(found[0]) >= 0).all()
+    return faces_by_canvas(found, len(raw), rules.max_detections)
 
 
 @pytest.mark.parametrize("canvases", [0, 1, 5])
