@@ -20,6 +20,7 @@ MOST_ACTORS_OF_GPU = 4        # each takes 2.5 GB of memory; on an H100 8 were a
 THREADS_PER_CPU_ACTOR = 4     # a process with torch takes about 700 MB, and more threads speed up small networks little
 GPU_CALLS = 2
 PIXEL_BYTES, GPU_PIXEL_BYTES = 384 << 20, 768 << 20     # of the batches that an actor has in work together
+ACTORS_OF_SINK_WORKER, MOST_SINK_WORKERS = 4, 8     # actors on CPUs; one on a GPU counts as two
 STEPS = 1000                  # of one CPU or GPU: what an actor reserves is rounded down to a thousandth
 
 
@@ -156,7 +157,8 @@ def make_plan(layout: str, cluster: Cluster, device: str, threads: int | None = 
         PoolPlan(pool.stages, count, cpu, gpu, threads or _threads(pool, count, gpu, cluster))
         for pool, count, cpu, gpu in zip(pools, actors, cpus, gpus, strict=True)
     )
-    return Plan(planned, sink_workers=max(1, min(8, sum(actors) // 4)))
+    feeding = sum(pool.actors * (2 if pool.gpus else 1) for pool in planned)
+    return Plan(planned, sink_workers=max(1, min(MOST_SINK_WORKERS, feeding // ACTORS_OF_SINK_WORKER)))
 
 
 def _check_free(cluster: Cluster, needs_gpu: bool) -> None:

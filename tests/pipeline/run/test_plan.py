@@ -46,6 +46,15 @@ def test_default_plans_always_fit(layout, cpus, gpus):
 
 
 @pytest.mark.parametrize(
+    ("cluster", "device", "workers"),
+    [(Cluster(2, 0), "cpu", 1), (Cluster(64, 0), "cpu", 4), (Cluster(2, 1), "cuda", 1), (Cluster(16, 1), "cuda", 2),
+     (Cluster(256, 8), "cuda", 8)],
+)
+def test_an_actor_on_a_gpu_gives_the_sink_more_to_do(cluster, device, workers):
+    assert make_plan(ONE_POOL, cluster, device).sink_workers == workers
+
+
+@pytest.mark.parametrize(
     ("layout", "cluster", "device", "actors", "threads"),
     [
         (ONE_POOL, Cluster(2, 0), "cpu", [1], [2]),
