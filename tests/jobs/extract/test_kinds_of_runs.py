@@ -133,7 +133,7 @@ def test_every_broken_and_odd_file_gets_its_row(tmp_path, ray_session, capfd):
     folder = tmp_path / "corpus"
     folder.mkdir()
     expected = build_corpus(folder)
-    said = extract_here(capfd, folder, tmp_path / "out", "--detect-px", "160", "--second-pass-px", "0", expect=3)
+    said = extract_here(capfd, folder, tmp_path / "out", "--detect-px", "64", "--second-pass-px", "0", expect=3)
     found = {row["uri"]: (row["status"], row["error"]) for row in table(tmp_path / "out", "images").to_pylist()}
     assert len(found) == len(expected) > 1000
     for name, outcomes in expected:
