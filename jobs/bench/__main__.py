@@ -111,10 +111,14 @@ def add_comparison(add: AddCommand) -> None:
 
 def add_photo_benchmarks(add: AddCommand) -> None:
     """Benchmarks on a folder of photos."""
+    of_engines = add("engines", lambda given: engines.bench_engines(given.photos, given.device, given.weights))
+    of_engines.add_argument("--weights", metavar="DIR", help=(
+        "a folder of weights; with an int8 export of its detector, int8 is measured too; default: models/weights of "
+        "this repository"))
     for command in (
+        of_engines,
         add("stages", lambda given: stages.bench_stages(given.photos, given.device)),
         add("detect-size", lambda given: detect.bench_size(given.photos, given.device)),
-        add("engines", lambda given: engines.bench_engines(given.photos, given.device)),
     ):
         command.add_argument("photos", metavar="PHOTOS", help="a folder of photos")
         add_device(command)

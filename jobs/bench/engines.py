@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jobs.bench.in_process import build_stages, default_config, no_seconds, photo_rows, run_stages
+from jobs.extract.stages import read_models
+from jobs.options import DEFAULT_MODELS
 from models.engines.openvino_engine import computes_in_bfloat16
 from models.metrics import box_iou
+from models.store import WeightCard
 from pipeline.batch import FaceBatch, TodoRow
 from pipeline.settings import RowSettings
 
@@ -26,11 +29,12 @@ class Variant:
     precision: str
     device: str = "cpu"
     jpeg_decoder: str = "libjpeg"
+    weights: str | None = None
     seconds: dict[str, float] = field(default_factory=no_seconds)
     faces: list[FaceBatch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config = default_config(self.device, RowSettings(jpeg_decoder=self.jpeg_decoder))
+        config = default_config(self.device, RowSettings(jpeg_decoder=self.jpeg_decoder), self.weights)
         self.stages = build_stages(replace(config, engine=self.engine, precision=self.precision))
 
     def __str__(self) -> str:
@@ -43,21 +47,28 @@ class Variant:
             self.faces += batches
 
 
-def variants_of(device: str) -> list[Variant]:
-    """The reference, torch in float32 on the CPU, and what the device can do."""
-    reference = Variant("torch", "float32")
+def variants_of(device: str, weights: str | None) -> list[Variant]:
+    """The reference, torch in float32 on the CPU, and what the device can do with these weights."""
+    reference = Variant("torch", "float32", weights=weights)
     if device == "cuda":
-        return [
-            reference, Variant("torch", "float32", "cuda"), Variant("torch", "float16", "cuda"),
-            Variant("torch", "float16", "cuda", "nvjpeg"),
-        ]
-    precisions = ["float32", "bfloat16"] if computes_in_bfloat16() else ["float32"]
-    return [reference, *(Variant("openvino", precision) for precision in precisions)]
+        kinds = ("float32", "libjpeg"), ("float16", "libjpeg"), ("float16", "nvjpeg")
+        return [reference, *(Variant("torch", precision, "cuda", decoder, weights) for precision, decoder in kinds)]
+    precisions = cpu_precisions(read_models(weights, DEFAULT_MODELS).detector)
+    return [reference, *(Variant("openvino", precision, weights=weights) for precision in precisions)]
 
 
-def bench_engines(photos: str, device: str) -> None:
-    """Print images per second and the ratio to torch in float32, and the agreement of the faces with it."""
-    rows, variants = photo_rows(photos), variants_of(device)
+def cpu_precisions(detector: WeightCard) -> list[str]:
+    """What OpenVINO can compute in on this CPU, with this detector."""
+    bfloat16 = ["bfloat16"] if computes_in_bfloat16() else []
+    return ["float32", *bfloat16, *(["int8"] if "int8" in detector.exports else [])]
+
+
+def bench_engines(photos: str, device: str, weights: str | None = None) -> None:
+    """Print images per second and the ratio to torch in float32, and the agreement of the faces with it.
+
+    weights: a folder; None is this repository's. int8 is measured where the detector has that export.
+    """
+    rows, variants = photo_rows(photos), variants_of(device, weights)
     for variant in variants:
         variant.run(rows[:CHUNK_IMAGES], warm_up=True)
     for start in range(0, len(rows), CHUNK_IMAGES):

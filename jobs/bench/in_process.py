@@ -23,9 +23,15 @@ def photo_rows(folder: str) -> list[TodoRow]:
     return rows
 
 
-def default_config(device: str, settings: RowSettings | None = None) -> StageConfig:
-    """The shipped models with the default batches of the device. settings: None for the default ones."""
-    return StageConfig(settings or RowSettings(), read_models(None, DEFAULT_MODELS), device, DEFAULT_BATCHES[device])
+def default_config(device: str, settings: RowSettings | None = None, weights: str | None = None) -> StageConfig:
+    """The default models with the default batches of the device.
+
+    settings: None for the default ones. weights: their folder; None is this repository's.
+    """
+    return StageConfig(
+        settings or RowSettings(), read_models(weights, DEFAULT_MODELS), device, DEFAULT_BATCHES[device],
+        weights=weights,
+    )
 
 
 def build_stage(config: StageConfig, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -34,9 +35,11 @@ def interruptible() -> Iterator[list[int]]:
     """Within it the first SIGINT or SIGTERM raises Interrupted, and later ones are ignored; the old handlers come back.
 
     Gives a list that the signal's number is added to, for `not_replaced`. A process forked within it, such as a loader
-    of torch, exits without output instead.
+    of torch, exits without output instead. After the signal Python does not print the errors that it ignores: an object
+    of a library whose construction was interrupted, as Ray's Dataset, has such an error when it is freed.
     """
     owner = os.getpid()
+    show_ignored = sys.unraisablehook
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -45,6 +48,7 @@ def interruptible() -> Iterator[list[int]]:
         for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         received.append(number)
+        sys.unraisablehook = lambda _: None
         raise Interrupted(number)
 
     before = {number: signal.getsignal(number) for number in ENDING}
@@ -55,6 +59,9 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if received:
+            gc.collect()                  # frees what refers to itself
+            sys.unraisablehook = show_ignored
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jobs.bench.__main__ import main
-from jobs.bench.engines import face_pairs
+from jobs.bench.engines import cpu_precisions, face_pairs
 from models.engines.openvino_engine import computes_in_bfloat16
+from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.geometry import no_points
 from tests.support.photos import ASSETS
@@ -60,3 +61,10 @@ def test_every_engine_gets_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 2 + computes_in_bfloat16()
     assert rows[0][2] == "1.00"
     assert all(row[4] == "1.000, 1.000, 1.000, 0.000, 1.000 |" for row in rows[:2])
+
+
+def test_int8_is_measured_where_it_is_exported() -> None:
+    card = read_card(DEFAULT_WEIGHTS_DIR, "detector", "yolov8n")
+    others = ["float32", "bfloat16"] if computes_in_bfloat16() else ["float32"]
+    assert cpu_precisions(card) == others
+    assert cpu_precisions(card.with_export("int8", {"sha256": "ab"})) == [*others, "int8"]

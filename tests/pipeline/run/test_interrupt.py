@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -19,6 +20,28 @@ def test_both_signals_raise_once(number, exit_code):
             os.kill(os.getpid(), signal.SIGINT)      # a second Ctrl-C is ignored
     assert interrupt.value.exit_code == exit_code
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("refers_to_itself", [False, True])
+def test_an_object_whose_construction_is_interrupted_prints_nothing_when_it_is_freed(monkeypatch, refers_to_itself):
+    printed, freed = [], []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    show = sys.unraisablehook
+
+    class Dataset:
+        def __init__(self):
+            if refers_to_itself:
+                self.itself = self
+            signal.raise_signal(signal.SIGINT)
+            self.executor = None
+
+        def __del__(self):
+            freed.append(True)
+            assert self.executor is None
+
+    with interruptible(), suppress(Interrupted):
+        Dataset()
+    assert freed and not printed and sys.unraisablehook == show
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
