@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,10 +78,12 @@ class DevicePixels:
         image_of = np.repeat(np.arange(len(images)), [len(of) for of in boxes])
         corners, sides = squares[:, :2], np.minimum(squares[:, 2], CHIP_MAX_PX)
         chips = DeviceChips.empty(sides, self._device)
-        small = np.flatnonzero(squares[:, 2] <= CHIP_MAX_PX)
-        chips.copy_squares(small, images, image_of[small], corners[small])
-        large = np.flatnonzero(squares[:, 2] > CHIP_MAX_PX)
-        chips.shrink_squares(large, images, image_of[large], squares[large])
+        if len(squares):
+            source = _Source.of(images)
+            small = np.flatnonzero(squares[:, 2] <= CHIP_MAX_PX)
+            chips.copy_squares(small, source, image_of[small], corners[small])
+            large = np.flatnonzero(squares[:, 2] > CHIP_MAX_PX)
+            chips.shrink_squares(large, source, image_of[large], squares[large])
         return chips, geometry.scale_shifts((squares[:, 2] / sides)[:, None] * np.ones(2), corners)
 
     def _staged(self, images: Sequence[Any]) -> Iterator[Tensor]:
@@ -133,30 +135,24 @@ class DeviceChips:
             np.concatenate([chips.sides for chips in each]),
         )
 
-    def copy_squares(
-        self, chips: np.ndarray, images: Sequence[Tensor], image_of: np.ndarray, corners_xy: np.ndarray
-    ) -> None:
+    def copy_squares(self, chips: np.ndarray, source: _Source, image_of: np.ndarray, corners_xy: np.ndarray) -> None:
         """Write these chips: the squares of the images from these corners (k, 2) on, edge pixels repeated outside."""
         if not len(chips):
             return
-        source, image_starts = _one_buffer(images)
-        sizes = np.array([image.shape[:2] for image in images], np.int64)[image_of]
         columns = np.column_stack([
-            self.starts[chips], self.sides[chips], image_starts[image_of], corners_xy, sizes[:, ::-1],
+            self.starts[chips], self.sides[chips], source.starts[image_of], corners_xy, source.sizes_wh[image_of],
         ])
-        areas = self.sides[chips] ** 2
-        counts, n_pixels = _uploaded(areas, source.device), int(areas.sum())
+        areas, device = self.sides[chips] ** 2, self.pixels.device
+        counts, n_pixels = _uploaded(areas, device), int(areas.sum())
         of = torch.repeat_interleave(counts, output_size=n_pixels)
-        start, side, image_start, left, top, width, height = _uploaded(columns, source.device)[of].unbind(1)
-        at = torch.arange(n_pixels, device=source.device) - (counts.cumsum(0) - counts)[of]
+        start, side, image_start, left, top, width, height = _uploaded(columns, device)[of].unbind(1)
+        at = torch.arange(n_pixels, device=device) - (counts.cumsum(0) - counts)[of]
         row, column = at // side, at % side
         x = torch.minimum((left + column).clamp_(min=0), width - 1)
         y = torch.minimum((top + row).clamp_(min=0), height - 1)
-        self.pixels[start + at] = source[image_start + y * width + x]
+        self.pixels[start + at] = source.pixels[image_start + y * width + x]
 
-    def shrink_squares(
-        self, chips: np.ndarray, images: Sequence[Tensor], image_of: np.ndarray, squares: np.ndarray
-    ) -> None:
+    def shrink_squares(self, chips: np.ndarray, source: _Source, image_of: np.ndarray, squares: np.ndarray) -> None:
         """Write these chips of 256 px: larger squares of the images, by the means of areas, edges repeated outside.
 
         squares: (k, 3) int64, left, top and side. A chip does not depend on the others: no matrix product is used,
@@ -164,26 +160,27 @@ class DeviceChips:
         """
         if not len(chips):
             return
-        source, image_starts = _one_buffer(images)
-        sizes = np.array([image.shape[:2] for image in images], np.int64)[image_of]
-        table = np.column_stack([self.starts[chips], image_starts[image_of], squares, sizes[:, ::-1]])
+        device = self.pixels.device
+        table = np.column_stack([
+            self.starts[chips], source.starts[image_of], squares, source.sizes_wh[image_of],
+        ])
         for group in _of_like_size(squares[:, 2]):
             longest = int(squares[group, 2].max())
             start, image_start, left, top, side, width, height = (
-                column[:, None] for column in _uploaded(table[group], source.device).unbind(1)
+                column[:, None] for column in _uploaded(table[group], device).unbind(1)
             )
             first, weights = _area_taps(side, math.ceil(longest / CHIP_MAX_PX) + 1)
-            x = torch.minimum((left + torch.arange(longest, device=source.device)).clamp_(min=0), width - 1)
-            rows = torch.zeros((len(group), CHIP_MAX_PX, longest, 3), device=source.device)
-            shrunk = torch.zeros((len(group), CHIP_MAX_PX, CHIP_MAX_PX, 3), device=source.device)
+            x = torch.minimum((left + torch.arange(longest, device=device)).clamp_(min=0), width - 1)
+            rows = torch.zeros((len(group), CHIP_MAX_PX, longest, 3), device=device)
+            shrunk = torch.zeros((len(group), CHIP_MAX_PX, CHIP_MAX_PX, 3), device=device)
             for tap, weight in enumerate(weights.unbind(2)):
                 y = torch.minimum((top + first + tap).clamp_(min=0), height - 1)
                 at = (image_start + y * width)[:, :, None] + x[:, None, :]
-                rows += source[at].float().mul_(weight[:, :, None, None])
+                rows += source.pixels[at].float().mul_(weight[:, :, None, None])
             for tap, weight in enumerate(weights.unbind(2)):
                 column = (first + tap).clamp_(max=longest - 1)[:, None, :, None]
                 shrunk += torch.take_along_dim(rows, column, 2).mul_(weight[:, None, :, None])
-            at = start + torch.arange(CHIP_MAX_PX**2, device=source.device)
+            at = start + torch.arange(CHIP_MAX_PX**2, device=device)
             self.pixels[at.flatten()] = _to_bytes(shrunk).view(-1, 3)
 
     @torch.inference_mode()
@@ -321,6 +318,19 @@ def _uploaded(array: np.ndarray, device: torch.device) -> Tensor:
 def _staging(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory that the device can read by itself. A copy from any other memory waits until the GPU has done its work."""
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+class _Source(NamedTuple):
+    """The pixels of several images as (k, 3), the number of each image's first pixel, and their sizes (images, 2)."""
+
+    pixels: Tensor
+    starts: np.ndarray
+    sizes_wh: np.ndarray
+
+    @classmethod
+    def of(cls, images: Sequence[Tensor]) -> _Source:
+        """Without a copy for images of one `load`."""
+        return cls(*_one_buffer(images), np.array([image.shape[1::-1] for image in images], np.int64))
 
 
 def _one_buffer(images: Sequence[Tensor]) -> tuple[Tensor, np.ndarray]:
