@@ -14,7 +14,7 @@ from models.store import StoredModel
 from pipeline.geometry import no_points
 
 STRIDE_PX = STRIDES_PX[-1]            # of the coarsest grid; the input's side must be a multiple
-NONE: Mapping[int, int] = MappingProxyType({})
+NO_SIZES: Mapping[int, int] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class FaceDetector:
 
     def __init__(
         self, network: Network, *, min_score: float, nms_iou: float, batch_sizes: Mapping[int, int],
-        max_detections: int, few_sizes: Mapping[int, int] = NONE, points: bool = True,
+        max_detections: int, few_sizes: Mapping[int, int] = NO_SIZES, points: bool = True,
     ) -> None:
         sides = sorted({*batch_sizes, *few_sizes})
         if any(side % STRIDE_PX for side in sides):
@@ -85,7 +85,7 @@ def load_detector(
     min_score: float,
     nms_iou: float,
     max_detections: int,
-    few_sizes: Mapping[int, int] = NONE,
+    few_sizes: Mapping[int, int] = NO_SIZES,
 ) -> FaceDetector:
     """The detector ready to call.
 
