@@ -21,7 +21,6 @@ from pipeline import geometry
 from pipeline.geometry import CHIP_MAX_PX, CROP_PX, LETTERBOX_GREY, Letterbox
 
 SHRINK_PIXELS = 4 << 20    # of squares that are shrunk together, at 50 bytes each
-SHRINK_TAPS = 3            # samples a side for each pixel of an eye input that shrinks, at most 2 times
 
 
 class DevicePixels:
@@ -153,35 +152,12 @@ class DeviceChips:
         self.pixels[start + at] = source.pixels[image_start + y * width + x]
 
     def shrink_squares(self, chips: np.ndarray, source: _Source, image_of: np.ndarray, squares: np.ndarray) -> None:
-        """Write these chips of 256 px: larger squares of the images, by the means of areas, edges repeated outside.
-
-        squares: (k, 3) int64, left, top and side. A chip does not depend on the others: no matrix product is used,
-        whose order of sums could.
-        """
-        if not len(chips):
-            return
+        """Write these chips of 256 px: larger squares (k, 3) of the images, as `_shrunk` makes them."""
         device = self.pixels.device
-        table = np.column_stack([
-            self.starts[chips], source.starts[image_of], squares, source.sizes_wh[image_of],
-        ])
-        for group in _of_like_size(squares[:, 2]):
-            longest = int(squares[group, 2].max())
-            start, image_start, left, top, side, width, height = (
-                column[:, None] for column in _uploaded(table[group], device).unbind(1)
-            )
-            first, weights = _area_taps(side, math.ceil(longest / CHIP_MAX_PX) + 1)
-            x = torch.minimum((left + torch.arange(longest, device=device)).clamp_(min=0), width - 1)
-            rows = torch.zeros((len(group), CHIP_MAX_PX, longest, 3), device=device)
-            shrunk = torch.zeros((len(group), CHIP_MAX_PX, CHIP_MAX_PX, 3), device=device)
-            for tap, weight in enumerate(weights.unbind(2)):
-                y = torch.minimum((top + first + tap).clamp_(min=0), height - 1)
-                at = (image_start + y * width)[:, :, None] + x[:, None, :]
-                rows += source.pixels[at].float().mul_(weight[:, :, None, None])
-            for tap, weight in enumerate(weights.unbind(2)):
-                column = (first + tap).clamp_(max=longest - 1)[:, None, :, None]
-                shrunk += torch.take_along_dim(rows, column, 2).mul_(weight[:, None, :, None])
-            at = start + torch.arange(CHIP_MAX_PX**2, device=device)
-            self.pixels[at.flatten()] = _to_bytes(shrunk).view(-1, 3)
+        for group, shrunk in _shrunk(source, image_of, squares, CHIP_MAX_PX):
+            starts = _uploaded(self.starts[chips[group]], device)
+            at = starts[:, None] + torch.arange(CHIP_MAX_PX**2, device=device)
+            self.pixels[at.flatten()] = shrunk.view(-1, 3)
 
     @torch.inference_mode()
     def views(self, views: Sequence[View], side_px: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -199,46 +175,50 @@ class DeviceChips:
         """
         margins = np.minimum(np.rint(self.sides * (1 - fraction) / 2).astype(np.int64), (self.sides - 1) // 2)
         sides = self.sides - 2 * margins
-        matrices = geometry.scale_shifts((sides / side_px)[:, None] * np.ones(2), margins[:, None] * np.ones(2))
         views = torch.empty((len(self), side_px, side_px, 3), dtype=torch.uint8, device=self.pixels.device)
-        for taps, chosen in ((SHRINK_TAPS, sides > side_px), (1, sides <= side_px)):
-            which = np.flatnonzero(chosen)
-            if len(which):
-                views[_uploaded(which, views.device)] = self._sampled(which, matrices[which], side_px, taps)
+        if len(small := np.flatnonzero(sides <= side_px)):
+            scales, shifts = (each[small, None] * np.ones(2) for each in (sides / side_px, margins))
+            views[_uploaded(small, views.device)] = self._sampled(
+                small, margins[small], geometry.scale_shifts(scales, shifts), side_px
+            )
+        large, squares = np.flatnonzero(sides > side_px), np.column_stack([margins, margins, sides])
+        for group, shrunk in _shrunk(self._as_source(), large, squares[large], side_px):
+            views[_uploaded(large[group], views.device)] = shrunk
         return views, sides.astype(np.float32), margins.astype(np.float32)
 
     @torch.inference_mode()
     def aligned(self, chip_to_crop: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Crops (n, 112, 112, 3) by matrices (n, 2, 3) from chip to crop pixels, and their sharpness (n,) float32."""
-        crops = self._sampled(np.arange(len(self)), geometry.invert(chip_to_crop), CROP_PX, taps=1)
+        whole = np.zeros(len(self), np.int64)
+        crops = self._sampled(np.arange(len(self)), whole, geometry.invert(chip_to_crop), CROP_PX)
         return crops, sharpness(crops).cpu().numpy()
 
-    def _sampled(self, chips: np.ndarray, matrices: np.ndarray, side_px: int, taps: int) -> Tensor:
-        """Squares (k, side_px, side_px, 3) of these chips, each pixel the mean of taps × taps bilinear samples.
+    def _as_source(self) -> _Source:
+        return _Source(self.pixels, self.starts, np.column_stack([self.sides, self.sides]))
 
-        matrices: (k, 2, 3), from pixels of the square to pixels of the chip, whose edge pixels are repeated outside.
+    def _sampled(self, chips: np.ndarray, margins: np.ndarray, matrices: np.ndarray, side_px: int) -> Tensor:
+        """Squares (k, side_px, side_px, 3) uint8 of these chips, each pixel a bilinear sample.
+
+        matrices: (k, 2, 3), from pixels of the square to pixels of the chip. Of a chip the middle without the margins
+        (k,) counts: its edge pixels are repeated outside.
         """
         device = self.pixels.device
         matrix = _uploaded(matrices.reshape(-1, 6).astype(np.float32), device)
-        starts = _uploaded(self.starts[chips], device)[:, None, None]
-        sides = _uploaded(self.sides[chips], device)[:, None, None]
-        place = torch.arange(side_px, device=device, dtype=torch.float32)
-        total = torch.zeros((len(chips), side_px, side_px, 3), device=device)
-        for tap in range(taps * taps):
-            x = (place + (tap % taps + 0.5) / taps)[None, None, :]
-            y = (place + (tap // taps + 0.5) / taps)[None, :, None]
-            a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
-            total += self._bilinear(a * x + b * y + (c - 0.5), d * x + e * y + (f - 0.5), starts, sides)
-        return _to_bytes(total / (taps * taps))
+        places = np.column_stack([self.starts[chips], self.sides[chips], margins])
+        start, side, margin = _uploaded(places, device)[:, :, None, None].unbind(1)
+        place = torch.arange(side_px, device=device, dtype=torch.float32) + 0.5
+        x, y = place[None, None, :], place[None, :, None]
+        a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
+        return _to_bytes(self._bilinear(a * x + b * y + (c - 0.5), d * x + e * y + (f - 0.5), start, side, margin))
 
-    def _bilinear(self, x: Tensor, y: Tensor, starts: Tensor, sides: Tensor) -> Tensor:
+    def _bilinear(self, x: Tensor, y: Tensor, start: Tensor, side: Tensor, margin: Tensor) -> Tensor:
         """Values (k, s, s, 3) float32 of chips at points; whole numbers are the middles of pixels."""
-        last = sides - 1
-        x, y = (torch.minimum(at.nan_to_num(0.0).clamp(min=0), last) for at in (x, y))    # NaN would break the GPU
+        last = side - 1 - margin
+        x, y = (at.nan_to_num(0.0).clamp(margin, last) for at in (x, y))      # NaN would break the GPU
         x0, y0 = x.long(), y.long()
         x1, y1 = torch.minimum(x0 + 1, last), torch.minimum(y0 + 1, last)
         right, down = (x - x0)[..., None], (y - y0)[..., None]
-        upper, lower = starts + y0 * sides, starts + y1 * sides
+        upper, lower = start + y0 * side, start + y1 * side
         top = torch.lerp(self.pixels[upper + x0].float(), self.pixels[upper + x1].float(), right)
         bottom = torch.lerp(self.pixels[lower + x0].float(), self.pixels[lower + x1].float(), right)
         return torch.lerp(top, bottom, down)
@@ -272,13 +252,41 @@ def _area_weights(count: int, length: int, device: torch.device) -> Tensor:
     return (torch.minimum(starts + step, pixels + 1) - torch.maximum(starts, pixels)).clamp_(min=0) / step
 
 
-def _area_taps(side: Tensor, taps: int) -> tuple[Tensor, Tensor]:
-    """The same for squares of these sides (k, 1) in 256 stretches, which touch so many pixels at most.
+def _shrunk(
+    source: _Source, image_of: np.ndarray, squares: np.ndarray, side_px: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Squares of the images at a smaller size, by the means of areas; an image's edge pixels are repeated outside.
 
-    Returns the first pixel of each stretch (k, 256), and the weights of the pixels from there on (k, 256, taps).
+    squares: (k, 3) int64, left, top and side. Gives them in groups: their indices (g,), and their pixels
+    (g, side_px, side_px, 3) uint8. A square does not depend on the others: no matrix product is used, whose order of
+    sums could.
     """
-    step = side.float() / CHIP_MAX_PX
-    starts = step * torch.arange(CHIP_MAX_PX, device=side.device)
+    device = source.pixels.device
+    table = np.column_stack([source.starts[image_of], squares, source.sizes_wh[image_of]])
+    for group in _of_like_size(squares[:, 2], side_px):
+        longest = int(squares[group, 2].max())
+        start, left, top, side, width, height = (each[:, None] for each in _uploaded(table[group], device).unbind(1))
+        first, weights = _area_taps(side, side_px, math.ceil(longest / side_px) + 1)
+        x = torch.minimum((left + torch.arange(longest, device=device)).clamp_(min=0), width - 1)
+        rows = torch.zeros((len(group), side_px, longest, 3), device=device)
+        shrunk = torch.zeros((len(group), side_px, side_px, 3), device=device)
+        for tap, weight in enumerate(weights.unbind(2)):
+            y = torch.minimum((top + first + tap).clamp_(min=0), height - 1)
+            at = (start + y * width)[:, :, None] + x[:, None, :]
+            rows += source.pixels[at].float().mul_(weight[:, :, None, None])
+        for tap, weight in enumerate(weights.unbind(2)):
+            column = (first + tap).clamp_(max=longest - 1)[:, None, :, None]
+            shrunk += torch.take_along_dim(rows, column, 2).mul_(weight[:, None, :, None])
+        yield group, _to_bytes(shrunk)
+
+
+def _area_taps(side: Tensor, count: int, taps: int) -> tuple[Tensor, Tensor]:
+    """The same for lengths `side` (k, 1) in `count` stretches, which touch so many pixels at most.
+
+    Returns the first pixel of each stretch (k, count), and the weights of the pixels from there on (k, count, taps).
+    """
+    step = side.float() / count
+    starts = step * torch.arange(count, device=side.device)
     first = starts.floor()
     pixels = first[:, :, None] + torch.arange(taps, device=side.device)
     starts, step = starts[:, :, None], step[:, :, None]
@@ -286,15 +294,16 @@ def _area_taps(side: Tensor, taps: int) -> tuple[Tensor, Tensor]:
     return first.long(), inside.clamp_(min=0) / step
 
 
-def _of_like_size(sides: np.ndarray) -> Iterator[np.ndarray]:
-    """The indices of squares of these sides in groups that fill the memory little more than their pixels do."""
+def _of_like_size(sides: np.ndarray, side_px: int) -> Iterator[np.ndarray]:
+    """The indices of squares of these sides, in groups that need little more memory to shrink than each by itself."""
     group: list[int] = []
     for i in np.argsort(sides, kind="stable"):
-        if group and (sides[i] > 1.5 * sides[group[0]] or (len(group) + 1) * CHIP_MAX_PX * sides[i] > SHRINK_PIXELS):
+        if group and (sides[i] > 1.5 * sides[group[0]] or (len(group) + 1) * side_px * sides[i] > SHRINK_PIXELS):
             yield np.array(group)
             group = []
         group.append(int(i))
-    yield np.array(group)
+    if group:
+        yield np.array(group)
 
 
 def _weighted(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
