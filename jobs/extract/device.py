@@ -14,15 +14,17 @@ import numpy as np
 import simplejpeg
 
 from models.engines.engine import EngineError, Opened
+from models.keypointer import View, views_of
 from pipeline.errors import is_device_fault
 from pipeline.geometry import compose, scale_shift
 from pipeline.stages.align import warp
 from pipeline.stages.decode import DecodeOnDevice
 from pipeline.stages.operations import OpenCv, Operations
 
-PICTURE_WH = (320, 240)
-CHECK_PX = 160                # side of the canvas of the check
-BOX = np.array([[30.5, 40.0, 130.0, 170.0], [-20.0, 150.0, 60.0, 250.0]], np.float32)
+PICTURE_WH = (400, 320)
+CANVASES_PX = (160, 320)      # the picture is averaged to fit into one, and interpolated for the other
+BOXES = np.array([[30, 40, 130, 170], [-20, 230, 60, 330], [90, 60, 290, 250]], np.float32)      # the last chip shrinks
+VIEWS, VIEW_PX = (View(0.75), View(0.65, mirrored=True)), 112      # some chips shrink to it, others grow
 MAX_DIFFERENCE = 4.0          # mean, of 255; measured: up to 0.1 for the operations, 0.6 for the decoder
 
 Told = Callable[[Opened], object] | None
@@ -67,14 +69,16 @@ def check_operations(operations: Any) -> None:
     """Raises EngineError where operations give other pixels than OpenCV's. operations: of `models.device_pixels`."""
     picture, opencv = made_picture(), OpenCv()
     images = operations.load([picture])
-    canvases, _ = operations.letterbox(images, CHECK_PX)
-    _compare("letterbox", canvases.cpu().numpy(), opencv.letterbox([picture], CHECK_PX)[0])
-    chips, _ = operations.cut_chips(images, [BOX])
-    expected, _ = opencv.cut_chips([picture], [BOX])
+    for side_px in CANVASES_PX:
+        canvases, _ = operations.letterbox(images, side_px)
+        _compare("letterbox", canvases.cpu().numpy(), opencv.letterbox([picture], side_px)[0])
+    chips, _ = operations.cut_chips(images, [BOXES])
+    expected, _ = opencv.cut_chips([picture], [BOXES])
     for chip, other in zip(chips, expected, strict=True):
         _compare("chips", chip, other)
+    _compare("eye inputs", chips.views(VIEWS, VIEW_PX)[0].cpu().numpy(), views_of(tuple(expected), VIEWS, VIEW_PX)[0])
     chip_to_crop = compose(scale_shift((0.6, 0.6), (3.5, 4.0)), np.array([[0.9, 0.2, 5.0], [-0.2, 0.9, 7.0]]))
-    crops, _ = chips.aligned(np.stack([chip_to_crop] * len(BOX)))
+    crops, _ = chips.aligned(np.stack([chip_to_crop] * len(BOXES)))
     _compare("crops", crops.cpu().numpy(), np.stack([warp(chip, chip_to_crop) for chip in expected]))
 
 

@@ -9,6 +9,7 @@ from jobs.extract.device import check_jpegs, check_operations, device_jpegs, dev
 from models.device_jpegs import DeviceJpegs
 from models.device_pixels import DeviceChips, DevicePixels
 from models.engines.engine import EngineError, Opened
+from pipeline.geometry import CHIP_MAX_PX
 from pipeline.stages.operations import OpenCv
 
 CPU = torch.device("cpu")
@@ -31,20 +32,48 @@ class Black(DevicePixels):
 
     def cut_chips(self, images, boxes):
         chips, matrices = super().cut_chips(images, boxes)
-        return DarkChips(chips.pixels, chips.starts, chips.sides), matrices
+        return BlackCrops(chips.pixels, chips.starts, chips.sides), matrices
 
 
-class DarkChips(DeviceChips):
+class BlackCrops(DeviceChips):
     def aligned(self, chip_to_crop):
         crops, sharp = DeviceChips.aligned(self, chip_to_crop)
         return torch.zeros_like(crops), sharp
+
+
+class NoLargeChips(DevicePixels):
+    """Chips that shrink are wrong."""
+
+    def cut_chips(self, images, boxes):
+        chips, matrices = super().cut_chips(images, boxes)
+        (large,) = np.flatnonzero(chips.sides == CHIP_MAX_PX)
+        pixels = chips.pixels.clone()
+        pixels[chips.starts[large] :][: CHIP_MAX_PX**2] = 0
+        return DeviceChips(pixels, chips.starts, chips.sides), matrices
+
+
+class Unmirrored(DevicePixels):
+    """Eye inputs are wrong."""
+
+    def cut_chips(self, images, boxes):
+        chips, matrices = super().cut_chips(images, boxes)
+        return UnmirroredViews(chips.pixels, chips.starts, chips.sides), matrices
+
+
+class UnmirroredViews(DeviceChips):
+    def views(self, views, side_px):
+        return DeviceChips.views(self, [view._replace(mirrored=False) for view in views], side_px)
 
 
 def test_right_operations_pass():
     check_operations(DevicePixels(CPU))
 
 
-@pytest.mark.parametrize(("operations", "what"), [(Brighter(CPU), "letterbox"), (Black(CPU), "crops")])
+@pytest.mark.parametrize(
+    ("operations", "what"),
+    [(Brighter(CPU), "letterbox"), (NoLargeChips(CPU), "chips"), (Unmirrored(CPU), "eye inputs"),
+     (Black(CPU), "crops")],
+)
 def test_wrong_operations_are_found(operations, what):
     with pytest.raises(EngineError, match=rf"^{what} differ from the CPU's by \d+\.\d of 255, 4.0 at most$"):
         check_operations(operations)
