@@ -135,7 +135,7 @@ def load_keypointer(model: StoredModel, runtime: Runtime, *, batch_size: int) ->
     input_px = model.card.architecture["input_px"]
     return Keypointer(
         open_network(model, runtime, [(batch_size, input_px, input_px, 3)]), batch_size=batch_size, input_px=input_px,
-        views=views_in(model.card), lift=float(model.card.preprocessing.get("lift", 0.0)),
+        views=views_in(model.card), lift=lift_in(model.card),
     )
 
 
@@ -152,6 +152,19 @@ def views_in(card: WeightCard) -> list[View]:
         f"the card of {card.identity} does not say what to see of a face: chip_fraction must be a share of the "
         "chip's side, and views, where there are some, such shares and whether they are mirrored, as in [[0.75, false]]"
     )
+
+
+def lift_in(card: WeightCard) -> float:
+    """By how much of the chip's side the points move up the face, 0 where the card does not say.
+
+    Raises WeightsError where it is no number.
+    """
+    match card.preprocessing.get("lift", 0.0):
+        case bool():
+            pass
+        case int() | float() as lift:
+            return float(lift)
+    raise WeightsError(f"lift in the card of {card.identity} must be a number, a share of the chip's side, as 0.002")
 
 
 def _is_view(view: Any) -> bool:

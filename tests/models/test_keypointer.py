@@ -9,9 +9,9 @@ from torch import nn
 
 from models.engines.engine import Runtime
 from models.engines.torch_engine import TorchNetwork
-from models.keypointer import Keypointer, View, lifted, load_keypointer, middle, resize, views_in
+from models.keypointer import Keypointer, View, lift_in, lifted, load_keypointer, middle, resize, views_in
 from models.networks.eyes import build_keypointer
-from models.store import WeightsError, read_card, read_model, save_model
+from models.store import WeightCard, WeightsError, read_card, read_model, save_model
 
 SMALL = {"network": "resnet18", "width": 4, "input_px": 64}
 
@@ -124,19 +124,37 @@ def test_a_mirrored_view_shows_the_mirrored_chip() -> None:
     ],
 )
 def test_the_views_of_a_card(tmp_path: Path, preprocessing: dict, expected: list | None) -> None:
+    card = card_of(tmp_path, preprocessing)
+    if expected:
+        assert views_in(card) == expected
+    else:
+        with pytest.raises(WeightsError, match="does not say what to see of a face"):
+            views_in(card)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"),
+    [({}, 0.0), ({"lift": 0.002}, 0.002), ({"lift": 0}, 0.0), ({"lift": "0.002"}, None), ({"lift": True}, None),
+     ({"lift": None}, None)],
+)
+def test_the_lift_of_a_card(tmp_path: Path, preprocessing: dict, expected: float | None) -> None:
+    card = card_of(tmp_path, {"chip_fraction": 0.75} | preprocessing)
+    if expected is not None:
+        assert lift_in(card) == expected
+    else:
+        with pytest.raises(WeightsError, match=r"^lift in the card of .*tiny.* must be a number"):
+            lift_in(card)
+
+
+def card_of(folder: Path, preprocessing: dict) -> WeightCard:
     basics = {"input_px": 64, "mean": [127.5] * 3, "std": [127.5] * 3, "colour_order": "RGB"}
     fields = {
         "name": "tiny", "role": "keypointer", "architecture": SMALL, "preprocessing": basics | preprocessing,
         "licence": "none", "commercial_use": False, "started_from": "random weights", "data": [], "metrics": {},
         "command": "",
     }
-    save_model(tmp_path, fields, build_keypointer(SMALL).state_dict())
-    card = read_card(tmp_path, "keypointer", "tiny")
-    if expected:
-        assert views_in(card) == expected
-    else:
-        with pytest.raises(WeightsError, match="does not say what to see of a face"):
-            views_in(card)
+    save_model(folder, fields, build_keypointer(SMALL).state_dict())
+    return read_card(folder, "keypointer", "tiny")
 
 
 def test_no_chips() -> None:
