@@ -21,6 +21,7 @@ from pipeline import geometry
 from pipeline.geometry import CHIP_MAX_PX, CROP_PX, LETTERBOX_GREY, Letterbox
 
 SHRINK_PIXELS = 4 << 20    # of squares that are shrunk together, at 50 bytes each
+SAMPLE_PIXELS = 8 << 20    # of squares that are sampled together, at about 150 bytes each
 
 
 class DevicePixels:
@@ -125,8 +126,12 @@ class DeviceChips:
             yield pixels[start : start + side * side].reshape(side, side, 3)
 
     def joined(self, others: Sequence[Any]) -> DeviceChips:
-        """These chips and those of the others."""
+        """These chips and those of the others. What was taken apart needs no memory to be joined again."""
         each = [self, *others]
+        if all(chips.pixels is self.pixels for chips in others):
+            return DeviceChips(self.pixels, *(
+                np.concatenate([getattr(chips, name) for chips in each]) for name in ("starts", "sides")
+            ))
         shifts = np.cumsum([0] + [len(chips.pixels) for chips in each[:-1]])
         return DeviceChips(
             torch.cat([chips.pixels for chips in each]),
@@ -202,6 +207,12 @@ class DeviceChips:
         matrices: (k, 2, 3), from pixels of the square to pixels of the chip. Of a chip the middle without the margins
         (k,) counts: its edge pixels are repeated outside.
         """
+        together = max(1, SAMPLE_PIXELS // side_px**2)
+        if len(chips) > together:
+            return torch.cat([
+                self._sampled(chips[part], margins[part], matrices[part], side_px)
+                for part in (slice(start, start + together) for start in range(0, len(chips), together))
+            ])
         device = self.pixels.device
         matrix = _uploaded(matrices.reshape(-1, 6).astype(np.float32), device)
         places = np.column_stack([self.starts[chips], self.sides[chips], margins])

@@ -29,7 +29,6 @@ Watch = Callable[[Callable[[], object], Callable[[], list[str]]], AbstractContex
 """Given a snapshot of the run and what explains it, guards a `with` block: `watchdog.Watchdog` with its settings."""
 
 BLOCK_IMAGES = 1024           # to-do rows that an actor gets at a time, at most: it decodes the next ones meanwhile
-BLOCKS_IN_WORK = 2            # of an actor that decodes
 LEAST_IMAGES = 16
 BLOCKS_OF_ACTOR = 8           # at least, if there are several actors: they should end at about the same time
 MAX_BLOCKS = 10_000           # Ray's driver keeps a record of every block
@@ -105,15 +104,14 @@ def build(
     # In-memory blocks need no read task. `from_arrow` would start one of 1 CPU for each, to read its schema.
     dataset = ray.data.from_blocks([blocks.slice(i, 1) for i in range(len(blocks))])
     for pool in plan.pools:
-        in_work = BLOCKS_IN_WORK if pool.decodes else 1
         dataset = dataset.map_batches(
             Pool,
             fn_constructor_args=(
                 pool.stages, builders, read_todo, pool.threads, pool.calls, pool.pixel_bytes, step_images, board
             ),
             compute=ActorPoolStrategy(
-                size=pool.actors, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=in_work,
-                enable_true_multi_threading=True,
+                size=pool.actors, max_tasks_in_flight_per_actor=2,
+                max_concurrent_calls_per_actor=pool.blocks_in_work, enable_true_multi_threading=True,
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,

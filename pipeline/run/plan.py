@@ -84,6 +84,14 @@ class PoolPlan:
         return "decode" in self.stages
 
     @property
+    def blocks_in_work(self) -> int:
+        """How many blocks an actor works on at once: with stages after decode it decodes the next one meanwhile.
+
+        Decode alone does not: its pixels that wait for Ray would be twice as many.
+        """
+        return 2 if self.decodes and len(self.stages) > 1 else 1
+
+    @property
     def pixel_bytes(self) -> int:
         """How many bytes of pixels may be in the stages of an actor, unless a single batch has more.
 

@@ -46,13 +46,14 @@ class Pool:
         cv2.setNumThreads(max(1, threads // calls))      # after the models: importing ultralytics sets it to 0
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        rows: Sequence[TodoRow] = ()
         if self._stages[0] == "decode":
             rows = self._read_todo(table)
             images, tables = len(rows), self._decoded(rows)
         else:
             held = [self._from_table(unfold(table))]
             images, tables = len(held[0].records), self._folded(held)
-        with self._runner.block(images):
+        with self._runner.block(images, rows):
             is_last = self._stages[-1] == STAGES[-1]
             yield from map(fold, in_steps(tables, self._step_images) if is_last else tables)
 

@@ -79,13 +79,18 @@ class Quarantine:
 
     def portions(self, rows: Sequence[TodoRow]) -> Iterator[Portion]:
         """All rows of a block, in order. Ask for the next portion only when `doing` the last one has ended."""
-        if not rows:
-            return
-        cut: list[Portion] = []
-        yield from self._cut(Portion(rows, alone=len(rows) == 1), DEATHS_OF_BLOCK, cut)
-        for portion in cut:
-            self._notes.finish(portion.name)
-            self._notes.finish(portion.cut_name)
+        if rows:
+            yield from self._cut(Portion(rows, alone=len(rows) == 1), DEATHS_OF_BLOCK)
+
+    def forget(self, rows: Sequence[TodoRow]) -> None:
+        """Forget how a block was cut. Call it when all rows are given on: Ray repeats the block if the process dies
+        before. An image keeps its deaths.
+        """
+        if len(rows) > 1 and self._notes.unfinished((block := Portion(rows)).cut_name):
+            for piece in _pieces(rows):
+                self.forget(piece)
+            self._notes.finish(block.name)
+            self._notes.finish(block.cut_name)
 
     @contextmanager
     def doing(self, portion: Portion) -> Iterator[None]:
@@ -94,18 +99,16 @@ class Quarantine:
         yield
         self._notes.finish(portion.name)
 
-    def _cut(self, portion: Portion, deaths_allowed: int, cut: list[Portion]) -> Iterator[Portion]:
-        """The portion, or its pieces. cut: gets all that is cut; an image keeps its deaths, since the block may die."""
+    def _cut(self, portion: Portion, deaths_allowed: int) -> Iterator[Portion]:
+        """The portion, or its pieces."""
         if not self._is_cut(portion, deaths_allowed):
             yield portion
         elif len(portion.rows) == 1:
             yield Portion(portion.rows, alone=True, left_out=True)
         else:
-            cut.append(portion)
-            size = -(-len(portion.rows) // PIECES)
-            for start in range(0, len(portion.rows), size):
-                piece = Portion(portion.rows[start : start + size], alone=True)
-                yield from self._cut(piece, DEATHS_OF_IMAGE if len(piece.rows) == 1 else DEATHS_OF_PIECE, cut)
+            for piece in _pieces(portion.rows):
+                deaths_allowed = DEATHS_OF_IMAGE if len(piece) == 1 else DEATHS_OF_PIECE
+                yield from self._cut(Portion(piece, alone=True), deaths_allowed)
 
     def _is_cut(self, portion: Portion, deaths_allowed: int) -> bool:
         """Once cut, always cut, even if a node that seemed alive turns out to be lost."""
@@ -123,6 +126,11 @@ class Quarantine:
         return on_living + (len(nodes) - on_living) // LOST_NODES
 
 
+def _pieces(rows: Sequence[TodoRow]) -> list[Sequence[TodoRow]]:
+    size = -(-len(rows) // PIECES)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def decode_quarantined(
     decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], quarantine: Quarantine, turns: Turns,
     rows: Sequence[TodoRow],
@@ -130,8 +138,8 @@ def decode_quarantined(
     """The batches of `decode` by portions, one record for every row, in order. Images that killed their process are
     left out.
 
-    All stages must be done with a portion before the next one is asked for. Another thread may decode its rows
-    meanwhile, as `turns` allow.
+    All stages must be done with a portion before the next one is asked for, and `Quarantine.forget` be called at the
+    end. Another thread may decode its rows meanwhile, as `turns` allow.
     """
     for portion in quarantine.portions(rows):
         if portion.left_out:

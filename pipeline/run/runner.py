@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,6 +66,7 @@ class StageRunner:
         self._board, self._meter, self._end_process = board, meter, end_process
         self._device_faults = f"device faults of {board.process}"
         self._had_fault, self._last_stage = bool(board.unfinished(self._device_faults)), stages[-1]
+        self._leaving = threading.Lock()      # when a GPU fails, all threads see it; it counts once
         self._reporter = StatusReporter("+".join(stages), board.report)
         self._reporter.start()
         self._quarantine, self._turns = Quarantine(board), Turns()
@@ -89,14 +91,19 @@ class StageRunner:
         except Exception as error:
             if len(batch.records) == 1:
                 return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
-            return FaceBatch.concatenate([self.run(name, half) for half in batch.halves()])
+        # The error is gone here, and with it the memory that the failed call held.
+        return FaceBatch.concatenate([self.run(name, half) for half in batch.halves()])
 
     @contextmanager
-    def block(self, images: int) -> Iterator[None]:
-        """The actor works on a block of so many images inside the `with` block; its end is reported at once."""
+    def block(self, images: int, rows: Sequence[TodoRow] = ()) -> Iterator[None]:
+        """The actor works on a block of so many images inside the `with` block; its end is reported at once.
+
+        rows: of a block that is decoded here. All of them must have been given on at the end.
+        """
         self._reporter.begins_block()
         with self._meter.block(images):
             yield
+        self._quarantine.forget(rows)
         self._reporter.send()
 
     def passed(self, images: int) -> None:
@@ -140,14 +147,15 @@ class StageRunner:
     def _leave_device(self, name: str, error: Exception) -> None:
         """End this process, so that Ray starts another one; raises EnvironmentFault if that did not help before."""
         reason = f"{name}: the GPU failed on {socket.gethostname()}: {type(error).__name__}: {first_line(error)}"
-        self._board.begin(self._device_faults)
-        if len(self._board.unfinished(self._device_faults)) >= DEVICE_FAULTS:
-            raise EnvironmentFault(
-                f"{reason}. So it did {DEVICE_FAULTS} times in a row, in new processes; look at nvidia-smi and dmesg "
-                "there"
-            ) from error
-        logger.warning("%s. The process ends, Ray starts another one", reason)
-        self._end_process()
+        with self._leaving:
+            self._board.begin(self._device_faults)
+            if len(self._board.unfinished(self._device_faults)) >= DEVICE_FAULTS:
+                raise EnvironmentFault(
+                    f"{reason}. So it did {DEVICE_FAULTS} times in a row, in new processes; look at nvidia-smi and "
+                    "dmesg there"
+                ) from error
+            logger.warning("%s. The process ends, Ray starts another one", reason)
+            self._end_process()
 
 
 def _failed(record: ImageRecord, stage: str, error: Exception) -> ImageRecord:

@@ -94,6 +94,7 @@ class StatusReporter:
         self._idle = ProcessStatus.of_this_process(pool)      # with the number of finished steps
         self._works: dict[object, tuple[str, Sequence[str]]] = {}
         self._lock = threading.Lock()                         # guards both
+        self._sending = threading.Lock()                      # an older status must not come last
         self._began: float | None = None
         self._send = send
         self._sent: ProcessStatus | None = None
@@ -141,12 +142,13 @@ class StatusReporter:
 
     def send(self) -> None:
         """Send the status if it has changed."""
-        status = self.status()
-        if self._files:
-            status = replace(status, steps=status.steps + self._files.files_read, reading=self._files.reading)
-        if status != self._sent:
-            self._send(status.to_json())
-            self._sent = status
+        with self._sending:
+            status = self.status()
+            if self._files:
+                status = replace(status, steps=status.steps + self._files.files_read, reading=self._files.reading)
+            if status != self._sent:
+                self._send(status.to_json())
+                self._sent = status
 
     def _keep_sending(self) -> None:
         while True:

@@ -131,9 +131,18 @@ def test_chips_of_images_in_several_buffers():
 def test_chips_can_be_taken_apart_and_joined():
     chips, expected = cut([photo(200, 120)], [boxes((10, 10, 40, 50), (30, 20, 90, 80), (100, 9, 160, 70))])
     again = chips[2:].joined([chips[:2]])
-    assert len(again) == 3
+    assert len(again) == 3 and again.pixels is chips.pixels
     for chip, wanted in zip(again, (expected[2], expected[0], expected[1]), strict=True):
         np.testing.assert_array_equal(chip, wanted)
+
+
+def test_chips_of_several_batches_can_be_joined():
+    each = [cut([photo(200, 120, seed)], [boxes((10, 10, 40, 50), (30, 20, 90, 80))]) for seed in range(3)]
+    joined = each[0][0].joined([chips for chips, _ in each[1:]])
+    wanted = [chip for _, expected in each for chip in expected]
+    assert len(joined) == len(wanted) == 6
+    for chip, expected in zip(joined, wanted, strict=True):
+        np.testing.assert_array_equal(chip, expected)
 
 
 @pytest.mark.parametrize("fraction", [0.7, 1.0])
@@ -172,7 +181,9 @@ def test_aligned_faces_and_their_sharpness():
     np.testing.assert_allclose(sharp, [align.sharpness(crop.numpy()) for crop in crops], rtol=1e-4)
 
 
-def test_a_face_is_the_same_in_every_batch():
+@pytest.mark.parametrize("together", [1, 2 * 112**2, 1 << 30])
+def test_a_face_is_the_same_in_every_batch(monkeypatch, together):
+    monkeypatch.setattr("models.device_pixels.SAMPLE_PIXELS", together)
     image, of = photo(600, 500), boxes((10, 10, 80, 90), (200, 150, 350, 310), (100, 60, 480, 440))
     together, _ = DEVICE.cut_chips(DEVICE.load([image]), [of])
     views, crops = together.middles(0.7, 112)[0], together.aligned(np.stack([geometry.IDENTITY] * 3))[0]

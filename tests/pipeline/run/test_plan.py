@@ -55,6 +55,13 @@ def test_an_actor_on_a_gpu_gives_the_sink_more_to_do(cluster, device, workers):
 
 
 @pytest.mark.parametrize(
+    ("layout", "blocks"), [(ONE_POOL, [2]), (TWO_POOLS, [1, 1]), ("decode+detect/keypoint+align+embed", [2, 1])]
+)
+def test_stages_after_decode_let_it_begin_the_next_block(layout, blocks):
+    assert [pool.blocks_in_work for pool in make_plan(layout, Cluster(16, 1), "cuda").pools] == blocks
+
+
+@pytest.mark.parametrize(
     ("layout", "cluster", "device", "actors", "threads"),
     [
         (ONE_POOL, Cluster(2, 0), "cpu", [1], [2]),

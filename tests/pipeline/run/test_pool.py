@@ -42,6 +42,13 @@ def with_crops(batch):
     return batch.with_crops(crops, np.ones(n, bool), np.zeros(n, np.float32), np.zeros(n, np.float32))
 
 
+def embedded(batch):
+    return batch.with_embeddings(np.ones((len(batch), 2), np.float32), np.ones(len(batch), np.float32))
+
+
+STAGES_AFTER_DECODE = {"detect": one_face_each, "keypoint": with_eyes, "align": with_crops, "embed": embedded}
+
+
 def todo(*names):
     return pa.table({"uri": pa.array(names, pa.string())})
 
@@ -50,10 +57,10 @@ def read_todo(blocks):
     return [TodoRow(uri) for uri in blocks["uri"].to_pylist()]
 
 
-def make_pool(calls=1, pixel_bytes=1 << 20, **stages):
+def make_pool(calls=1, pixel_bytes=1 << 20, board=None, **stages):
     builders = {name: (lambda threads, calls, stage=stage: stage) for name, stage in stages.items()}
     return Pool(tuple(stages), builders, read_todo, threads=1, calls=calls, pixel_bytes=pixel_bytes, step_images=16,
-                board=FakeBoard())
+                board=board or FakeBoard())
 
 
 @pytest.mark.parametrize("names", [(), ("1",), ("1", "2", "3", "4", "5")])
@@ -78,12 +85,7 @@ def test_a_pool_without_decode_takes_a_batch_as_it_was():
 
 
 def test_after_the_last_stage_a_row_has_so_many_images():
-    def embed(batch):
-        return batch.with_embeddings(np.ones((len(batch), 2), np.float32), np.ones(len(batch), np.float32))
-
-    pool = make_pool(
-        decode=StubDecode(decode), detect=one_face_each, keypoint=with_eyes, align=with_crops, embed=embed
-    )
+    pool = make_pool(decode=StubDecode(decode), **STAGES_AFTER_DECODE)
     assert [unfold(table)["uri"].to_pylist() for table in pool(todo("1", "2", "3"))] == [["1", "2", "3"]]
     tables = [unfold(table)["uri"].to_pylist() for table in pool(todo(*map(str, range(37))))]
     assert tables == [[str(i) for i in range(start, min(start + 16, 37))] for start in (0, 16, 32)]
@@ -205,6 +207,17 @@ def test_the_next_block_is_decoded_while_the_last_is_in_its_stages():
         assert first_begun.wait(20)
         assert [unfold(table)["uri"].to_pylist() for table in pool(todo("3", "4"))] == [["3", "4"]]
         assert found.result(20) == [["1", "2"]] and rows_of == [["1", "2"], ["3", "4"]]
+
+
+def test_how_a_block_was_cut_is_kept_until_ray_has_its_last_rows():
+    """Ray repeats the block if the process dies before, in another block for example."""
+    board = FakeBoard(**{"3 images from 1": 2, "1 images from 2": 2})
+    rows = make_pool(board=board, decode=StubDecode(decode), **STAGES_AFTER_DECODE)(todo("1", "2", "3"))
+    assert unfold(next(rows)).select(["uri", "status"]).to_pylist() == [
+        {"uri": "1", "status": "ok"}, {"uri": "2", "status": "failed"}, {"uri": "3", "status": "ok"}]
+    assert {"3 images from 1", "cut 3 images from 1"} <= set(board.begun)
+    assert not list(rows)
+    assert set(board.begun) == {"1 images from 2", "cut 1 images from 2"}
 
 
 def test_two_blocks_share_the_room_for_pixels():

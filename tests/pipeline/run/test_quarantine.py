@@ -26,12 +26,13 @@ def attempt(board, uris, deadly):
 
 
 def attempt_rows(board, rows, deadly):
-    done = []
-    for batches in decode_quarantined(decode, Quarantine(board), Turns(), rows):
+    done, quarantine = [], Quarantine(board)
+    for batches in decode_quarantined(decode, quarantine, Turns(), rows):
         for batch in batches:
             if not deadly.isdisjoint(record.uri for record in batch.records if record.error is None):
                 raise Died
             done.append([(record.uri, record.status) for record in batch.records])
+    quarantine.forget(rows)
     return done
 
 
@@ -87,7 +88,8 @@ def attempt_together(board, blocks, deadly):
             together.reset()
 
     def do(uris):
-        for batches in decode_quarantined(decode, quarantine, turns, [TodoRow(uri) for uri in uris]):
+        rows = [TodoRow(uri) for uri in uris]
+        for batches in decode_quarantined(decode, quarantine, turns, rows):
             records = [record for batch in batches for record in batch.records]
             meet()
             if not deadly.isdisjoint(record.uri for record in records if record.error is None):
@@ -96,6 +98,7 @@ def attempt_together(board, blocks, deadly):
             if dead.is_set():
                 raise Died
             done.extend((record.uri, str(record.status)) for record in records)
+        quarantine.forget(rows)
 
     with ThreadPoolExecutor(len(blocks)) as threads:
         for future in [threads.submit(do, uris) for uris in blocks]:

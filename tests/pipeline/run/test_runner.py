@@ -1,6 +1,8 @@
 import errno
 import re
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import chain
 
 import numpy as np
@@ -99,6 +101,23 @@ def test_a_batch_that_is_too_large_passes_in_halves():
     faces = build(detect=out_of_memory).run("detect", greys(*map(str, range(5))))
     assert [record.uri for record in faces.records] == [str(i) for i in range(5)]
     assert {record.status for record in faces.records} == {Status.OK} and sizes == [5, 2, 3, 1, 2]
+
+
+def test_the_halves_have_the_memory_of_the_call_that_failed():
+    class Pixels:
+        """What a call holds."""
+
+    held, seen = weakref.WeakSet(), []
+
+    def out_of_memory(batch):
+        seen.append(len(held))
+        held.add(pixels := Pixels())
+        if len(batch) > 1:
+            raise RuntimeError(f"CUDA out of memory with {pixels}")
+        return one_face_each(batch)
+
+    build(detect=out_of_memory).run("detect", greys(*map(str, range(8))))
+    assert seen == [0] * 15
 
 
 def test_a_failed_image_has_no_faces_left():
@@ -255,6 +274,28 @@ def test_a_gpu_that_fails_in_every_new_process_ends_the_run():
             process()
     with pytest.raises(EnvironmentFault, match=r"the GPU failed on .*CUDA error: lost\. So it did 12 times in a row"):
         process()
+
+
+def test_threads_that_see_the_same_fault_of_the_gpu_count_it_once():
+    board, together, ending, may_end = FakeBoard(), threading.Barrier(2), threading.Event(), threading.Event()
+
+    def lost(batch):
+        together.wait(20)
+        raise RuntimeError("CUDA error: lost")
+
+    def end_late():
+        ending.set()
+        may_end.wait(20)
+        end()
+
+    builders = {"detect": lambda threads, calls: lost}
+    runner = StageRunner(("detect",), builders, 1, 1, board, PoolMeter(("detect",)), end_late)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(runner.run, "detect", greys(name)) for name in "01"]
+        assert ending.wait(20)
+        wait(calls, timeout=0.2)      # time for the other to count it too
+        assert board.begun == {"device faults of actor": ["here"]}
+        may_end.set()
 
 
 def test_a_batch_that_comes_through_forgives_the_gpu():
