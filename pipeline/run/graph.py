@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -43,12 +44,12 @@ def run(
     sink: Sink,
     rows_per_file: int,
     watch: Watch = lambda snapshot, explain: nullcontext(),
-    passed: Callable[[int, float | None], object] = lambda images, rate: None,
+    passed: Callable[[Mapping[str, int], float | None], object] = lambda counts, rate: None,
 ) -> Generator[pa.Table, None, None]:
     """Run the job on the connected Ray; yields the receipts of the sink as it commits parts.
 
     blocks: where the blocks of to-do rows lie (`spool.BLOCK`), in the order to do them. passed: is told every few
-    seconds, in another thread, and at the end what `images_passed` gives.
+    seconds, in another thread, and at the end what `counts_passed` gives.
     """
     board = Board(sink.run_id)
     start_writer()
@@ -61,7 +62,7 @@ def run(
     try:
         with (
             watch(snapshot, lambda: explain(plan, board)),
-            polling(lambda: passed(*images_passed(plan, board))),
+            polling(lambda: passed(*counts_passed(plan, board))),
             RunMeter(pc.sum(blocks["images"]).as_py() or 0) as meter,
         ):
             for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -146,15 +147,16 @@ def explain(plan: Plan, board: Board) -> list[str]:
     return [*(line for each in planned for line in describe_pool(*each, statuses)), f"  {describe_resources()}"]
 
 
-def images_passed(plan: Plan, board: Board) -> tuple[int, float | None]:
-    """How many images have passed the last pool, and its images a second while it had some to work on.
+def counts_passed(plan: Plan, board: Board) -> tuple[Mapping[str, int], float | None]:
+    """What has passed the last pool, as in `ProcessStatus.passed`, and its images a second while it had some.
 
-    Those of processes that died are counted twice or not at all. The rate is without the start of Ray and the models;
+    What processes that died did is counted twice or not at all. The rate is without the start of Ray and the models;
     None before the first image.
     """
     statuses = [ProcessStatus.from_json(content) for content in board.reports()]
-    last = [status for status in statuses if status.pool == plan.pools[-1].name and status.images]
-    return sum(each.images for each in last), sum(each.images / each.working_s for each in last) or None
+    last = [status for status in statuses if status.pool == plan.pools[-1].name and status.passed]
+    counts = sum((Counter(each.passed) for each in last), Counter[str]())
+    return counts, sum(each.passed["images"] / each.working_s for each in last) or None
 
 
 def block_rows(images: int, actors: int) -> int:

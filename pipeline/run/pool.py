@@ -80,7 +80,7 @@ class Pool:
                 waiting += [(stages[1:], each) for each in reversed(parts)]
             else:
                 done.append(self._to_table(part))
-                self._runner.passed(len(part.records))
+                self._runner.passed(part)
         return done
 
     def _from_table(self, table: pa.Table) -> Batch:

@@ -38,6 +38,7 @@ class Progress:
         self.counts: Counter[str] = Counter()
         self._steady: float | None = None
         self._ahead = 0                                      # done, but not counted by `add` yet, as far as known
+        self._counts_ahead: Counter[str] = Counter()         # of all that is done then
         self._lock = threading.Lock()                        # guards the line: two threads may print it
         self._unit, self._describe, self._total = unit, describe, total
         self._stream = stream or sys.stderr
@@ -61,15 +62,17 @@ class Progress:
         with self._lock:
             self._total = None if self._total is None else self._total + more
 
-    def passed(self, done: int, rate: float | None = None) -> None:
+    def passed(self, counts: Mapping[str, int], rate: float | None = None) -> None:
         """So many in all are done, whether or not `add` has counted them: the line and its rate show them.
 
-        rate: of those who do the work, while they have some; for `rate_after_start`.
+        counts: as for `describe`; what is done by its unit. rate: of those who do the work, while they have some; for
+        `rate_after_start`.
         """
+        done = counts.get(self._unit, 0)
         with self._lock:
             self._steady = rate or self._steady
             if done > self._shown:
-                self._ahead = min(done, self._total or done) - self.done
+                self._ahead, self._counts_ahead = min(done, self._total or done) - self.done, Counter(counts)
                 self._note()
 
     def close(self) -> None:
@@ -96,7 +99,8 @@ class Progress:
         """The line as it is now."""
         rate = self._rate()
         shown = self._shown
-        parts = [f"{shown:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", self._describe(self.counts)]
+        counts = self._counts_ahead if self._ahead > 0 else self.counts
+        parts = [f"{shown:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", self._describe(counts)]
         if self._total is not None:
             share = shown / self._total if self._total else 1.0
             parts[0] = f"{shown:,} of {self._total:,} {self._unit} ({share:.0%})"

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,10 +107,12 @@ class StageRunner:
         self._quarantine.forget(rows)
         self._reporter.send()
 
-    def passed(self, images: int) -> None:
-        """Report that so many more images have passed all stages of the actor."""
-        self._reporter.passed(images)
-        self._meter.done(images)
+    def passed(self, batch: Batch) -> None:
+        """Report that the images of a batch have passed all stages of the actor."""
+        by_status = Counter(record.status.value for record in batch.records)
+        faces = len(batch) if isinstance(batch, FaceBatch) else 0
+        self._reporter.passed({"images": len(batch.records), "faces": faces, **by_status})
+        self._meter.done(len(batch.records))
 
     def _build(self, name: str, build: Callable[[], Any]) -> Any:
         with self._reporter.doing(f"loading {name}"):

@@ -7,9 +7,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 from pipeline.text import printable
@@ -45,8 +46,8 @@ class ProcessStatus:
     uris: tuple[str, ...] = ()       # of the images in hand, the first few
     more: int = 0                    # further images in hand
     reading: str | None = None       # the file that it waits for
-    images: int = 0                  # that have passed its stages so far
-    working_s: float = 0.0           # from its first block on until the last of them passed
+    working_s: float = 0.0           # from its first block on until the last image passed
+    passed: dict[str, int] = field(default_factory=dict)      # its stages so far: "images", "faces", and by status
 
     @classmethod
     def of_this_process(cls, pool: str) -> ProcessStatus:
@@ -112,11 +113,12 @@ class StatusReporter:
         """A block of images has arrived."""
         self._began = self._began or time.monotonic()
 
-    def passed(self, images: int) -> None:
-        """So many more images have passed the stages."""
+    def passed(self, counts: Mapping[str, int]) -> None:
+        """So many more have passed the stages, as in `ProcessStatus.passed`."""
         with self._lock:
             working_s = time.monotonic() - (self._began or 0.0)
-            self._idle = replace(self._idle, images=self._idle.images + images, working_s=working_s)
+            passed = dict(Counter(self._idle.passed) + Counter(counts))
+            self._idle = replace(self._idle, passed=passed, working_s=working_s)
 
     @contextmanager
     def doing(self, work: str, uris: Sequence[str] = ()) -> Iterator[None]:

@@ -11,7 +11,7 @@ from pipeline.output.lease import Lease
 from pipeline.output.sink import ModelNames, Sink
 from pipeline.output.spool import ReadTodo, write_todo
 from pipeline.run.board import Board
-from pipeline.run.graph import block_rows, explain, images_passed, run
+from pipeline.run.graph import block_rows, counts_passed, explain, run
 from pipeline.run.plan import Cluster, make_plan
 from pipeline.run.status import ProcessStatus
 from pipeline.schemas import LISTING
@@ -98,11 +98,12 @@ def test_an_actor_decodes_the_next_block_meanwhile(ray_session, tmp_path):
 
 def test_a_run_that_waits_is_explained(ray_session):
     plan, board = make_plan(TWO_POOLS, Cluster(2, 0), "cpu"), Board("explained")
-    board.report(ProcessStatus("decode", "a", 7, "decode", uris=("/p/1.jpg",), images=9).to_json())
+    board.report(ProcessStatus("decode", "a", 7, "decode", uris=("/p/1.jpg",), passed={"images": 9}).to_json())
     *lines, resources = explain(plan, board)
-    assert images_passed(plan, board) == (0, None)      # decode is not the last pool
-    board.report(ProcessStatus("detect+keypoint+align+embed", "a", 7, "detect", images=9, working_s=3).to_json())
-    assert images_passed(plan, board) == (9, 3.0)
+    assert counts_passed(plan, board) == ({}, None)      # decode is not the last pool
+    passed = {"images": 9, "faces": 4}
+    board.report(ProcessStatus("detect+keypoint+align+embed", "a", 7, "detect", passed=passed, working_s=3).to_json())
+    assert counts_passed(plan, board) == (passed, 3.0)
     board.clear()
     assert lines == [
         "  decode: 1 × (0.333 CPU, 2 threads): 1 ready",

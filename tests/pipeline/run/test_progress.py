@@ -116,20 +116,20 @@ def test_the_last_line_is_not_repeated_in_a_log():
 def test_images_that_passed_are_shown_before_they_are_counted():
     progress, stream, clock = start(100)
     clock.seconds += 10
-    progress.passed(20)
+    progress.passed({"images": 20, "faces": 5})
     clock.seconds += 10
-    progress.passed(40)
-    assert (progress.done, progress.line()) == (0, "40 of 100 images (40%)  2.0 images/s  0 faces  0:30 left")
+    progress.passed({"images": 40, "faces": 11})
+    assert (progress.done, progress.line()) == (0, "40 of 100 images (40%)  2.0 images/s  11 faces  0:30 left")
     progress.add(30, {"faces": 9})
-    assert (progress.done, progress.line()) == (30, "40 of 100 images (40%)  2.0 images/s  9 faces  0:30 left")
-    progress.passed(35)                   # a process died and began to count again
-    assert progress.line().startswith("40 of 100 images")
+    assert (progress.done, progress.line()) == (30, "40 of 100 images (40%)  2.0 images/s  11 faces  0:30 left")
+    progress.passed({"images": 35, "faces": 10})          # a process died and began to count again
+    assert progress.line() == "40 of 100 images (40%)  2.0 images/s  11 faces  0:30 left"
     clock.seconds += 10
-    progress.passed(130)                  # a block that was repeated is counted twice
+    progress.passed({"images": 130, "faces": 30})         # a block that was repeated is counted twice
     assert progress.line().startswith("100 of 100 images (100%)")
     progress.add(20, {"faces": 1})
     progress.close()
-    assert stream.getvalue().splitlines()[-1].startswith("50 of 100 images (50%)")
+    assert stream.getvalue().splitlines()[-1] == "50 of 100 images (50%)  4.0 images/s  10 faces  0:12 left"
     assert progress.rate_after_start() == 1.5      # 20 images were done when the first were seen
 
 
@@ -150,6 +150,6 @@ def test_polling_goes_on_after_an_error_and_ends_with_its_block():
 def test_the_rate_is_that_of_those_who_do_the_work_if_it_is_known():
     progress, _, clock = start(100)
     clock.seconds += 10
-    progress.passed(20, 7.5)
-    progress.passed(20)
+    progress.passed({"images": 20}, 7.5)
+    progress.passed({"images": 20})
     assert progress.rate_after_start() == 7.5

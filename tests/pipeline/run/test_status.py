@@ -94,7 +94,9 @@ def test_the_images_that_passed_and_the_seconds_since_the_first_block(monkeypatc
     monkeypatch.setattr("pipeline.run.status.time.monotonic", lambda: next(clock))
     reporter = StatusReporter("detect", FakeBoard().report)
     reporter.begins_block()
-    reporter.passed(4)
+    reporter.passed({"images": 4, "faces": 7, "ok": 4})
     reporter.begins_block()
-    reporter.passed(5)
-    assert (reporter.status().images, reporter.status().working_s) == (9, 7.0)
+    reporter.passed({"images": 5, "faces": 0, "failed": 5})
+    status = reporter.status()
+    assert (status.passed, status.working_s) == ({"images": 9, "faces": 7, "ok": 4, "failed": 5}, 7.0)
+    assert ProcessStatus.from_json(status.to_json()) == status
