@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.engines.torch_engine import reason_of
-from pipeline.errors import is_device_fault
+from pipeline.errors import is_device_fault, is_out_of_memory
 
 DecodeJpegs = Callable[[list[bytes], torch.device], list[Tensor]]
 """From JPEGs to pixels (3, h, w) uint8 RGB as stored, in the memory of the device."""
@@ -42,12 +42,12 @@ class DeviceJpegs:
                 if self._stream:
                     self._stream.synchronize()
                 return upright
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
         except Exception as error:
             if is_device_fault(error):
                 raise
-            self._give_up(reason_of(error))
+            if not is_out_of_memory(error):
+                self._give_up(reason_of(error))
+        torch.cuda.empty_cache()
         return None
 
     def _give_up(self, reason: str) -> None:

@@ -21,7 +21,7 @@ from pipeline import geometry
 from pipeline.geometry import CHIP_MAX_PX, CROP_PX, LETTERBOX_GREY, Letterbox
 
 SHRINK_PIXELS = 4 << 20    # of squares that are shrunk together, at 50 bytes each
-SAMPLE_PIXELS = 8 << 20    # of squares that are sampled together, at about 150 bytes each
+CHIP_PIXELS = 8 << 20      # of chips and crops that are copied or sampled together, at about 150 bytes each
 
 
 class DevicePixels:
@@ -141,8 +141,10 @@ class DeviceChips:
 
     def copy_squares(self, chips: np.ndarray, source: _Source, image_of: np.ndarray, corners_xy: np.ndarray) -> None:
         """Write these chips: the squares of the images from these corners (k, 2) on, edge pixels repeated outside."""
-        if not len(chips):
-            return
+        for part in _in_parts(self.sides[chips] ** 2, CHIP_PIXELS):
+            self._copy_squares(chips[part], source, image_of[part], corners_xy[part])
+
+    def _copy_squares(self, chips: np.ndarray, source: _Source, image_of: np.ndarray, corners_xy: np.ndarray) -> None:
         columns = np.column_stack([
             self.starts[chips], self.sides[chips], source.starts[image_of], corners_xy, source.sizes_wh[image_of],
         ])
@@ -207,12 +209,10 @@ class DeviceChips:
         matrices: (k, 2, 3), from pixels of the square to pixels of the chip. Of a chip the middle without the margins
         (k,) counts: its edge pixels are repeated outside.
         """
-        together = max(1, SAMPLE_PIXELS // side_px**2)
-        if len(chips) > together:
-            return torch.cat([
-                self._sampled(chips[part], margins[part], matrices[part], side_px)
-                for part in (slice(start, start + together) for start in range(0, len(chips), together))
-            ])
+        parts = _in_parts(np.full(len(chips), side_px**2), CHIP_PIXELS)
+        return torch.cat([self._samples(chips[part], margins[part], matrices[part], side_px) for part in parts])
+
+    def _samples(self, chips: np.ndarray, margins: np.ndarray, matrices: np.ndarray, side_px: int) -> Tensor:
         device = self.pixels.device
         matrix = _uploaded(matrices.reshape(-1, 6).astype(np.float32), device)
         places = np.column_stack([self.starts[chips], self.sides[chips], margins])
@@ -286,7 +286,7 @@ def _shrunk(
             at = (start + y * width)[:, :, None] + x[:, None, :]
             rows += source.pixels[at].float().mul_(weight[:, :, None, None])
         for tap, weight in enumerate(weights.unbind(2)):
-            column = (first + tap).clamp_(max=longest - 1)[:, None, :, None]
+            column = torch.minimum(first + tap, side - 1)[:, None, :, None]
             shrunk += torch.take_along_dim(rows, column, 2).mul_(weight[:, None, :, None])
         yield group, _to_bytes(shrunk)
 
@@ -295,14 +295,21 @@ def _area_taps(side: Tensor, count: int, taps: int) -> tuple[Tensor, Tensor]:
     """The same for lengths `side` (k, 1) in `count` stretches, which touch so many pixels at most.
 
     Returns the first pixel of each stretch (k, count), and the weights of the pixels from there on (k, count, taps).
+    In float32 a stretch could touch one pixel more, whose weight would depend on the longest of the lengths.
     """
-    step = side.float() / count
+    step = side.double() / count
     starts = step * torch.arange(count, device=side.device)
     first = starts.floor()
     pixels = first[:, :, None] + torch.arange(taps, device=side.device)
     starts, step = starts[:, :, None], step[:, :, None]
     inside = torch.minimum(starts + step, pixels + 1) - torch.maximum(starts, pixels)
-    return first.long(), inside.clamp_(min=0) / step
+    return first.long(), (inside.clamp_(min=0) / step).float()
+
+
+def _in_parts(sizes: np.ndarray, limit: int) -> list[np.ndarray]:
+    """The indices of things of these sizes, in order, in parts of about `limit` in all."""
+    ends = np.cumsum(sizes)
+    return np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(ends // limit)) + 1)
 
 
 def _of_like_size(sides: np.ndarray, side_px: int) -> Iterator[np.ndarray]:

@@ -42,5 +42,9 @@ def is_device_fault(error: Exception) -> bool:
 
     After such an error each further call in the process fails too. The libraries have no exception class for it.
     """
-    message = str(error)
-    return any(name in message for name in _DEVICE_LIBRARIES) and not any(why in message for why in _OUT_OF_MEMORY)
+    return any(name in str(error) for name in _DEVICE_LIBRARIES) and not is_out_of_memory(error)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU's memory was too small. Operators of torchvision and torchcodec raise a RuntimeError then."""
+    return any(why in str(error) for why in _OUT_OF_MEMORY)

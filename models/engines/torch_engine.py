@@ -19,7 +19,7 @@ from models.engines.device_faces import chosen_faces, faces_by_canvas
 from models.engines.engine import OutOfDeviceMemory, Runtime, Shape
 from models.engines.self_check import check_answer, check_input, sample
 from models.store import StoredModel, WeightsError
-from pipeline.errors import is_device_fault
+from pipeline.errors import is_device_fault, is_out_of_memory
 
 Compile = Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
 """Compiles a module for inputs like the example."""
@@ -109,9 +109,12 @@ class TorchNetwork:
             with self._one_call:
                 output = self._run(pixels.to(self._device, non_blocking=True))
             return _copied_back(take(output))
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfDeviceMemory(str(error)) from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        torch.cuda.empty_cache()      # the error is gone, and with it what the call held
+        raise OutOfDeviceMemory(reason)
 
     def _run(self, pixels: Tensor) -> Tensor:
         if self._compiled and self._compiled[0] == pixels.shape:

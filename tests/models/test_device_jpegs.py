@@ -36,8 +36,10 @@ def test_after_an_error_all_files_are_for_the_cpu_and_the_reason_is_told_once():
     assert reasons == ["RuntimeError: nvjpegDecode failed: 5"]
 
 
-def test_without_memory_one_batch_is_for_the_cpu():
-    answers = iter([torch.OutOfMemoryError("CUDA out of memory"), None])
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_without_memory_one_batch_is_for_the_cpu(kind):
+    """torchcodec raises a RuntimeError."""
+    answers = iter([kind("CUDA out of memory. Tried to allocate 2 GiB"), None])
 
     def short_of_memory(contents, device):
         if error := next(answers):

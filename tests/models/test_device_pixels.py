@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.device_pixels import DevicePixels, sharpness
+from models.device_pixels import DevicePixels, _area_taps, sharpness
 from models.keypointer import View, middles, views_of
 from pipeline import geometry
 from pipeline.batch import ChipStack
@@ -121,6 +121,18 @@ def test_chips_that_shrink_do_not_depend_on_each_other(monkeypatch, together):
         np.testing.assert_array_equal(chip, next(iter(cut([image], [of])[0])))
 
 
+@pytest.mark.parametrize("count", [112, 256])
+def test_what_shrinks_does_not_depend_on_the_longest_beside_it(count):
+    """The pixels beyond a square, and those that only a longer square needs, have no weight."""
+    sides = torch.arange(count + 1, 4 * count)[:, None]
+    first, weights = _area_taps(sides, count, 6)
+    pixels = first[:, :, None] + torch.arange(6)
+    own = (sides + count - 1) // count + 1      # pixels that a stretch can touch
+    beyond = (pixels >= sides[:, :, None]) | (torch.arange(6) >= own[:, :, None])
+    assert weights[beyond].max() < 1e-9
+    torch.testing.assert_close(weights.sum(2), torch.ones(len(sides), count))
+
+
 def test_chips_of_images_in_several_buffers():
     images, of_each = [photo(200, 120), photo(100, 90, 1)], [boxes((10, 10, 40, 50)), boxes((3, 4, 90, 80))]
     chips, _ = DEVICE.cut_chips([DEVICE.load([image])[0] for image in images], of_each)
@@ -183,7 +195,7 @@ def test_aligned_faces_and_their_sharpness():
 
 @pytest.mark.parametrize("together", [1, 2 * 112**2, 1 << 30])
 def test_a_face_is_the_same_in_every_batch(monkeypatch, together):
-    monkeypatch.setattr("models.device_pixels.SAMPLE_PIXELS", together)
+    monkeypatch.setattr("models.device_pixels.CHIP_PIXELS", together)
     image, of = photo(600, 500), boxes((10, 10, 80, 90), (200, 150, 350, 310), (100, 60, 480, 440))
     together, _ = DEVICE.cut_chips(DEVICE.load([image]), [of])
     views, crops = together.middles(0.7, 112)[0], together.aligned(np.stack([geometry.IDENTITY] * 3))[0]
