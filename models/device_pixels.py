@@ -141,6 +141,8 @@ class DeviceChips:
 
     def copy_squares(self, chips: np.ndarray, source: _Source, image_of: np.ndarray, corners_xy: np.ndarray) -> None:
         """Write these chips: the squares of the images from these corners (k, 2) on, edge pixels repeated outside."""
+        if not len(chips):
+            return
         for part in _in_parts(self.sides[chips] ** 2, CHIP_PIXELS):
             self._copy_squares(chips[part], source, image_of[part], corners_xy[part])
 
@@ -307,7 +309,7 @@ def _area_taps(side: Tensor, count: int, taps: int) -> tuple[Tensor, Tensor]:
 
 
 def _in_parts(sizes: np.ndarray, limit: int) -> list[np.ndarray]:
-    """The indices of things of these sizes, in order, in parts of about `limit` in all."""
+    """The indices of things of these sizes, in order, in parts of about `limit` in all; one part if there are none."""
     ends = np.cumsum(sizes)
     return np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(ends // limit)) + 1)
 
