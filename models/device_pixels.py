@@ -128,13 +128,12 @@ class DeviceChips:
     def joined(self, others: Sequence[Any]) -> DeviceChips:
         """These chips and those of the others. What was taken apart needs no memory to be joined again."""
         each = [self, *others]
-        if all(chips.pixels is self.pixels for chips in others):
-            return DeviceChips(self.pixels, *(
-                np.concatenate([getattr(chips, name) for chips in each]) for name in ("starts", "sides")
-            ))
-        shifts = np.cumsum([0] + [len(chips.pixels) for chips in each[:-1]])
+        pixels, shifts = self.pixels, np.zeros(len(each), np.int64)
+        if not all(chips.pixels is pixels for chips in others):
+            pixels = torch.cat([chips.pixels for chips in each])
+            shifts = np.cumsum([0] + [len(chips.pixels) for chips in each[:-1]])
         return DeviceChips(
-            torch.cat([chips.pixels for chips in each]),
+            pixels,
             np.concatenate([chips.starts + shift for chips, shift in zip(each, shifts, strict=True)]),
             np.concatenate([chips.sides for chips in each]),
         )

@@ -107,8 +107,8 @@ class Quarantine:
             yield Portion(portion.rows, alone=True, left_out=True)
         else:
             for piece in _pieces(portion.rows):
-                deaths_allowed = DEATHS_OF_IMAGE if len(piece) == 1 else DEATHS_OF_PIECE
-                yield from self._cut(Portion(piece, alone=True), deaths_allowed)
+                allowed = DEATHS_OF_IMAGE if len(piece) == 1 else DEATHS_OF_PIECE
+                yield from self._cut(Portion(piece, alone=True), allowed)
 
     def _is_cut(self, portion: Portion, deaths_allowed: int) -> bool:
         """Once cut, always cut, even if a node that seemed alive turns out to be lost."""
