@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,9 @@ def add_comparison(add: AddCommand) -> None:
     command.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: %(default)s")
     command.add_argument("--pools", dest="layouts", nargs="+", default=compare.LAYOUTS, metavar="LAYOUT", help=(
         "layouts of the job, as in jobs.extract; default: one pool, and decode apart from the rest"))
+    command.add_argument("--variant", dest="variants", action="append", type=job_options, metavar="OPTIONS", help=(
+        "measure the job with these options of jobs.extract too, as in --variant='--engine torch'; may be repeated; "
+        f"default with --device cuda: {' and '.join(compare.VARIANTS['cuda'])}"))
     command.add_argument("--peers-python", type=Path, default=compare.PEERS_PYTHON, metavar="FILE", help=(
         "the Python with the other libraries; default: that of make bench-peers"))
     command.add_argument("--facenet", type=Path, metavar="FILE.pt", help=(
@@ -191,6 +195,12 @@ def bench_people(given: argparse.Namespace) -> None:
 def add_device(command: argparse.ArgumentParser) -> None:
     """--device."""
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+
+
+def job_options(text: str) -> str:
+    """Options of a command in one word. Raises ValueError where a quotation has no end."""
+    shlex.split(text)
+    return text
 
 
 def cpu_name() -> str:

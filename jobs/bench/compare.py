@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from jobs.bench import table
@@ -33,6 +35,9 @@ from pipeline.storage.uris import is_remote
 DEFAULT_IMAGES, DEFAULT_SLOW_IMAGES = 120, 60      # when the photos are the two of ultralytics
 ONE_POOL = "+".join(STAGES)
 LAYOUTS = (ONE_POOL, "decode/" + "+".join(STAGES[1:]))
+VARIANTS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {"cpu": (), "cuda": ("--jpeg-decoder nvjpeg", "--jpeg-decoder nvjpeg --compile")}
+)
 PEERS_PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 PEER_NAMES = ("facenet-pytorch", "face_recognition")
 
@@ -42,7 +47,8 @@ class Choices:
     """The options of the command.
 
     photos: folders; none are the two photos of ultralytics. images: names of each folder, repeated or cut off.
-    slow_images: names that the loop and the peers get. layouts: of the job. facenet: weights of InceptionResnetV1.
+    slow_images: names that the loop and the peers get. layouts: of the job. variants: options of the job, each measured
+    too; None are those of the device. facenet: weights of InceptionResnetV1.
     sweeps, profile: what is measured in place of the comparison.
     """
 
@@ -52,6 +58,7 @@ class Choices:
     rounds: int
     device: str
     layouts: Sequence[str]
+    variants: Sequence[str] | None
     peers_python: Path
     facenet: Path | None
     sweeps: Sequence[str]
@@ -78,7 +85,8 @@ def bench_all(choices: Choices) -> None:
     if choices.sweeps or choices.profile:
         bench_alone(choices)
         return
-    results = [bench_folder(choices, folder) for folder in choices.photos or [str(demo_photos())]]
+    folders = choices.photos or [str(demo_photos())]
+    results = [bench_folder(choices, folder, start=number == 0) for number, folder in enumerate(folders)]
     about = machine(choices.device)
     text = "\n\n".join(f"{each.photos}\n\n{table.markdown(each)}" for each in results)
     text = f"{', '.join(f'{name} {value}' for name, value in about.items())}\n\n{text}"
@@ -103,8 +111,8 @@ def bench_alone(choices: Choices) -> None:
             profile_job(photos, choices.device, choices.out)
 
 
-def bench_folder(choices: Choices, folder: str) -> Results:
-    """All rounds over the photos of one folder."""
+def bench_folder(choices: Choices, folder: str, *, start: bool) -> Results:
+    """All rounds over the photos of one folder. start: measure starts too, which no other photos change."""
     files = photo_files(folder)
     demo = not choices.photos
     count = choices.images or (DEFAULT_IMAGES if demo else len(files))
@@ -113,7 +121,7 @@ def bench_folder(choices: Choices, folder: str) -> Results:
     with tempfile.TemporaryDirectory() as scratch:
         photos = named(Path(scratch) / "photos", files, count)
         slow = named(Path(scratch) / "slow", files, slow_count)
-        two = named(Path(scratch) / "two", files, 2)
+        two = named(Path(scratch) / "two", files, 2) if start else None
         with opened(choices, photos, slow, two, results) as contenders:
             for number in range(choices.rounds):
                 say(f"round {number + 1} of {choices.rounds}")
@@ -132,14 +140,11 @@ def run_round(number: int, contenders: list[Contender], results: Results) -> Non
 
 
 @contextmanager
-def opened(choices: Choices, photos: Path, slow: Path, two: Path, results: Results) -> Iterator[list[Contender]]:
-    """Everyone who can run here; the others are left out with a line."""
-    device, options = choices.device, ["--device", choices.device]
-    found: list[Contender] = [
-        JobRounds(f"job: {layout_name(layout)}", photos, ["--pools", layout, *options], nvml())
-        for layout in choices.layouts
-    ]
-    found.append(Start(two, options, cold=device == "cuda"))
+def opened(
+    choices: Choices, photos: Path, slow: Path, two: Path | None, results: Results
+) -> Iterator[list[Contender]]:
+    """Everyone who can run here; the others are left out with a line. two: photos for the start, if it is measured."""
+    found = jobs_and_starts(choices, photos, two)
     for name, command in resident_commands(choices, photos, slow).items():
         try:
             found.append(Resident(name, command))
@@ -152,6 +157,23 @@ def opened(choices: Choices, photos: Path, slow: Path, two: Path, results: Resul
     finally:
         for each in found:
             each.close()
+
+
+def jobs_and_starts(choices: Choices, photos: Path, two: Path | None) -> list[Contender]:
+    """The job in its layouts, with the options of every variant, and the start of each variant."""
+    variants = VARIANTS[choices.device] if choices.variants is None else choices.variants
+    jobs: list[Contender] = []
+    starts: list[Contender] = []
+    for variant in ("", *variants):
+        options = ["--device", choices.device, *shlex.split(variant)]
+        jobs += [
+            JobRounds(", ".join(filter(None, (f"job: {layout_name(layout)}", variant))), photos,
+                      ["--pools", layout, *options], nvml())
+            for layout in choices.layouts
+        ]
+        if two is not None:
+            starts.append(Start(two, options, variant))
+    return jobs + starts
 
 
 def resident_commands(choices: Choices, photos: Path, slow: Path) -> dict[str, list[str]]:

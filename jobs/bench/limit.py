@@ -8,15 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from jobs.bench.in_process import build_stages, default_config, no_seconds, photo_rows, run_stages
 from jobs.bench.measurement import Measure, Measurement, serve
-from jobs.extract.stages import min_side_of
-from models.engines.engine import OutOfDeviceMemory, Runtime, open_network
+from jobs.extract.stages import MAX_DETECTIONS, min_side_of
+from models.boxes import FaceRules
+from models.engines.engine import OutOfDeviceMemory, Runtime, Shape, open_network
 from models.keypointer import views_in
 from models.store import DEFAULT_WEIGHTS_DIR, read_model
 from pipeline.batch import Fetched, ImageRecord, Status, TodoRow
@@ -173,23 +174,38 @@ def network_parts(work: Work, device: str, cores: int) -> list[Part]:
 def best_part(
     name: str, model: str, role: str, unit: str, side_px: int, sizes: Sequence[int], an_image: float, runtime: Runtime
 ) -> Part:
-    """The network with the batch that costs least for an item."""
+    """The network with the batch that costs least for an item. Only that one is compiled, if networks are."""
     stored, tried = read_model(DEFAULT_WEIGHTS_DIR, role, model), []
+
+    def part_of(size: int, runtime: Runtime) -> Part:
+        shape = (size, side_px, side_px, 3)
+        run = call(open_network(stored, runtime, [shape]), role, shape, runtime.device)
+        run()
+        return Part(name, unit, run, size, an_image, size)
+
     for size in sizes:
-        pixels = np.random.default_rng(0).integers(0, 256, (size, side_px, side_px, 3), np.uint8)
         try:
-            part = Part(name, unit, call(open_network(stored, runtime, [pixels.shape]), pixels), size, an_image, size)
-            part.run()
+            part = part_of(size, replace(runtime, compile=False))
         except OutOfDeviceMemory:
             break
         cost = time_part(part, PART_S / 2)
         tried.append((cost.wall_s if runtime.device == "cuda" else cost.cpu_s, part))
-    return min(tried, key=lambda each: each[0])[1]
+    best = min(tried, key=lambda each: each[0])[1]
+    return part_of(best.items, runtime) if runtime.compile else best
 
 
-def call(network: Any, pixels: np.ndarray) -> Callable[[], object]:
-    """A call of the network on these pixels."""
-    return lambda: network(pixels)
+def call(network: Any, role: str, shape: Shape, device: str) -> Callable[[], object]:
+    """A call of the network. On a GPU the pixels lie there, and a detector gives back faces only, as in the job."""
+    pixels: Any = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    if device == "cpu":
+        return lambda: network(pixels)
+    import torch
+
+    from models.device import torch_device
+
+    there, settings = torch.from_numpy(pixels).to(torch_device(device)), RowSettings()
+    rules = FaceRules(settings.min_score, settings.nms_iou, MAX_DETECTIONS)
+    return (lambda: network.faces(there, rules)) if role == "detector" else (lambda: network(there))
 
 
 def prepare(folder: str, device: str) -> Measure:

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.bench.job import run_job
+from jobs.bench.job import EXTRACT, Finished, run_job
 from jobs.bench.measurement import Measurement
 from pipeline.run.cluster import REPOSITORY
 
@@ -21,34 +21,47 @@ RATIO = "start: the ratio of both"
 
 @dataclass(frozen=True)
 class Start:
-    """Both, one after the other, in every round. cold: also with empty caches of compiled networks."""
+    """Both, one after the other, in every round.
+
+    options: of the job. variant: those of them that the name of the row shows. With a variant Ray alone is not
+    measured; one that compiles the networks is measured with an empty cache of compiled networks too.
+    """
 
     photos: Path
     options: Sequence[str]
-    cold: bool
-    name: str = "start"
+    variant: str = ""
+    bare: Sequence[str] = BARE_RAY
+    command: Sequence[str] = EXTRACT
+
+    @property
+    def name(self) -> str:
+        """As of the row."""
+        return f"{TWO}, {self.variant}" if self.variant else TWO
 
     def measure(self) -> list[Measurement]:
         """Run both once."""
-        bare_s = seconds_of(BARE_RAY)
-        done = run_job(self.photos, self.options)
-        rows = [
-            Measurement(TWO, done.seconds, "s", {"first rows after, s": done.commits[0].moment - done.begun}),
-            Measurement("start: Ray with one idle actor", bare_s, "s"),
-            Measurement(RATIO, done.seconds / bare_s, "times"),
-        ]
-        return [*rows, *([self.measure_cold()] if self.cold else [])]
-
-    def measure_cold(self) -> Measurement:
-        """As on a machine where the job never ran: caches lie in the folder for temporary files."""
-        with tempfile.TemporaryDirectory(prefix="fl") as empty:
-            environment: Mapping[str, str] = {"TMPDIR": empty, "RAY_TMPDIR": tempfile.gettempdir()}
-            done = run_job(self.photos, self.options, environment=environment)
-        first_s = done.commits[0].moment - done.begun
-        return Measurement("start: with empty caches", done.seconds, "s", {"first rows after, s": first_s})
+        bare_s = None if self.variant else seconds_of(self.bare)
+        rows = [self._row(self.name, run_job(self.photos, self.options, command=self.command))]
+        if bare_s is not None:
+            rows += [
+                Measurement("start: Ray with one idle actor", bare_s, "s"),
+                Measurement(RATIO, rows[0].value / bare_s, "times"),
+            ]
+        if "--compile" in self.options:
+            rows.append(self._row(f"{self.name}, with an empty cache", self._with_empty_cache()))
+        return rows
 
     def close(self) -> None:
         """Nothing is kept between rounds."""
+
+    def _with_empty_cache(self) -> Finished:
+        """As on a machine where the job never ran: caches lie in the folder for temporary files."""
+        with tempfile.TemporaryDirectory(prefix="fl") as empty:
+            environment = {"TMPDIR": empty, "RAY_TMPDIR": tempfile.gettempdir()}
+            return run_job(self.photos, self.options, command=self.command, environment=environment)
+
+    def _row(self, name: str, done: Finished) -> Measurement:
+        return Measurement(name, done.seconds, "s", {"first rows after, s": done.commits[0].moment - done.begun})
 
 
 def seconds_of(command: Sequence[str]) -> float:

@@ -1,8 +1,10 @@
+import shlex
 import sys
 
 import pytest
 
-from jobs.bench.compare import LAYOUTS, layout_name, machine, named, photo_files, run_round
+from jobs.bench.__main__ import argument_parser
+from jobs.bench.compare import LAYOUTS, Choices, jobs_and_starts, layout_name, machine, named, photo_files, run_round
 from jobs.bench.measurement import Measurement
 from jobs.bench.resident import LeftOut, Resident
 from jobs.bench.table import Results
@@ -18,6 +20,11 @@ def measure():
     return [Measurement('peer: x', len(rounds), notes={'faces': 2})]
 serve(lambda: measure)
 """
+
+
+def choices_of(argv):
+    given = vars(argument_parser().parse_args(["all", *argv]))
+    return Choices(**{name: value for name, value in given.items() if name != "run"})
 
 
 class Fake:
@@ -105,3 +112,44 @@ def test_only_local_folders_are_taken():
 def test_layouts_have_names_and_the_machine_too():
     assert list(map(layout_name, LAYOUTS)) == ["one pool", "decode/detect+keypoint+align+embed"]
     assert machine("cpu")["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        ([], ["job: one pool", "start: jobs.extract of two photos"]),
+        (
+            ["--variant=--compile", "--variant", "--engine 'torch' --precision float32"],
+            [
+                "job: one pool", "job: one pool, --compile", "job: one pool, --engine 'torch' --precision float32",
+                "start: jobs.extract of two photos", "start: jobs.extract of two photos, --compile",
+                "start: jobs.extract of two photos, --engine 'torch' --precision float32",
+            ],
+        ),
+        (
+            ["--device", "cuda"],
+            [
+                "job: one pool", "job: one pool, --jpeg-decoder nvjpeg",
+                "job: one pool, --jpeg-decoder nvjpeg --compile",
+                "start: jobs.extract of two photos", "start: jobs.extract of two photos, --jpeg-decoder nvjpeg",
+                "start: jobs.extract of two photos, --jpeg-decoder nvjpeg --compile",
+            ],
+        ),
+    ],
+    ids=["default", "given", "on a GPU"],
+)
+def test_the_job_is_measured_with_the_options_of_every_variant(tmp_path, argv, names):
+    choices = choices_of(["--pools", LAYOUTS[0], *argv])
+    found = jobs_and_starts(choices, tmp_path, tmp_path)
+    assert [each.name for each in found] == names
+    for each in found:
+        variant = shlex.split(each.name.partition(", ")[2])
+        assert each.options[len(each.options) - len(variant) :] == variant
+    starts = [name for name in names if name.startswith("start")]
+    assert [each.name for each in jobs_and_starts(choices, tmp_path, None)] == names[: -len(starts)]
+
+
+def test_options_of_a_variant_without_an_end_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        choices_of(["--variant", "--engine 'torch"])
+    assert "argument --variant: invalid job_options value" in capsys.readouterr().err

@@ -1,4 +1,7 @@
+import time
+
 import pytest
+import torch
 
 from jobs.bench.limit import (
     LEAST,
@@ -6,11 +9,15 @@ from jobs.bench.limit import (
     Part,
     Work,
     average_work,
+    best_part,
+    call,
     least_image_s,
     measurements,
     network_parts,
     time_part,
 )
+from models.boxes import FaceRules
+from models.engines.engine import OutOfDeviceMemory, Runtime
 from pipeline.batch import TodoRow
 from tests.support.photos import photos_in_sizes
 
@@ -74,3 +81,36 @@ def test_only_networks_that_are_needed_are_timed(monkeypatch):
     # The keypointer sees two views of a face.
     assert [(each.name, each.an_image) for each in found] == [("detector", 1.0), ("keypointer", 5.0), ("embedder", 2.5)]
     assert all(each.batch in (1, 2) for each in found)
+
+
+@pytest.mark.parametrize("role", ["detector", "embedder"])
+def test_on_a_gpu_pixels_lie_there_and_only_faces_come_back(monkeypatch, role):
+    """With the CPU in place of the GPU."""
+    class Network:
+        def __call__(self, pixels):
+            return "output", pixels
+
+        def faces(self, pixels, rules):
+            return "faces", pixels, rules
+
+    monkeypatch.setattr("models.device.torch_device", lambda device: torch.device({"cuda": "cpu"}[device]))
+    answer, pixels, *rules = call(Network(), role, (2, 32, 32, 3), "cuda")()
+    assert isinstance(pixels, torch.Tensor) and pixels.shape == (2, 32, 32, 3) and pixels.dtype == torch.uint8
+    assert (answer, [type(each) for each in rules]) == {
+        "detector": ("faces", [FaceRules]), "embedder": ("output", []),
+    }[role]
+
+
+def test_only_the_best_batch_is_compiled(monkeypatch):
+    opened = []
+
+    def open_network(model, runtime, shapes):
+        opened.append((runtime.compile, shapes[0][0]))
+        if shapes[0][0] == 8:
+            raise OutOfDeviceMemory("too large")
+        return lambda pixels: time.sleep(0.02 if shapes[0][0] == 4 else 0.01)
+
+    monkeypatch.setattr("jobs.bench.limit.open_network", open_network)
+    monkeypatch.setattr("jobs.bench.limit.PART_S", 0.02)
+    part = best_part("x", "edgenext", "embedder", "faces/s", 112, (1, 4, 8, 16), 1.0, Runtime(compile=True))
+    assert opened == [(False, 1), (False, 4), (False, 8), (True, part.batch)]
