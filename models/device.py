@@ -1,11 +1,13 @@
-"""The device that networks run on: which one, how many threads, and a network's move to it."""
+"""The device that networks run on: which one, how many threads, a network's move to it, and its answers."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.store import WeightsError
 
@@ -42,3 +44,27 @@ def to_device(network: Network, device: torch.device) -> Network:
     network.to(device)
     network.to(memory_format=torch.channels_last)
     return network
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what this thread has queued; nothing on a CPU. The thread sleeps meanwhile.
+
+    With all other waits of CUDA a thread keeps one CPU busy, which the decoders of images need.
+    """
+    if device.type == "cuda":
+        library: Any = torch.cuda
+        done = library.Event(blocking=True)      # torch.Event would ignore it
+        done.record(torch.cuda.current_stream(device))
+        done.synchronize()
+
+
+def copied_back(parts: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    """Tensors of one device as arrays. Those of a GPU are in pinned memory, after one wait for all."""
+    device = parts[0].device
+    if device.type == "cpu":
+        return tuple(part.numpy() for part in parts)
+    pinned = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
+    for host, part in zip(pinned, parts, strict=True):
+        host.copy_(part, non_blocking=True)
+    wait_for(device)
+    return tuple(host.numpy() for host in pinned)

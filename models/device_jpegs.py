@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.device import wait_for
 from models.engines.torch_engine import reason_of
 from pipeline.errors import is_device_fault, is_out_of_memory
 
@@ -39,8 +40,7 @@ class DeviceJpegs:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 images = self._decode(list(contents), self._device)
                 upright = [_upright(image, by) for image, by in zip(images, orientations, strict=True)]
-                if self._stream:
-                    self._stream.synchronize()
+                wait_for(self._device)
                 return upright
         except Exception as error:
             if is_device_fault(error):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.device import copied_back
 from models.keypointer import View
 from pipeline import geometry
 from pipeline.geometry import CHIP_MAX_PX, CROP_PX, LETTERBOX_GREY, Letterbox
@@ -199,7 +200,7 @@ class DeviceChips:
         """Crops (n, 112, 112, 3) by matrices (n, 2, 3) from chip to crop pixels, and their sharpness (n,) float32."""
         whole = np.zeros(len(self), np.int64)
         crops = self._sampled(np.arange(len(self)), whole, geometry.invert(chip_to_crop), CROP_PX)
-        return crops, sharpness(crops).cpu().numpy()
+        return crops, copied_back([sharpness(crops)])[0]
 
     def _as_source(self) -> _Source:
         return _Source(self.pixels, self.starts, np.column_stack([self.sides, self.sides]))

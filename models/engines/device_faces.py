@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from models.boxes import BINS, RAW_CHANNELS, SCORE, STRIDES_PX, FaceRules, Faces, anchors
+from models.device import wait_for
 from pipeline.geometry import FIVE
 
 
@@ -23,7 +24,8 @@ def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, .
     (n,), boxes (n, 4) float32 x1 y1 x2 y2 in pixels of the canvas, scores (n,) float32, and points (n, 5, 2) float32.
     """
     likely = raw[:, SCORE].sigmoid()
-    canvas, cell = (likely >= rules.min_score).nonzero(as_tuple=True)      # it waits for the network, as `nms` does
+    wait_for(raw.device)      # `nonzero` and `nms` wait too, but keep a CPU busy meanwhile
+    canvas, cell = (likely >= rules.min_score).nonzero(as_tuple=True)
     scores, found = likely[canvas, cell], raw[canvas, :, cell]
     boxes = _boxes(found[:, :SCORE], cell, side_px)
     # Boxes of different canvases are moved apart, so one call serves all. In float64 the shift rounds nothing.

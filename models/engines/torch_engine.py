@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.boxes import FaceRules, Faces
-from models.device import set_threads, to_device, torch_device
+from models.device import copied_back, set_threads, to_device, torch_device
 from models.engines.compiler import compiled
 from models.engines.device_faces import chosen_faces, faces_by_canvas
 from models.engines.engine import OutOfDeviceMemory, Runtime, Shape
@@ -103,12 +103,12 @@ class TorchNetwork:
         try:
             if self._device.type == "cpu":
                 with self._one_call:
-                    return tuple(part.numpy() for part in take(self._run(pixels)))
+                    return copied_back(take(self._run(pixels)))
             if not pixels.is_cuda:
                 pixels = pixels.pin_memory()
             with self._one_call:
                 output = self._run(pixels.to(self._device, non_blocking=True))
-            return _copied_back(take(output))
+            return copied_back(take(output))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -207,15 +207,6 @@ def _answer(network: Normalised, side: int) -> list[float]:
     """What a network answers to the check on the CPU, in float32."""
     with torch.inference_mode():
         return sample(network(torch.from_numpy(check_input(side)[None]))[0].numpy())
-
-
-def _copied_back(parts: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
-    """Tensors of a GPU as arrays in pinned memory, after one wait for all."""
-    pinned = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
-    for host, part in zip(pinned, parts, strict=True):
-        host.copy_(part, non_blocking=True)
-    torch.cuda.current_stream(parts[0].device).synchronize()
-    return tuple(host.numpy() for host in pinned)
 
 
 def reason_of(error: Exception) -> str:
