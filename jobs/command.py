@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from jobs.streams import keep_streams
 from pipeline.errors import EnvironmentFault, UserError
-from pipeline.run.interrupt import Interrupted, Stalled, interruptible, leave, not_replaced
+from pipeline.run.interrupt import Interrupted, RayLost, Stalled, interruptible, leave, not_replaced
 from pipeline.text import printable
 
 DONE, BROKEN, REFUSED, TOO_MANY_ERRORS = 0, 1, 2, 3
@@ -32,6 +33,7 @@ def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
     """
     with interruptible() as received:
         try:
+            check_folder()
             with not_replaced(received):
                 return run() or DONE
         except UserError as error:
@@ -40,7 +42,7 @@ def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
         except Interrupted as interrupt:
             say(f"\n{name}: interrupted. {again}")
             return interrupt.exit_code
-        except (Broke, Stalled) as error:
+        except (Broke, Stalled, RayLost) as error:
             say(f"\n{name}: the run broke: {error}. {again}")
             return BROKEN
         except Exception as error:
@@ -50,6 +52,14 @@ def run_command(name: str, run: Callable[[], int | None], *, again: str) -> int:
             else:
                 say(f"\n{name}: the run broke. {cause(error)}\n{again}")
             return BROKEN
+
+
+def check_folder() -> None:
+    """Raises UserError where the current folder was deleted: no relative path can be found, and Ray does not start."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder no longer exists; change to another one") from None
 
 
 def say(line: str) -> None:

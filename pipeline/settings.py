@@ -15,6 +15,7 @@ from pipeline.schemas import EMBEDDING_TYPES, SCHEMA_VERSION
 
 JPEG_DECODERS = ("libjpeg", "nvjpeg")
 ALIGN_BY = ("both", "eyes")
+MOST_SIDE_PX = 8192      # of the detector's input: 800 MB as float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class RowSettings:
 
     def __post_init__(self) -> None:
         for name, side in (("detect_px", self.detect_px), ("second_pass_px", self.second_pass_px)):
-            if side is not None and (side < 64 or side % 32):
+            if side is not None and (not 64 <= side <= MOST_SIDE_PX or side % 32):
                 off = "; 0 turns the second pass off" if name == "second_pass_px" else ""
-                raise ValueError(f"{option(name)} must be a multiple of 32 and at least 64{off}; got {side}")
+                raise ValueError(f"{option(name)} must be a multiple of 32 from 64 to {MOST_SIDE_PX}{off}; got {side}")
         for name, share in (("min_score", self.min_score), ("nms_iou", self.nms_iou)):
             if not 0 < share < 1:
                 raise ValueError(f"{option(name)} must lie between 0 and 1, got {share}")

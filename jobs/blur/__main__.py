@@ -113,9 +113,11 @@ def blur(arguments: argparse.Namespace) -> int:
     refuse_used(places, begun=table.begun_with() is not None)
     run_id = new_run_id()
     with claim.take_lease(places.notes, run_id, program("blur"), say), Work() as work:
-        table.begin(settings_of(output, places, arguments.how, choice))
-        places.dest.clean_temporary(deep=True)
+        settings = settings_of(output, places, arguments.how, choice)
+        table.check(settings)
         root, counts = find_work(work, output, places, table)
+        table.begin(settings)      # not before: IMAGES may be mistyped
+        places.dest.clean_temporary(deep=True)
         say_work(counts)
         numbered = bool(output.parquet and output.parquet["uri"] is None)
         copier = Copier(

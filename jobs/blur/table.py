@@ -69,11 +69,13 @@ class CopyTable:
         return found
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings of a new DEST, or compare them. Raises OtherSettings. Needs the lease."""
+        """Write the settings of a new DEST. Needs the lease."""
+        self._notes.write(SETTINGS_JSON, json.dumps(settings, indent=1).encode())
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises OtherSettings if DEST was begun with other settings."""
         begun = self.begun_with()
-        if begun is None:
-            self._notes.write(SETTINGS_JSON, json.dumps(settings, indent=1).encode())
-        elif begun != settings:
+        if begun is not None and begun != settings:
             raise OtherSettings(
                 f"{self._notes.root} was begun with other settings, so its copies hide other faces. Use the same ones, "
                 "or another DEST. They differ in\n  " + "\n  ".join(differences(settings, begun)).replace(

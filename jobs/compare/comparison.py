@@ -69,8 +69,9 @@ class Comparison:
             return f"same person in both: {most_alike}{more}; {limit}"
         if self.subjects == 2:
             return f"nobody is in both: the most alike are {most_alike}; {limit}"
-        count = sum(bool(pair.same_person) for pair in pairs)
-        return f"{count:,} of {len(pairs):,} pairs are the same person: the most alike are {most_alike}; {limit}"
+        among = across or pairs      # `best` is of these
+        count = sum(bool(pair.same_person) for pair in among)
+        return f"{count:,} of {len(among):,} pairs are the same person: the most alike are {most_alike}; {limit}"
 
     def label(self, number: int) -> str:
         """A face in words: its file, or the whole name where two files are called alike."""

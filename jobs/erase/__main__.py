@@ -51,7 +51,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.like is None and (arguments.min_cosine is not None or arguments.face is not None or arguments.weights):
         parser.error("--min-cosine, --face and --weights need --like")
-    if arguments.forget and (arguments.like is not None or arguments.dry_run):
+    if arguments.forget and arguments.dry_run:
+        parser.error("--forget has no --dry-run: it erases nothing")
+    if arguments.forget and arguments.like is not None:
         parser.error("--forget needs --uri or --uris: the output does not know what the erased images looked like")
     return arguments
 

@@ -364,7 +364,8 @@ def run_on_ray(
     job: Job, join: TodoJoin, todo: TodoCounts, build_stages: BuildStages, sink: Sink, progress: Progress, lease: Lease,
 ) -> Ran:
     """Start or join Ray, run the graph and count its receipts. Raises LeaseLost."""
-    with cluster.connect(job.arguments.num_cpus) as connection:
+    again = f"{AGAIN} {job.command}"
+    with cluster.connect(job.arguments.num_cpus, say=say, last_words=again) as connection:
         cluster.refuse_local_paths(connection, paths(job.arguments), job.arguments.shared_filesystem)
         device, planned = make_plan(job.arguments, connection)
         block_rows = graph.block_rows(todo.images, planned.pools[0].actors)
@@ -373,7 +374,7 @@ def run_on_ray(
         config = stage_config(job, device, planned, todo.images, engines)
         receipts = graph.run(
             planned, blocks, ReadTodo(job.storage), build_stages(config), sink, rows_per_file(job, todo.images),
-            partial(Watchdog, job.arguments.stall_timeout, say, f"{AGAIN} {job.command}"), progress.passed,
+            partial(Watchdog, job.arguments.stall_timeout, say, again), progress.passed,
         )
         error_rate = ErrorRate(job.arguments.max_error_rate, todo.images, todo.retried)
         with closing(receipts):     # so that nothing asks Ray after its shutdown: that would start another one

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.run import local_place
-from pipeline.run.interrupt import held_back
+from pipeline.run.interrupt import held_back, leave_at_once
+from pipeline.run.ray_processes import ProcessWatch, in_own_groups, name_entrypoint, services_here
 from pipeline.storage.uris import is_remote
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,11 +48,15 @@ class ClusterError(UserError):
 
 
 @contextmanager
-def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iterator[Connection]:
+def connect(
+    num_cpus: int | None = None, *, worker_output: bool = False, say: Callable[[str], object] = print,
+    last_words: str = "",
+) -> Iterator[Connection]:
     """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), or start Ray on this machine; disconnect at the end.
 
-    num_cpus: of a Ray started here; None takes those of the machine. worker_output: show what workers print. Outside a
-    submitted job we send the code of this repository to the cluster. Raises ClusterError if it cannot be reached.
+    num_cpus: of a Ray started here; None takes those of the machine. worker_output: show what workers print.
+    last_words: for `say`, if a process of Ray ended and this process hangs. Outside a submitted job we send the code of
+    this repository to the cluster. Raises ClusterError if it cannot be reached, and RayLost.
     """
     # Ray logs a false error for every actor (its issue 57733). Real errors are raised.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -63,7 +68,7 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_address(address)
-    own = ExitStack()
+    own, watch = ExitStack(), None
     try:
         with held_back():
             with quiet_stderr():
@@ -71,6 +76,9 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
                     _join(address, worker_output)
                 else:
                     _start(num_cpus, worker_output, own.enter_context(local_place.prepared()))
+                    watch = own.enter_context(ProcessWatch(
+                        services_here(), say, last_words, connected=ray.is_initialized
+                    ))
             total, free = all_and_free_resources()
             usable = free if address else total
             nodes, near = alive_nodes(), cpus_beside_gpus()
@@ -83,19 +91,23 @@ def connect(num_cpus: int | None = None, *, worker_output: bool = False) -> Iter
         yield Connection(usable.get("CPU", 0.0), usable.get("GPU", 0.0), nodes, near)
     finally:
         with held_back():
-            ray.shutdown()
+            if watch and watch.close():
+                leave_at_once()
+            else:
+                ray.shutdown()
             own.close()
 
 
 def check_start(device: str, gpus: float | None) -> None:
     """What can be refused before Ray starts, and before anything is listed. Raises ClusterError.
 
-    device: "cuda" needs a GPU on this machine, or a cluster. gpus: what the user says that the cluster has.
+    device: "cuda" needs a GPU on this machine, or a cluster. gpus: what the user says that there is.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         _check_address(address)
-    elif device == "cuda" and not gpus and not _gpus_here():
-        raise ClusterError("--device cuda needs a GPU, and this machine has none that is visible; use --device cpu")
+    elif (device == "cuda" or gpus) and not _gpus_here():
+        given = "--device cuda" if device == "cuda" else f"--gpus {gpus:g}"
+        raise ClusterError(f"{given} needs a GPU, and this machine has none that is visible; use --device cpu")
 
 
 def _gpus_here() -> int:
@@ -171,12 +183,15 @@ def _check_address(address: str) -> None:
         )
     if not in_submitted_job():
         check_working_dir(REPOSITORY, submitted=False)
+    if "://" in address or address in ("auto", "local"):
+        return
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "://" not in address:      # Ray itself would retry for ever
-        try:
-            _greet(host, int(port))
-        except OSError as error:
-            raise _no_answer(address, error) from None
+    if not host or not port.isdecimal():
+        raise ClusterError(f"RAY_ADDRESS={address} is no address: name host:port or auto, or unset it")
+    try:
+        _greet(host, int(port))      # Ray itself would retry for ever
+    except OSError as error:
+        raise _no_answer(address, error) from None
 
 
 def _join(address: str, worker_output: bool) -> None:
@@ -185,6 +200,7 @@ def _join(address: str, worker_output: bool) -> None:
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not in_submitted_job():
         runtime_env["working_dir"] = str(REPOSITORY)     # without what .gitignore and .rayignore name
+    name_entrypoint()
     try:
         ray.init(
             address=address, runtime_env=runtime_env, log_to_driver=worker_output, logging_level=logging.ERROR
@@ -213,11 +229,13 @@ def _start(num_cpus: int | None, worker_output: bool, temp_dir: str | None) -> N
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)               # Ray and its workers inherit it
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    name_entrypoint()
     try:
-        ray.init(
-            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
-            logging_level=logging.ERROR, _temp_dir=temp_dir,
-        )
+        with in_own_groups():
+            ray.init(
+                address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
+                logging_level=logging.ERROR, _temp_dir=temp_dir,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(

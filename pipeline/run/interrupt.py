@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -30,6 +30,18 @@ class Stalled(BaseException):
     """The run made no progress for too long. Not an Exception, because it is raised inside Ray, which catches those."""
 
 
+class RayLost(BaseException):
+    """A process of Ray ended. Not an Exception for the same reason."""
+
+
+_signals: list[int] = []      # that asked this process to end
+
+
+def asked_to_end() -> int | None:
+    """The first signal that asked this process to end, within `interruptible`; None without one."""
+    return _signals[0] if _signals else None
+
+
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
     """Within it the first SIGINT or SIGTERM raises Interrupted, and later ones are ignored; the old handlers come back.
@@ -48,6 +60,7 @@ def interruptible() -> Iterator[list[int]]:
         for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         received.append(number)
+        _signals.append(number)
         sys.unraisablehook = lambda _: None
         raise Interrupted(number)
 
@@ -59,6 +72,7 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _signals.clear()
         if received:
             gc.collect()                  # frees what refers to itself
             sys.unraisablehook = show_ignored
@@ -91,8 +105,12 @@ def held_back() -> Iterator[None]:
     def set_others(signalnum: int, handler: Handler) -> Handler:
         return before[signalnum] if signalnum in before else set_handler(signalnum, handler)
 
+    def keep(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        _signals.append(number)
+
     for number in before:
-        set_handler(number, lambda number, frame: received.append(number))
+        set_handler(number, keep)
     signal.signal = set_others
     try:
         with _without_alarms():
@@ -132,8 +150,21 @@ def _without_alarms() -> Iterator[None]:
         told.close()
 
 
+_at_once = threading.Event()
+
+
+def leave_at_once() -> None:
+    """Let `leave` skip what Python does at its end, because a Ray whose processes are gone would hang in it."""
+    _at_once.set()
+
+
 def leave(exit_code: int) -> NoReturn:
     """Exit. SIGINT and SIGTERM are ignored from here on, while Ray shuts down."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
+    if _at_once.is_set():
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(exit_code)
     sys.exit(exit_code)

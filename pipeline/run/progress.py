@@ -14,6 +14,7 @@ from typing import TextIO
 TERMINAL_INTERVAL_S = 0.5
 LOG_INTERVAL_S = 15.0
 RATE_WINDOW_S = 60.0       # of the rate in the line, so that the start of Ray does not distort the time left
+RATE_LEAST_S = 1.0         # reports that come together say nothing of the rate
 POLL_S = 2.0
 POLL_ENDS_S = 20.0         # for a call to Ray to answer
 
@@ -45,7 +46,7 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._now = now
         self._started = self._printed = now()
-        self._printed_done: int | None = None
+        self._printed_counts: tuple[int, str] | None = None
         self._first: tuple[float, int] | None = None         # when the first were done, and how many
         self._recent: deque[tuple[float, int]] = deque()
 
@@ -79,7 +80,7 @@ class Progress:
         """Print the last line, unless it is there already. It shows what `add` has counted."""
         with self._lock:
             self._ahead = 0
-            if self._terminal or self._printed_done != self.done:
+            if self._terminal or self._printed_counts != self._counts_shown:
                 self._print(end="\n")
 
     @property
@@ -98,14 +99,17 @@ class Progress:
     def line(self) -> str:
         """The line as it is now."""
         rate = self._rate()
-        shown = self._shown
-        counts = self._counts_ahead if self._ahead > 0 else self.counts
-        parts = [f"{shown:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", self._describe(counts)]
+        shown, counts = self._counts_shown
+        parts = [f"{shown:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", counts]
         if self._total is not None:
             share = shown / self._total if self._total else 1.0
             parts[0] = f"{shown:,} of {self._total:,} {self._unit} ({share:.0%})"
             parts.append(f"{_duration((self._total - shown) / rate) if rate else '?'} left")
         return "  ".join(parts)
+
+    @property
+    def _counts_shown(self) -> tuple[int, str]:
+        return self._shown, self._describe(self._counts_ahead if self._ahead > 0 else self.counts)
 
     @property
     def _shown(self) -> int:
@@ -124,12 +128,13 @@ class Progress:
     def _rate(self) -> float:
         if len(self._recent) > 1 and self._recent[-1][1] > self._recent[0][1]:
             (first, before), (last, after) = self._recent[0], self._recent[-1]
-            return (after - before) / (last - first) if last > first else 0.0
+            if last - first >= RATE_LEAST_S:
+                return (after - before) / (last - first)
         return self._shown / self.seconds if self.seconds else 0.0
 
     def _print(self, end: str) -> None:
         self._printed = self._now()
-        self._printed_done = self.done if self._ahead <= 0 else None
+        self._printed_counts = self._counts_shown
         start = "\r\x1b[K" if self._terminal else ""
         self._stream.write(f"{start}{self.line()}{end}")
         self._stream.flush()

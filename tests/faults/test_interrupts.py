@@ -8,6 +8,8 @@ import random
 import signal
 import time
 
+import psutil
+
 from pipeline.output import lease
 from tests.faults.harness import Place, assert_exact, committed, wait_until
 from tests.faults.proxy import Rule, failing
@@ -15,10 +17,11 @@ from tests.faults.stub_job import Faults
 
 END_S = 20      # the limit on a busy machine; an idle one takes two to four
 
-# The moment; the signal; who gets it: the driver, or its process group as from a terminal; how often.
+# The moment; the signal; who gets it: the driver, or its process group, as from a terminal or GNU timeout; how often.
 CASES = [
     ("first part", signal.SIGTERM, "driver", 1),
     ("parts", signal.SIGINT, "group", 2),
+    ("parts", signal.SIGTERM, "group", 1),
     ("end", signal.SIGINT, "driver", 2),
 ]
 
@@ -72,7 +75,7 @@ def test_a_run_is_interrupted_while_ray_starts(on_disk, new_output, own_ray, sha
         sent = time.monotonic()
         if moment % 2:
             number = signal.SIGTERM
-            job.process.send_signal(number)
+            (os.killpg if moment == 3 else os.kill)(job.process.pid, number)
         else:
             number = signal.SIGINT
             os.killpg(job.process.pid, number)
@@ -98,3 +101,22 @@ def test_a_run_is_interrupted_while_it_lists(s3_endpoint, own_ray, tmp_path, fig
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"_lease.json", ".lock"}
     assert json.loads((tmp_path / "out/_lease.json").read_text())["released"]
     figures("interrupted while it lists", signals=1)
+
+
+def test_a_lost_service_of_ray_ends_the_run(on_disk, new_output, own_ray, shared_ray, tmp_path, figures):
+    """Ray itself would hang for a minute, and then end the process without a word."""
+    place, slowest_s = new_output(on_disk), 0.0
+    for name in ("gcs_server", "raylet"):
+        job = own_ray.start(place, faults=Faults(image_s=0.1, marks=str(tmp_path)))
+        done = len(committed(place.storage))
+        assert wait_until(lambda done=done: len(committed(place.storage)) > done, job), job.printed()
+        [service] = [each for each in psutil.Process(job.process.pid).children() if each.name() == name]
+        service.kill()
+        killed = time.monotonic()
+        assert job.wait(END_S * 2) == 1, job.printed()
+        slowest_s = max(slowest_s, time.monotonic() - killed)
+        assert f"the run broke: {name} of Ray ended" in job.printed() and "To resume, run: " in job.printed()
+        assert "Traceback" not in job.printed()
+    shared_ray.run(place)
+    assert_exact(place, on_disk.expected)
+    figures("a service of Ray lost", kills=2, slowest_end_s=round(slowest_s, 1), rows_lost=0)

@@ -5,7 +5,7 @@ import pytest
 
 from jobs.command import Broke, run_command
 from pipeline.errors import UserError
-from pipeline.run.interrupt import Stalled
+from pipeline.run.interrupt import RayLost, Stalled
 
 
 class WrappedError(Exception):
@@ -28,6 +28,15 @@ def replace_an_interruption() -> None:
         raise RuntimeError("Query interrupted") from error
 
 
+def test_a_folder_that_was_deleted_is_refused(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run_command("job", lambda: 0, again="Go on: job") == 2
+    assert capsys.readouterr().err == "job: the current folder no longer exists; change to another one\n"
+
+
 @pytest.mark.parametrize(
     ("outcome", "code", "said"),
     [
@@ -37,6 +46,7 @@ def replace_an_interruption() -> None:
         (interrupt, 143, "\njob: interrupted. Go on: job\n"),
         (replace_an_interruption, 143, "\njob: interrupted. Go on: job\n"),
         (Stalled("no progress"), 1, "\njob: the run broke: no progress. Go on: job\n"),
+        (RayLost("raylet of Ray ended"), 1, "\njob: the run broke: raylet of Ray ended. Go on: job\n"),
         (Broke("3 are missing"), 1, "\njob: the run broke: 3 are missing. Go on: job\n"),
         (OSError(28, "No space left"), 1, "\njob: the run broke. OSError: [Errno 28] No space left\nGo on: job\n"),
         (WrappedError(WrappedError(KeyError("a\nb"))), 1, "\njob: the run broke. KeyError: 'a\\nb'\nGo on: job\n"),

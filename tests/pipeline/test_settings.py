@@ -10,8 +10,9 @@ MODELS = {"detector": {"tensors_sha256": "aa"}, "embedder": {"tensors_sha256": "
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"detect_px": 100}, "--detect-px must be a multiple of 32 and at least 64; got 100"),
-        ({"second_pass_px": 32}, "--second-pass-px must be a multiple of 32 and at least 64; 0 turns"),
+        ({"detect_px": 100}, "--detect-px must be a multiple of 32 from 64 to 8192; got 100"),
+        ({"detect_px": 8224}, "--detect-px must be a multiple of 32 from 64 to 8192; got 8224"),
+        ({"second_pass_px": 32}, "--second-pass-px must be a multiple of 32 from 64 to 8192; 0 turns"),
         ({"min_score": 0}, "--min-score must lie between 0 and 1, got 0"),
         ({"nms_iou": 1.5}, "--nms-iou must lie between 0 and 1"),
         ({"min_face_px": -1}, "--min-face-px must be a number and not negative"),

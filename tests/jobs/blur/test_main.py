@@ -222,6 +222,12 @@ def test_rows_of_a_parquet_file_whose_column_is_not_known_are_refused(tmp_path, 
     assert not list((tmp_path / "dest").glob("[!_.]*"))
 
 
+@pytest.mark.parametrize("mistyped", ["fotos", "photos/*.jpg"])
+def test_a_mistyped_folder_does_not_spoil_the_destination(tmp_path, photos, out, mistyped, capsys):
+    assert main([str(photos.parent / mistyped), out, str(tmp_path / "dest"), FAST]) == 2
+    assert main([str(photos), out, str(tmp_path / "dest"), FAST]) == 0, capsys.readouterr().err
+
+
 def test_a_run_that_was_killed_at_once_goes_on(tmp_path, photos, out):
     """It has written its lease, and not yet its settings."""
     (tmp_path / "dest" / "_blur").mkdir(parents=True)

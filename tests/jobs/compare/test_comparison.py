@@ -38,6 +38,9 @@ def comparison(subjects, cosines, threshold=0.5, names=None):
          f"same person in both: 0.jpg #0 and 1.jpg #1, cosine 0.700; 2 pairs in all; {LIMIT}"),
         ([0, 1, 1], [0.1, 0.2, 0.9], 0.5, f"nobody is in both: the most alike are 0.jpg #0 and 1.jpg #1, cosine 0.200; "
          f"{LIMIT}"),
+        # Pairs within a photo are not counted where there are others.
+        ([0, 1, 1, 2], [0.1, 0.2, 0.3, 0.9, 0.1, 0.2], 0.5, "0 of 5 pairs are the same person: the most alike are "
+         f"0.jpg #0 and 2.jpg #0, cosine 0.300; {LIMIT}"),
         ([0, 1, 2], [0.1, 0.2, 0.9], 0.5, "1 of 3 pairs are the same person: the most alike are 1.jpg #0 and 2.jpg #0, "
          f"cosine 0.900; {LIMIT}"),
     ],

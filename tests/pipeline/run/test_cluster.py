@@ -1,6 +1,7 @@
 import os
 import socket
 import threading
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from pipeline.run.cluster import (
     REPOSITORY,
     ClusterError,
     Connection,
+    check_start,
     check_working_dir,
     connect,
     quiet_stderr,
@@ -61,6 +63,31 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ClusterError, match=f"no Ray answers at RAY_ADDRESS={address}"), connect():
             pass
+
+
+@pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "foo:bar"])
+def test_what_is_no_address_is_refused(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=f"RAY_ADDRESS={address} is no address: name host:port or auto"), connect():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "visible", "refused"),
+    [
+        ("auto", None, 0, None),
+        ("cuda", None, 0, "--device cuda needs a GPU, and this machine has none"),
+        ("auto", 1.0, 0, "--gpus 1 needs a GPU, and this machine has none"),
+        ("cuda", 1.0, 0, "--device cuda needs a GPU, and this machine has none"),
+        ("cuda", 1.0, 1, None),
+    ],
+)
+def test_a_gpu_that_this_machine_lacks_is_refused_before_ray_starts(monkeypatch, device, gpus, visible, refused):
+    """A Ray that is started here gets no nodes later."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("pipeline.run.cluster._gpus_here", lambda: visible)
+    with pytest.raises(ClusterError, match=refused) if refused else nullcontext():
+        check_start(device, gpus)
 
 
 def test_cluster_yaml_is_valid_for_the_launcher_of_ray():

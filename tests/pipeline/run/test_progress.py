@@ -113,6 +113,24 @@ def test_the_last_line_is_not_repeated_in_a_log():
     assert stream.getvalue().count("\n") == 1
 
 
+def test_a_line_that_was_shown_before_it_was_counted_is_not_repeated_either():
+    progress, stream, clock = start(30)
+    clock.seconds += 15
+    progress.passed({"images": 30, "faces": 5})
+    progress.add(30, {"faces": 5})
+    progress.close()
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_reports_that_come_together_are_no_rate():
+    progress, _, clock = start(30)
+    clock.seconds += 20
+    progress.add(16, {"faces": 5})
+    clock.seconds += 0.01
+    progress.add(14, {"faces": 5})
+    assert "  1.5 images/s  " in progress.line()
+
+
 def test_images_that_passed_are_shown_before_they_are_counted():
     progress, stream, clock = start(100)
     clock.seconds += 10
