@@ -92,7 +92,7 @@ class ProcessWatch:
         """
         with self._lock:
             self._closing = True
-            self._lost = lost = self._lost or (self._find_lost() if self._connected() else "")
+            lost = self._lost or (self._find_lost() if self._connected() else "")
         if lost:
             self._kill()
         return bool(lost)
