@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shlex
 import sys
 import time
 from functools import partial
@@ -13,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.command import end_progress, run_command, run_process, say, say_progress
-from jobs.options import add_single_writer, command_parser, program
-from jobs.people.files import place_of
+from jobs.options import add_single_writer, command_line, command_parser
+from jobs.people.files import check_files, check_table
 from jobs.people.making import making, write_made
 from jobs.people.options import positive_cosine
 from pipeline.output.derived import Derived, Maker
@@ -56,7 +55,9 @@ Exit codes: 0 done, also if nothing was found; 1 it broke; 2 wrong arguments; 13
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = argument_parser().parse_args(argv)
+    arguments.again = command_line("duplicates", argv)
     return run_command("duplicates", partial(duplicates, arguments), again="Run the same command again.")
 
 
@@ -80,8 +81,8 @@ def say_read(done: int, parts: int) -> None:
 
 def duplicates(arguments: argparse.Namespace) -> None:
     """Find the groups, and print or write them."""
-    if arguments.out:
-        place_of(arguments.out)                          # refuse now what could not be written at the end
+    check_table(arguments.out)
+    check_files(arguments.out)
     output = open_output(arguments.output)
     started = time.monotonic()
     sources = [output.storage] if arguments.out else []
@@ -100,8 +101,8 @@ def duplicates(arguments: argparse.Namespace) -> None:
 def write(arguments: argparse.Namespace, maker: Maker, found: pa.Table) -> None:
     """Write the groups to --out, or print them."""
     if arguments.out:
-        command = f"{program('duplicates')} {shlex.quote(arguments.output)} --out {shlex.quote(arguments.out)}"
-        say(f"Groups: {write_made(maker, Derived('duplicates', arguments.out, command), to_parquet(found))}")
+        groups = Derived("duplicates", arguments.out, arguments.again)
+        say(f"Groups: {write_made(maker, groups, to_parquet(found))}")
         return
     lines = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     lines.writerow(found.column_names)

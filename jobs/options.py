@@ -7,7 +7,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,7 +55,13 @@ def resuming_command(name: str, words: Sequence[str]) -> str:
     """The line that goes on with the command of these words: the same without --overwrite."""
     end = words.index("--") if "--" in words else len(words)         # what follows is no option
     kept = [*(word for word in words[:end] if word != "--overwrite"), *words[end:]]
-    return " ".join([program(name), *map(shlex.quote, kept)])
+    return command_line(name, kept)
+
+
+def command_line(name: str, words: Sequence[str], without: Collection[str] = ()) -> str:
+    """The line that runs a command with these words. without: words to leave out, with "…" at the end for them."""
+    kept = [shlex.quote(word) for word in words if word not in without]
+    return " ".join([program(name), *kept, *(["…"] if without else [])])
 
 
 def positive(text: str) -> int:

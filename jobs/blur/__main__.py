@@ -88,7 +88,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", metavar="IMAGES", help="a folder, a bucket prefix, an archive or a file")
     parser.add_argument("output", metavar="OUTPUT", help="what jobs.extract wrote for them")
     parser.add_argument("dest", metavar="DEST", help="a new folder or bucket prefix for the copies")
-    parser.add_argument("--how", type=How, choices=list(How), default=How.BLUR, help=(
+    parser.add_argument("--how", choices=[str(how) for how in How], default=str(How.BLUR), help=(
         "what faces become; default: %(default)s"))
     whom = parser.add_mutually_exclusive_group()
     whom.add_argument("--only", metavar="FILE", help=f"hide only the faces in FILE: {HELP}")
@@ -104,6 +104,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def blur(arguments: argparse.Namespace) -> int:
     """Copy the images. Returns the exit code."""
     prepare_pillow()
+    how = How(arguments.how)
     output = open_output(arguments.output)
     places = open_places(arguments.images, output.storage, arguments.dest, single_writer=arguments.single_writer)
     choice = read_choice(arguments.only, arguments.but)
@@ -113,7 +114,7 @@ def blur(arguments: argparse.Namespace) -> int:
     refuse_used(places, begun=table.begun_with() is not None)
     run_id = new_run_id()
     with claim.take_lease(places.notes, run_id, program("blur"), say), Work() as work:
-        settings = settings_of(output, places, arguments.how, choice)
+        settings = settings_of(output, places, how, choice)
         table.check(settings)
         root, counts = find_work(work, output, places, table)
         table.begin(settings)      # not before: IMAGES may be mistyped
@@ -121,7 +122,7 @@ def blur(arguments: argparse.Namespace) -> int:
         say_work(counts)
         numbered = bool(output.parquet and output.parquet["uri"] is None)
         copier = Copier(
-            places.dest, root, arguments.how, choice, output.settings.max_pixels, look, numbered=numbered
+            places.dest, root, how, choice, output.settings.max_pixels, look, numbered=numbered
         )
         copy_all(work, counts.to_do, output, places, choice, copier, Notes(table, work, run_id))
         copies = work.copies()

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.options import ArgumentError
 from pipeline.errors import UserError
 from pipeline.output.ledger import to_parquet
 from pipeline.settings import differences
@@ -59,11 +60,16 @@ class CopyTable:
         self._notes = notes
 
     def begun_with(self) -> Mapping[str, Any] | None:
-        """The settings that DEST was begun with; None for a new one. Raises OtherSettings for a damaged file."""
+        """The settings that DEST was begun with; None for a new one.
+
+        Raises OtherSettings for a damaged file, and ArgumentError if DEST is no folder.
+        """
         try:
             found: dict[str, Any] = dict(json.loads(self._notes.read(SETTINGS_JSON)))
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise ArgumentError(f"DEST cannot be written: {error}; choose another folder") from None
         except (ValueError, TypeError):
             raise OtherSettings(f"{self._notes.root}/{SETTINGS_JSON} is damaged; choose another DEST") from None
         return found

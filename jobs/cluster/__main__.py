@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import posixpath
-import shlex
+import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 
 from jobs.cluster.labels import Labels, read_labels
 from jobs.command import end_progress, run_command, run_process, say, say_progress
-from jobs.options import ArgumentError, add_single_writer, command_parser, program
+from jobs.options import ArgumentError, add_single_writer, command_line, command_parser
 from jobs.people.making import making
 from jobs.people.options import positive_cosine
 from jobs.people.subjects import Subjects
@@ -69,7 +69,9 @@ and 143 interrupted. A run that is killed leaves the tables of the run before.
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = argument_parser().parse_args(argv)
+    arguments.again = command_line("cluster", argv)
     return run_command("cluster", partial(cluster, arguments), again="Run the same command again.")
 
 
@@ -200,8 +202,7 @@ def groups_folder(arguments: argparse.Namespace) -> Derived:
     given = arguments.to or arguments.output
     uri, _ = parse_input_uri(given)
     inner = "" if arguments.to else f"{DEFAULT_FOLDER}/"
-    command = f"{program('cluster')} {shlex.quote(arguments.output)}"
-    return Derived("groups", f"{uri.rstrip('/')}/{inner}{given[len(uri):]}", command)
+    return Derived("groups", f"{uri.rstrip('/')}/{inner}{given[len(uri):]}", arguments.again)
 
 
 def in_words(made: Made) -> str:

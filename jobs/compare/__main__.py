@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
+import sys
 from functools import partial
 
 from jobs.command import run_command, run_process, say
 from jobs.compare.comparison import Comparison
-from jobs.options import DEFAULT_MODELS, ArgumentError, add_single_writer, command_parser, program
-from jobs.people.files import place_of
+from jobs.options import DEFAULT_MODELS, ArgumentError, add_single_writer, command_line, command_parser
+from jobs.people.files import check_files
 from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Subjects
@@ -46,7 +46,9 @@ faces of two embedders, or a rate that the embedder was not calibrated for; 130 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = argument_parser().parse_args(argv)
+    arguments.again = command_line("compare", argv, without=arguments.photos)
     return run_command("compare", partial(compare, arguments), again="Run the same command again.")
 
 
@@ -66,8 +68,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Read the faces, print the answer, and write the files."""
-    for file in filter(None, (arguments.json, arguments.page)):
-        place_of(file)                                   # photos take a moment: refuse now
+    check_files(arguments.json, arguments.page)
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
     subjects = Subjects(arguments.photos, names, arguments.weights)
     threshold = choose_threshold(subjects, arguments.fpr)
@@ -90,17 +91,15 @@ def read_and_compare(arguments: argparse.Namespace, subjects: Subjects, threshol
 
 
 def write_files(arguments: argparse.Namespace, comparison: Comparison, maker: Maker) -> None:
-    """Write the page and the JSON that were asked for. Their commands on record leave out the names of photos."""
+    """Write the page and the JSON that were asked for. Their command on record leaves out the names of photos."""
     if arguments.json:
         content = json.dumps(comparison.content(), indent=1, allow_nan=False)
-        command = f"{program('compare')} … --json {shlex.quote(arguments.json)}"
-        made = Derived("comparison", arguments.json, command, rows_only=False)
+        made = Derived("comparison", arguments.json, arguments.again, rows_only=False)
         say(f"JSON: {write_made(maker, made, content.encode())}")
     if arguments.page:
         from jobs.compare.page import render_page  # jinja2 takes a moment to import
 
-        command = f"{program('compare')} … --page {shlex.quote(arguments.page)}"
-        made = Derived("page", arguments.page, command, rows_only=False)
+        made = Derived("page", arguments.page, arguments.again, rows_only=False)
         say(f"Page: {write_made(maker, made, render_page(comparison).encode())}")
 
 

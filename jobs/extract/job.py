@@ -367,7 +367,7 @@ def run_on_ray(
     again = f"{AGAIN} {job.command}"
     with cluster.connect(job.arguments.num_cpus, say=say, last_words=again) as connection:
         cluster.refuse_local_paths(connection, paths(job.arguments), job.arguments.shared_filesystem)
-        device, planned = make_plan(job.arguments, connection)
+        device, planned = make_plan(job.arguments, connection, todo.images)
         block_rows = graph.block_rows(todo.images, planned.pools[0].actors)
         blocks = write_todo(job.storage, job.run_id, join.rows(block_rows))
         engines = EngineNotes(job.run_id)
@@ -423,8 +423,8 @@ def paths(arguments: argparse.Namespace) -> dict[str, str]:
     return found | {"--weights": arguments.weights} if arguments.weights else found
 
 
-def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[str, Plan]:
-    """The device, and the plan for the CPUs and GPUs that are free or asked for. Prints the plan."""
+def make_plan(arguments: argparse.Namespace, connection: Connection, images: int) -> tuple[str, Plan]:
+    """The device, and the plan for so many images on the CPUs and GPUs that are free or asked for. Prints the plan."""
     known = not (arguments.num_cpus or arguments.gpus)              # else nodes may come that nobody has seen yet
     free = plan.Cluster(
         arguments.num_cpus or connection.cpus, arguments.gpus or connection.gpus,
@@ -432,7 +432,7 @@ def make_plan(arguments: argparse.Namespace, connection: Connection) -> tuple[st
     )
     on_gpu = free.gpus >= 1 and arguments.precision != "int8"      # which is run on CPUs
     device = ("cuda" if on_gpu else "cpu") if arguments.device == "auto" else arguments.device
-    planned = plan.make_plan(arguments.pools, free, device, arguments.threads)
+    planned = plan.make_plan(arguments.pools, free, device, arguments.threads, images)
     if arguments.jpeg_decoder == "nvjpeg" and not planned.pools[0].gpus:
         raise PlanError(NVJPEG_PLACE)
     say(f"Planned for {free.cpus:g} CPUs and {free.gpus:g} GPUs. {planned}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 
 from jobs.command import end_progress, run_command, run_process, say, say_progress
-from jobs.options import ArgumentError, add_single_writer, command_parser, program
+from jobs.options import ArgumentError, add_single_writer, command_line, command_parser
 from jobs.people.making import making
 from pipeline.output.derived import Derived, Maker, as_folder
 from pipeline.people.index import INDEX_JSON, open_index, read_manifest
@@ -42,7 +42,9 @@ arguments, another run writes to OUTPUT, or DIR is not an index of OUTPUT; 130 a
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = argument_parser().parse_args(argv)
+    arguments.again = command_line("index", argv)
     return run_command("index", partial(index, arguments), again="The index is as before. Run the same command again.")
 
 
@@ -60,8 +62,7 @@ def index(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     output = open_output(arguments.output)
     storage = open_index(arguments.dir)
-    command = " ".join([program("index"), *map(shlex.quote, (arguments.output, arguments.dir))])
-    thing = Derived("index", as_folder(arguments.dir), command)
+    thing = Derived("index", as_folder(arguments.dir), arguments.again)
     with making("index", [output.storage], single_writer=arguments.single_writer) as maker:
         maker.check(thing)
         try:

@@ -9,6 +9,8 @@ from pipeline.errors import UserError
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import absolute, is_local, local_path, local_uri, parse_input_uri
 
+TEXT_FORMATS = (".csv", ".tsv", ".txt", ".json", ".jsonl")
+
 
 def as_uri(name: str) -> str:
     """An argument as the column uri has it: a relative path is made absolute. Raises ArgumentError."""
@@ -20,6 +22,23 @@ def as_uri(name: str) -> str:
     except UnicodeEncodeError:
         raise ArgumentError(f"{name!r} is not UTF-8, so no object has this name") from None
     return parse_input_uri(name)[0]
+
+
+def check_table(place: str | None) -> None:
+    """Raises ArgumentError if a Parquet file at this place would have the name of another format."""
+    if place and parse_input_uri(place)[0].lower().endswith(TEXT_FORMATS):
+        raise ArgumentError(f"--out writes Parquet, but {place} has the name of a text file; end it with .parquet")
+
+
+def check_files(*places: str | None) -> None:
+    """Raises ArgumentError if a file cannot be written there, or two would have one name. None is no file.
+
+    For commands that work long before they write.
+    """
+    found = [(storage.root, name) for storage, name in map(place_of, filter(None, places))]
+    for i, place in enumerate(found):
+        if place in found[:i]:
+            raise ArgumentError(f"two files would be written to {'/'.join(place)}; choose another name for one of them")
 
 
 def place_of(place: str) -> tuple[Storage, str]:

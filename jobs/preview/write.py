@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.options import program
+from jobs.options import command_line
 from jobs.report.write import SMALL, Page, write_report
 
 
@@ -14,7 +13,8 @@ def write_preview(
     output: str | Path, html_path: str | Path, *, max_images: int = SMALL.photos, single_writer: bool = False
 ) -> Path:
     """Write the page of an output. Returns its path. Raises as `write_report` does."""
-    command = f"{program('preview')} {shlex.quote(str(output))} --html {shlex.quote(str(html_path))}"
+    words = [str(output), "--html", str(html_path), "--images", str(max_images)]
+    command = command_line("preview", [*words, "--single-writer"] if single_writer else words)
     page = Page(str(html_path), "preview", command, replace(SMALL, photos=max_images))
     write_report(str(output), page, single_writer=single_writer, progress=lambda line: None)
     return Path(html_path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import sys
 from dataclasses import replace
 
 from jobs.command import end_progress, run_command, run_process, say_progress
-from jobs.options import add_single_writer, command_parser, count, positive, program
+from jobs.options import add_single_writer, command_line, command_parser, count, positive
 from jobs.report.write import LARGE, MAX_FACES, Page, write_report
 
 DESCRIPTION = """Write one HTML page that shows what is in an output.
@@ -30,11 +30,12 @@ Exit codes: 0 done; 1 it broke; 2 wrong arguments, or no output; 130 and 143 int
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = argument_parser().parse_args(argv)
 
     def run() -> None:
         sizes = replace(LARGE, photos=arguments.photos, faces=arguments.faces)
-        page = Page(arguments.page, "report", again(arguments), sizes)
+        page = Page(arguments.page, "report", command_line("report", argv), sizes)
         place = write_report(
             arguments.output, page, single_writer=arguments.single_writer, progress=say_progress
         )
@@ -55,12 +56,6 @@ def argument_parser() -> argparse.ArgumentParser:
         "so many photos with their pictures; one takes about 0.1 MB; default: %(default)s"))
     add_single_writer(parser)
     return parser
-
-
-def again(arguments: argparse.Namespace) -> str:
-    """The command that writes the page again."""
-    words = [arguments.output, arguments.page, "--faces", arguments.faces, "--photos", arguments.photos]
-    return " ".join([program("report"), *(shlex.quote(str(word)) for word in words)])
 
 
 def faces(text: str) -> int:

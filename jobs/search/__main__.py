@@ -20,12 +20,13 @@ from jobs.options import (
     DEVICES,
     ArgumentError,
     add_single_writer,
+    command_line,
     command_parser,
     number,
     positive,
     program,
 )
-from jobs.people.files import place_of
+from jobs.people.files import check_files, check_table
 from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Faces, Subjects
@@ -70,8 +71,10 @@ face, vectors of another embedder, or a rate that the embedder was not calibrate
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = argument_parser()
     arguments = parser.parse_args(argv)
+    arguments.again = command_line("search", argv, without=arguments.probes)      # their names tell who it is
     if arguments.exact and arguments.index is None:
         parser.error("--exact needs --index; a search without an index is exact")
     return run_command("search", partial(search, arguments), again="Run the same command again.")
@@ -122,8 +125,8 @@ def cosine(text: str) -> float:
 
 def search(arguments: argparse.Namespace) -> None:
     """Read the probes, search, and print or write the matches."""
-    for file in filter(None, (arguments.out, arguments.page)):
-        place_of(file)                                   # a search may take long: refuse now
+    check_table(arguments.out)
+    check_files(arguments.out, arguments.page)
     output = open_output(arguments.output)
     named = [name for name in arguments.probes if not is_vectors(name)]
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
@@ -189,15 +192,13 @@ def index_of(arguments: argparse.Namespace, output: Output) -> FaceIndex | None:
 
 
 def matches_file(arguments: argparse.Namespace) -> Derived:
-    """The file of --out, for the record of OUTPUT. Its command leaves the probes out: their names tell who it is."""
-    command = f"{program('search')} {shlex.quote(arguments.output)} … --out {shlex.quote(arguments.out)}"
-    return Derived("matches", arguments.out, command, rows_only=False)
+    """The file of --out, for the record of OUTPUT."""
+    return Derived("matches", arguments.out, arguments.again, rows_only=False)
 
 
 def page_file(arguments: argparse.Namespace) -> Derived:
     """The page, as matches_file."""
-    command = f"{program('search')} {shlex.quote(arguments.output)} … --page {shlex.quote(arguments.page)}"
-    return Derived("page", arguments.page, command, rows_only=False)
+    return Derived("page", arguments.page, arguments.again, rows_only=False)
 
 
 def least_cosine(arguments: argparse.Namespace, subjects: Subjects) -> float:

@@ -183,9 +183,10 @@ def _check_address(address: str) -> None:
         )
     if not in_submitted_job():
         check_working_dir(REPOSITORY, submitted=False)
-    if "://" in address or address in ("auto", "local"):
+    place = address.removeprefix("ray://")
+    if "://" in place or place in ("auto", "local"):
         return
-    host, _, port = address.rpartition(":")
+    host, _, port = place.rpartition(":")
     if not host or not port.isdecimal():
         raise ClusterError(f"RAY_ADDRESS={address} is no address: name host:port or auto, or unset it")
     try:

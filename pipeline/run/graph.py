@@ -16,7 +16,7 @@ from pipeline.output.sink import Sink
 from pipeline.output.spool import ReadTodo
 from pipeline.run.board import Board
 from pipeline.run.cluster import alive_nodes, describe_resources
-from pipeline.run.plan import Plan
+from pipeline.run.plan import LEAST_IMAGES, Plan
 from pipeline.run.pool import Pool
 from pipeline.run.progress import polling
 from pipeline.run.runner import StageBuilders
@@ -30,7 +30,6 @@ Watch = Callable[[Callable[[], object], Callable[[], list[str]]], AbstractContex
 """Given a snapshot of the run and what explains it, guards a `with` block: `watchdog.Watchdog` with its settings."""
 
 BLOCK_IMAGES = 1024           # to-do rows that an actor gets at a time, at most: it decodes the next ones meanwhile
-LEAST_IMAGES = 16
 BLOCKS_OF_ACTOR = 8           # at least, if there are several actors: they should end at about the same time
 MAX_BLOCKS = 10_000           # Ray's driver keeps a record of every block
 STEP_IMAGES = 64              # in a row that the last pool gives to the sink while it works on the block, at most

@@ -21,6 +21,7 @@ THREADS_PER_CPU_ACTOR = 4     # a process with torch takes about 700 MB, and mor
 GPU_CALLS = 2
 PIXEL_BYTES, GPU_PIXEL_BYTES = 384 << 20, 768 << 20     # of the batches that an actor has in work together
 ACTORS_OF_SINK_WORKER, MOST_SINK_WORKERS = 4, 8     # actors on CPUs; one on a GPU counts as two
+LEAST_IMAGES = 16             # in a block; so more actors than blocks of so many would wait in vain
 STEPS = 1000                  # of one CPU or GPU: what an actor reserves is rounded down to a thousandth
 
 
@@ -148,17 +149,24 @@ def parse_pools(layout: str) -> list[PoolLayout]:
     return pools
 
 
-def make_plan(layout: str, cluster: Cluster, device: str, threads: int | None = None) -> Plan:
+def make_plan(
+    layout: str, cluster: Cluster, device: str, threads: int | None = None, images: int | None = None
+) -> Plan:
     """The plan of a layout (`parse_pools`) on a cluster. `device` is "cpu" or "cuda".
 
-    threads: of each actor; by default its share of the CPUs. One CPU stays free when there are two or more. An actor of
-    a pool whose number the user gives takes a whole CPU; the others share what is left. Raises PlanError with the sums
-    if the plan does not fit.
+    threads: of each actor; by default its share of the CPUs. images: to do; a pool has no more actors than blocks of
+    them, unless the user gives their number. One CPU stays free when there are two or more. An actor of a pool whose
+    number the user gives takes a whole CPU; the others share what is left. Raises PlanError with the sums if the plan
+    does not fit.
     """
     pools = parse_pools(layout)
     on_gpu = [device == "cuda" and not GPU_STAGES.isdisjoint(pool.stages) for pool in pools]
     _check_free(cluster, any(on_gpu))
-    actors = _count_actors(pools, on_gpu, cluster)
+    most = math.ceil(images / LEAST_IMAGES) if images else None
+    actors = [
+        pool.actors or min(count, most or count)
+        for pool, count in zip(pools, _count_actors(pools, on_gpu, cluster), strict=True)
+    ]
     cpus = _cpus_per_actor(pools, on_gpu, actors, cluster)
     gpus = _gpus_per_actor(pools, on_gpu, actors, cluster)
     planned = tuple(

@@ -91,14 +91,18 @@ def test_one_person_twice_in_a_photo(tmp_path, capsys):
 def test_the_table_is_on_record(tmp_path):
     storage = write_output(tmp_path / "out", {"/a.jpg": (b"1", []), "/b.jpg": (b"1", [])})
     out = tmp_path / "groups.parquet"
-    assert main([storage.root, "--out", str(out)]) == 0
+    assert main([storage.root, "--out", str(out), "--same-cosine", "0.4"]) == 0
     table = pq.read_table(out)
     assert table.schema == DUPLICATES and table["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
     (record,) = storage.list("_derived")
-    assert json.loads(storage.read(record.path))["place"] == str(out)
+    made = json.loads(storage.read(record.path))
+    assert made["place"] == str(out)
+    assert made["command"] == f"python -m jobs.duplicates {storage.root} --out {out} --same-cosine 0.4"
 
 
-@pytest.mark.parametrize("arguments", [["--min-cosine", "2"], ["--out", "."], ["--same-cosine", "x"]])
+@pytest.mark.parametrize("arguments", [
+    ["--min-cosine", "2"], ["--out", "."], ["--out", "groups.csv"], ["--same-cosine", "x"],
+])
 def test_wrong_arguments(tmp_path, arguments):
     root = write_output(tmp_path / "out", {}).root
     try:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from jobs.options import command_parser, count, positive, program, resuming_command, seconds, share
+from jobs.options import command_line, command_parser, count, positive, program, resuming_command, seconds, share
 
 
 @pytest.mark.parametrize(("kind", "text", "value"), [
@@ -55,3 +55,11 @@ def test_messages_name_the_program_as_it_was_called(monkeypatch, tmp_path):
 ])
 def test_the_line_that_goes_on_never_deletes(words, line):
     assert resuming_command("extract", words) == f"python -m jobs.extract{line}"
+
+
+@pytest.mark.parametrize(("words", "without", "line"), [
+    (["out", "a b.jpg", "-k", "3"], [], "out 'a b.jpg' -k 3"),
+    (["out", "ann.jpg", "bob.jpg", "-k", "3"], ["ann.jpg", "bob.jpg"], "out -k 3 …"),
+])
+def test_a_command_on_record_has_its_options_and_no_names(words, without, line):
+    assert command_line("search", words, without) == f"python -m jobs.search {line}"

@@ -112,6 +112,19 @@ def test_a_dest_that_could_replace_something_is_refused(tmp_path, photos, out, p
     assert "Choose a" in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("place", ["file", "file/copies"])
+def test_a_dest_that_is_no_folder_is_refused(tmp_path, photos, out, place, capsys):
+    (tmp_path / "file").write_bytes(b"mine")
+    assert main([str(photos), out, str(tmp_path / place), FAST]) == 2
+    assert "DEST cannot be written: " in capsys.readouterr().err and (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_an_unknown_way_of_hiding_is_refused_with_those_there_are(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["photos", "out", "dest", "--how", "nope"])
+    assert "invalid choice: 'nope' (choose from" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("option", "hidden"), [("--only", [True, False]), ("--but", [False, True])])
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_chosen_faces(tmp_path, photos, option, hidden, kind):

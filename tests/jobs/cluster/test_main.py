@@ -2,6 +2,7 @@
 
 import json
 import re
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_a_kill_leaves_the_old_tables_or_the_new(tmp_path):
     for step in range(1, 60):
         output = replace(open_output(str(tmp_path)), storage=DyingStorage(storage, step))
         try:
-            cluster_output(argument_parser().parse_args([str(tmp_path)]), output)
+            cluster_output(argument_parser().parse_args([str(tmp_path)], Namespace(again="again")), output)
         except Crash:
             pass
         else:

@@ -155,6 +155,7 @@ def test_thresholds_of_an_output_whose_weights_are_not_here(tmp_path, capsys):
         (["{zidane}", "{bus}", "--json", "{folder}/"], "names a folder"),
         (["{zidane}", "{bus}", "--json", "{grey}/x.json"], "cannot write .*choose another file"),
         (["{zidane}", "{bus}", "--json", "https://h/x.json"], "cannot write .*choose another file"),
+        (["{zidane}", "{bus}", "--json", "{folder}/x", "--page", "{folder}/x"], "two files .*choose another name"),
     ],
 )
 def test_refusals_end_with_2_and_a_sentence(tmp_path, capsys, arguments, message):

@@ -17,7 +17,7 @@ def parsed(*options):
 
 
 def test_nvjpeg_runs_where_the_images_are_decoded():
-    device, planned = make_plan(parsed("--jpeg-decoder", "nvjpeg"), ON_GPU)
+    device, planned = make_plan(parsed("--jpeg-decoder", "nvjpeg"), ON_GPU, 1000)
     assert device == "cuda" and planned.pools[0].gpus == 0.25
 
 
@@ -28,7 +28,7 @@ def test_nvjpeg_runs_where_the_images_are_decoded():
 )
 def test_nvjpeg_without_a_gpu_is_refused(options, connection):
     with pytest.raises(PlanError, match=r"needs a GPU where images are decoded: .* or use --jpeg-decoder libjpeg"):
-        make_plan(parsed("--jpeg-decoder", "nvjpeg", *options), connection)
+        make_plan(parsed("--jpeg-decoder", "nvjpeg", *options), connection, 1000)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_nvjpeg_without_a_gpu_is_refused(options, connection):
     ],
 )
 def test_idle_cpus_are_said_with_the_layout_that_uses_them(options, near, said, capsys):
-    make_plan(parsed(*options), Connection(16, 1, 3, near))
+    make_plan(parsed(*options), Connection(16, 1, 3, near), 1000)
     line = "12 CPUs are on nodes without a GPU and stay idle; --pools decode:12/detect+keypoint+align+embed"
     assert (line in capsys.readouterr().err) is said
 
@@ -71,6 +71,6 @@ def test_large_runs_compile_the_networks(options, images, expected):
     ("options", "said"), [((), ""), (("--find-px", 20), "looks at a picture 62 times at 4000×3000")]
 )
 def test_the_plan_says_what_windows_cost(options, said, capsys):
-    make_plan(parsed(*options), Connection(cpus=2, gpus=0, nodes=1))
+    make_plan(parsed(*options), Connection(cpus=2, gpus=0, nodes=1), 1000)
     printed = capsys.readouterr().err
     assert said in printed and ("--find-px" in printed) == bool(options)

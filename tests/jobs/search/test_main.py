@@ -79,14 +79,16 @@ def test_what_is_written_is_on_record_and_an_erasure_finds_it(tmp_path, vectors,
     storage = write_output(tmp_path / "out")
     other = write_output(tmp_path / "other", [{"/p/bob.jpg": [BOB]}])
     files = [str(tmp_path / "out/p.html"), str(tmp_path / "m.parquet")]
-    assert main([storage.root, vectors, f"{other.root}#/p/bob.jpg#0", "--page", files[0], "--out", files[1]]) == 0
+    options = ["--page", files[0], "--out", files[1], "-k", "7"]
+    assert main([storage.root, vectors, f"{other.root}#/p/bob.jpg#0", *options]) == 0
     for output, places in ((storage, {"p.html", files[1], "index/"}), (other, {*files, "index/"})):
         found = [thing for _, thing in derived.records(output)]
         assert {thing.place for thing in found} == places
         assert not any("bob" in thing.command or "ann" in thing.command for thing in found)
     assert erase([other.root, "--uri", "/p/bob.jpg"]) == 0
     assert not (tmp_path / "out/p.html").exists() and not (tmp_path / "m.parquet").exists()
-    assert f"deleted: the matches {files[1]}. `python -m jobs.search {storage.root} …" in capsys.readouterr().err
+    line = f"deleted: the matches {files[1]}. `python -m jobs.search {storage.root} --page {files[0]} --out {files[1]}"
+    assert f"{line} -k 7 …` makes it again" in capsys.readouterr().err
 
 
 def test_a_run_in_the_output_refuses_a_page_but_no_search(tmp_path, vectors, capsys):
@@ -153,6 +155,8 @@ def test_a_gpu_finds_what_the_cpu_finds(tmp_path, vectors, capsys):
         (["{out}", "{ann}", "--out", "{folder}"], "names a folder"),
         (["{out}", "{ann}", "--page", "https://h/p.html"], "cannot write .*choose another file"),
         (["{out}", "{ann}", "--out", "{ann}/x.parquet"], "cannot write .*choose another file"),
+        (["{out}", "{ann}", "--out", "{folder}/x.CSV"], "writes Parquet, but .*/x.CSV .*end it with .parquet"),
+        (["{out}", "{ann}", "--out", "{folder}/x", "--page", "{folder}/./x"], "two files .*choose another name"),
     ],
 )
 def test_refusals_end_with_2_and_a_sentence(tmp_path, vectors, capsys, arguments, message):

@@ -56,16 +56,17 @@ def test_a_refusal_leaves_a_connected_ray_alone(ray_session, monkeypatch):
     assert ray.is_initialized()
 
 
-def test_a_cluster_that_does_not_answer_is_refused_at_once(monkeypatch):
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_is_refused_at_once(monkeypatch, scheme):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))                # bound but not listening, so nobody answers
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        address = f"{scheme}127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ClusterError, match=f"no Ray answers at RAY_ADDRESS={address}"), connect():
             pass
 
 
-@pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "foo:bar"])
+@pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "foo:bar", "ray://foo"])
 def test_what_is_no_address_is_refused(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ClusterError, match=f"RAY_ADDRESS={address} is no address: name host:port or auto"), connect():

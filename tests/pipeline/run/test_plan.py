@@ -84,6 +84,18 @@ def test_numbers_of_actors_and_threads(layout, cluster, device, actors, threads)
 
 
 @pytest.mark.parametrize(
+    ("layout", "images", "actors"),
+    [
+        (ONE_POOL, 1, [1]), (ONE_POOL, 17, [2]), (ONE_POOL, 255, [16]), (ONE_POOL, 10**6, [16]), (ONE_POOL, None, [16]),
+        ("decode/detect+keypoint+align+embed:3", 20, [2, 3]),
+    ],
+)  # fmt: skip
+def test_there_are_no_more_actors_than_blocks_unless_their_number_is_given(layout, images, actors):
+    plan = make_plan(layout, Cluster(64, 0), "cpu", images=images)
+    assert [pool.actors for pool in plan.pools] == actors
+
+
+@pytest.mark.parametrize(
     ("layout", "cluster", "device", "message"),
     [
         ("decode:8/detect+keypoint+align+embed:2", Cluster(4, 0), "cpu",
