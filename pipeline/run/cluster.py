@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.run import local_place
 from pipeline.run.interrupt import held_back, leave_at_once
+from pipeline.run.last_words import LastWords
 from pipeline.run.ray_processes import ProcessWatch, in_own_groups, name_entrypoint, services_here
 from pipeline.storage.uris import is_remote
 
@@ -24,6 +25,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # By default glibc keeps an arena for every thread that ever decoded, and memory grows with the number of images.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "2"}
+
+ENDED = (
+    "facelake: the process was killed, or the core of Ray ended it, perhaps for lack of memory (see dmesg and "
+    "`ulimit -v`)."
+)
 
 # The first bytes of an HTTP/2 client (RFC 9113, 3.4): the preface and an empty SETTINGS frame. The server answers them.
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -55,8 +61,8 @@ def connect(
     """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), or start Ray on this machine; disconnect at the end.
 
     num_cpus: of a Ray started here; None takes those of the machine. worker_output: show what workers print.
-    last_words: for `say`, if a process of Ray ended and this process hangs. Outside a submitted job we send the code of
-    this repository to the cluster. Raises ClusterError if it cannot be reached, and RayLost.
+    last_words: how to go on, for the user, if this process hangs or ends without a word. Outside a submitted job we
+    send the code of this repository to the cluster. Raises ClusterError if it cannot be reached, and RayLost.
     """
     # Ray logs a false error for every actor (its issue 57733). Real errors are raised.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -70,6 +76,8 @@ def connect(
         _check_address(address)
     own, watch = ExitStack(), None
     try:
+        if last_words:
+            own.enter_context(LastWords(f"\n{ENDED} {last_words}"))
         with held_back():
             with quiet_stderr():
                 if address:
@@ -237,11 +245,11 @@ def _start(num_cpus: int | None, worker_output: bool, temp_dir: str | None) -> N
                 address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=worker_output,
                 logging_level=logging.ERROR, _temp_dir=temp_dir,
             )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:      # Ray raises many kinds, of no class of its own
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ClusterError(
-            f"Ray cannot start on this machine: {reason}. It needs processes, local ports and a folder for temporary "
-            "files with some GB free; TMPDIR names another folder"
+            f"Ray cannot start on this machine: {reason}. It needs processes, local ports, some GB of memory (see "
+            "`ulimit -v`) and a folder for temporary files with some GB free; TMPDIR names another folder"
         ) from error
 
 

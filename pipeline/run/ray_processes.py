@@ -6,7 +6,6 @@ And the name under which Ray knows this process.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any, Self
 import psutil
 
 from pipeline.run.interrupt import RayLost, asked_to_end
+from pipeline.run.last_words import end_process
 
 SERVICES = ("gcs_server", "raylet")
 LOOK_S = 1.0
@@ -68,7 +68,7 @@ class ProcessWatch:
     def __init__(
         self, services: Sequence[psutil.Process], say: Callable[[str], object], last_words: str, *,
         connected: Callable[[], bool], look_s: float = LOOK_S, loss_s: float = LOSS_S, signal_s: float = SIGNAL_S,
-        exit_process: Callable[[int], object] = os._exit,
+        exit_process: Callable[[int], object] = end_process,
     ) -> None:
         self._services, self._names = services, {service.pid: _name(service) for service in services}
         self._say, self._last_words, self._connected = say, last_words, connected

@@ -11,7 +11,6 @@ nodes that start, and it runs in the very loop that may hang.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import Self, TypeVar
 
 from pipeline.run.interrupt import Stalled
+from pipeline.run.last_words import end_process
 
 SHUTDOWN_S = 60.0       # for the main thread and Ray to end after a stall
 ANSWER_S = 20.0         # for Ray to answer
@@ -44,7 +44,7 @@ class Watchdog:
         *,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
-        exit_process: Callable[[int], object] = os._exit,
+        exit_process: Callable[[int], object] = end_process,
     ) -> None:
         self._timeout_s = timeout_s
         self._say, self._last_words = say, last_words
