@@ -85,6 +85,13 @@ class ImageRecord:
     sha256: str | None = None         # of the file, hexadecimal
     tiles: int | None = None          # looks of the detector at the image: the whole, and windows of it
 
+    def failed(self, error: str) -> ImageRecord:
+        """The record with this error and without what was found in the image."""
+        return replace(
+            self, status=Status.FAILED, error=error, detect_pass=None, rotation_deg=None, n_faces=None,
+            faces_truncated=None,
+        )
+
 
 Pixels = Any
 """uint8 RGB: an array, or a torch tensor in a GPU's memory."""
@@ -138,6 +145,10 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.records)
 
+    def part(self, start: int, end: int) -> ImageBatch:
+        """The images from `start` on, before `end`."""
+        return ImageBatch(self.records[start:end], self.pixels[start:end])
+
     def singles(self) -> list[ImageBatch]:
         """The same images, each in a batch of its own."""
         return [ImageBatch((record,), (pixels,)) for record, pixels in zip(self.records, self.pixels, strict=True)]
@@ -145,7 +156,7 @@ class ImageBatch:
     def halves(self) -> list[ImageBatch]:
         """The same images in two batches."""
         middle = len(self.records) // 2
-        return [ImageBatch(self.records[part], self.pixels[part]) for part in (slice(middle), slice(middle, None))]
+        return [self.part(0, middle), self.part(middle, len(self))]
 
 
 def _empty(shape: tuple[int, ...], dtype: type) -> Any:
@@ -228,6 +239,10 @@ class FaceBatch:
     def halves(self) -> list[FaceBatch]:
         """The same images, at least two, in two batches."""
         return self._cut([0, len(self.records) // 2])
+
+    def part(self, start: int, end: int) -> FaceBatch:
+        """The images from `start` on, before `end`, with their faces."""
+        return self._cut([0, start, end])[1]
 
     def parts(self, max_faces: int) -> list[FaceBatch]:
         """The same images in order, in batches of at most max_faces faces; an image with more is a batch of its own."""

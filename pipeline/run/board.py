@@ -39,21 +39,28 @@ class Board:
         import ray
 
         node = str(ray.get_runtime_context().get_node_id())
-        nodes = [*self.unfinished(what), node]
-        with _store() as store:
-            store._internal_kv_put(self._key(what), " ".join(nodes).encode(), **_NAMESPACE)
+        self.keep(what, " ".join([*self.unfinished(what), node]).encode())
 
     def unfinished(self, what: str) -> list[str]:
         """The nodes on which this was begun and not finished, one for each time."""
-        noted = b""
-        with _store() as store:
-            noted = store._internal_kv_get(self._key(what), **_NAMESPACE) or b""
-        return noted.decode().split()
+        return self.kept(what).decode().split()
 
     def finish(self, what: str) -> None:
         """Forget how often this was begun."""
         with _store() as store:
             store._internal_kv_del(self._key(what), **_NAMESPACE)
+
+    def keep(self, what: str, content: bytes) -> None:
+        """Keep something until the end of the run, over what was kept before."""
+        with _store() as store:
+            store._internal_kv_put(self._key(what), content, **_NAMESPACE)
+
+    def kept(self, what: str) -> bytes:
+        """What was kept; empty if nothing was."""
+        found = b""
+        with _store() as store:
+            found = store._internal_kv_get(self._key(what), **_NAMESPACE) or b""
+        return found
 
     def living_nodes(self) -> frozenset[str]:
         """The nodes that are alive."""
@@ -77,7 +84,7 @@ class Board:
 
     def _key(self, what: str) -> str:
         digest = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()      # a uri may be long
-        return f"{self.run_id}/begun/{digest}"
+        return f"{self.run_id}/note/{digest}"
 
 
 @contextmanager

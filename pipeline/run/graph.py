@@ -56,7 +56,7 @@ def run(
     committed = 0
 
     def snapshot() -> object:
-        return committed, alive_nodes(), board.reports()
+        return committed, alive_nodes(), [ProcessStatus.from_json(content).progress for content in board.reports()]
 
     try:
         with (

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import repeat
 
 import cv2
 import pyarrow as pa
@@ -25,7 +26,9 @@ class Pool:
     """Neighbouring stages that share one actor; Arrow in, Arrow out.
 
     In: the place of a block of to-do rows (if `decode` is among the stages), or one folded batch of the pool before.
-    Out: after the last stage of all, the rows of `step_images` images, else of every batch, folded into one row.
+    Out: after the last stage of all, the rows of `step_images` images, else of every batch, folded into one row. When
+    Ray repeats a block, because a process died or an output was lost, it drops as many of the first outputs as it has
+    seen before. So outputs are cut where those of the attempt before were.
     The constructor loads the models. Decode prefetches one batch, so the stages need not wait for the disk. Two threads
     of Ray may each give a block: the second is fetched and decoded as soon as the first is decoded.
 
@@ -37,7 +40,7 @@ class Pool:
         self, stages: Sequence[str], builders: StageBuilders, read_todo: ReadTodo, threads: int, calls: int,
         pixel_bytes: int, step_images: int, board: Board,
     ) -> None:
-        self._stages = stages
+        self._stages, self._board = stages, board
         self._step_images = step_images
         self._read_todo = read_todo
         self._calls = calls
@@ -49,13 +52,17 @@ class Pool:
         rows: Sequence[TodoRow] = ()
         if self._stages[0] == "decode":
             rows = self._read_todo(table)
-            images, tables = len(rows), self._decoded(rows)
+            uris, tables = [row.uri for row in rows], self._decoded(rows)
         else:
             held = [self._from_table(unfold(table))]
-            images, tables = len(held[0].records), self._folded(held)
-        with self._runner.block(images, rows):
-            is_last = self._stages[-1] == STAGES[-1]
-            yield from map(fold, in_steps(tables, self._step_images) if is_last else tables)
+            uris, tables = [record.uri for record in held[0].records], self._given(held)
+        with self._runner.block(len(uris), rows):
+            if self._stages[-1] == STAGES[-1]:
+                tables = in_steps(tables, repeat(self._step_images))
+            elif uris:
+                block = f"{len(uris)} images from {uris[0]}"
+                tables = self._as_before(f"{'+'.join(self._stages)}: outputs of {block}", tables)
+            yield from map(fold, tables)
 
     def _decoded(self, rows: Sequence[TodoRow]) -> Iterator[pa.Table]:
         run = partial(self._run, self._stages[1:])
@@ -63,8 +70,19 @@ class Pool:
             for tables in in_order(self._threads, run, batches, ahead=self._calls, room=self._room):
                 yield from tables
 
-    def _folded(self, held: list[Batch]) -> Iterator[pa.Table]:
-        yield from self._run(self._stages, held)
+    def _given(self, held: list[Batch]) -> Iterator[pa.Table]:
+        for parts in self._runner.given(held):
+            for part in parts:
+                yield from self._run(self._stages, part)
+
+    def _as_before(self, what: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The same rows, cut as in the attempts before, as far as they came. What is fetched decides the batches."""
+        known = [int(size) for size in self._board.kept(what).split()]
+        for number, table in enumerate(in_steps(tables, tuple(known))):
+            if number == len(known):
+                known.append(len(table))
+                self._board.keep(what, " ".join(map(str, known)).encode())
+            yield table
 
     def _run(self, stages: Sequence[str], held: list[Batch]) -> list[pa.Table]:
         """The tables of a batch after these stages. Many faces are cut into parts, one done before the next starts.
@@ -122,20 +140,21 @@ def _leave(room: MemoryGate, n_bytes: int, _: Future[list[pa.Table]]) -> None:
     room.give_back(n_bytes)
 
 
-def in_steps(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of so many rows, the last one with fewer.
-
-    They do not depend on how the rows came: when Ray repeats a block whose actor died, it drops as many of the first
-    outputs as it has seen before.
-    """
+def in_steps(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """The same rows in tables of these sizes, the last one with fewer. After the last size tables are as they came."""
+    remaining = iter(sizes)
+    size = next(remaining, None)
     waiting, n_waiting = list[pa.Table](), 0
     for table in tables:
         waiting.append(table)
         n_waiting += len(table)
-        if n_waiting >= rows:
+        while size is not None and n_waiting >= size:
             joined = pa.concat_tables(waiting)
-            whole = n_waiting - n_waiting % rows
-            yield from (joined.slice(start, rows) for start in range(0, whole, rows))
-            waiting, n_waiting = [joined.slice(whole)], n_waiting - whole
+            yield joined.slice(0, size)
+            waiting, n_waiting = [joined.slice(size)], n_waiting - size
+            size = next(remaining, None)
+        if size is None and n_waiting:
+            yield pa.concat_tables(waiting)
+            waiting, n_waiting = [], 0
     if n_waiting:
         yield pa.concat_tables(waiting)

@@ -11,8 +11,7 @@ images are done alone: an innocent block may be cut, and none of its images is l
 The node may be what died, a spot instance for example: then no image is at fault. So only deaths on nodes that are
 alive count, as of the moment when they are counted. An image that takes its node with it is found more slowly.
 
-The order of the rows is never changed, and cuts are only added: Ray drops the first outputs of a repeated block if it
-has seen as many of the attempt before, so each of them must hold no more rows than before.
+A batch that one pool gives to the next is treated as a block is.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.batch import ImageRecord
 from pipeline.run.turns import Turns
 
 DEATHS_OF_BLOCK = 2     # after so many, it is cut into pieces
@@ -48,58 +47,63 @@ class Notes(Protocol):
         """The nodes that are alive."""
 
 
+class Named(Protocol):
+    """A row of a block: a to-do row, or an image of a batch."""
+
+    @property
+    def uri(self) -> str:
+        """The name of the image."""
+
+
+Row = TypeVar("Row", bound=Named)
+Batch = TypeVar("Batch")
+
+
 @dataclass(frozen=True, slots=True)
-class Portion:
+class Portion(Generic[Row]):
     """Neighbouring rows of a block, at least one, to be done in one go.
 
     alone: nothing else may run in this process meanwhile, because a process died at them, or because it is one image,
     which is left out for its own deaths. left_out: one image that has killed its process; it must not be touched again.
     """
 
-    rows: Sequence[TodoRow]
+    rows: Sequence[Row]
     alone: bool = False
     left_out: bool = False
 
-    @property
-    def name(self) -> str:
-        """The same for the same rows in every attempt."""
-        return f"{len(self.rows)} images from {self.rows[0].uri}"
-
-    @property
-    def cut_name(self) -> str:
-        """The note that these rows are cut."""
-        return f"cut {self.name}"
-
 
 class Quarantine:
-    """Cuts blocks at which processes died. One object serves all blocks of a process."""
+    """Cuts blocks at which processes died. One object serves all blocks of a process.
 
-    def __init__(self, notes: Notes) -> None:
-        self._notes = notes
+    pool: its name; the same images pass through several.
+    """
 
-    def portions(self, rows: Sequence[TodoRow]) -> Iterator[Portion]:
+    def __init__(self, notes: Notes, pool: str = "") -> None:
+        self._notes, self._pool = notes, pool
+
+    def portions(self, rows: Sequence[Row]) -> Iterator[Portion[Row]]:
         """All rows of a block, in order. Ask for the next portion only when `doing` the last one has ended."""
         if rows:
             yield from self._cut(Portion(rows, alone=len(rows) == 1), DEATHS_OF_BLOCK)
 
-    def forget(self, rows: Sequence[TodoRow]) -> None:
+    def forget(self, rows: Sequence[Named]) -> None:
         """Forget how a block was cut. Call it when all rows are given on: Ray repeats the block if the process dies
         before. An image keeps its deaths.
         """
-        if len(rows) > 1 and self._notes.unfinished((block := Portion(rows)).cut_name):
+        if len(rows) > 1 and self._notes.unfinished(self._cut_name(block := Portion(rows))):
             for piece in _pieces(rows):
                 self.forget(piece)
-            self._notes.finish(block.name)
-            self._notes.finish(block.cut_name)
+            self._notes.finish(self._name(block))
+            self._notes.finish(self._cut_name(block))
 
     @contextmanager
-    def doing(self, portion: Portion) -> Iterator[None]:
+    def doing(self, portion: Portion[Row]) -> Iterator[None]:
         """Inside the `with` block the rows of a portion are done; they are finished when it ends without an error."""
-        self._notes.begin(portion.name)
+        self._notes.begin(self._name(portion))
         yield
-        self._notes.finish(portion.name)
+        self._notes.finish(self._name(portion))
 
-    def _cut(self, portion: Portion, deaths_allowed: int) -> Iterator[Portion]:
+    def _cut(self, portion: Portion[Row], deaths_allowed: int) -> Iterator[Portion[Row]]:
         """The portion, or its pieces."""
         if not self._is_cut(portion, deaths_allowed):
             yield portion
@@ -110,15 +114,23 @@ class Quarantine:
                 allowed = DEATHS_OF_IMAGE if len(piece) == 1 else DEATHS_OF_PIECE
                 yield from self._cut(Portion(piece, alone=True), allowed)
 
-    def _is_cut(self, portion: Portion, deaths_allowed: int) -> bool:
+    def _is_cut(self, portion: Portion[Row], deaths_allowed: int) -> bool:
         """Once cut, always cut, even if a node that seemed alive turns out to be lost."""
-        nodes = self._notes.unfinished(portion.name)
-        if nodes and self._notes.unfinished(portion.cut_name):
+        nodes = self._notes.unfinished(self._name(portion))
+        if nodes and self._notes.unfinished(self._cut_name(portion)):
             return True
         if not nodes or self._deaths(nodes) < deaths_allowed:
             return False
-        self._notes.begin(portion.cut_name)
+        self._notes.begin(self._cut_name(portion))
         return True
+
+    def _name(self, portion: Portion[Row]) -> str:
+        """The same for the same rows in every attempt."""
+        return f"{self._pool}{len(portion.rows)} images from {portion.rows[0].uri}"
+
+    def _cut_name(self, portion: Portion[Row]) -> str:
+        """The note that these rows are cut."""
+        return f"cut {self._name(portion)}"
 
     def _deaths(self, nodes: Sequence[str]) -> int:
         living = self._notes.living_nodes()
@@ -126,36 +138,35 @@ class Quarantine:
         return on_living + (len(nodes) - on_living) // LOST_NODES
 
 
-def _pieces(rows: Sequence[TodoRow]) -> list[Sequence[TodoRow]]:
+def _pieces(rows: Sequence[Row]) -> list[Sequence[Row]]:
     size = -(-len(rows) // PIECES)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def decode_quarantined(
-    decode: Callable[[Sequence[TodoRow]], Iterator[ImageBatch]], quarantine: Quarantine, turns: Turns,
-    rows: Sequence[TodoRow],
-) -> Iterator[Iterator[ImageBatch]]:
-    """The batches of `decode` by portions, one record for every row, in order. Images that killed their process are
-    left out.
+def quarantined(
+    work: Callable[[Sequence[Row]], Iterator[Batch]], leave_out: Callable[[Row], Batch], quarantine: Quarantine,
+    turns: Turns, rows: Sequence[Row],
+) -> Iterator[Iterator[Batch]]:
+    """The batches of `work` by portions, all rows in order. An image that killed its process is left out.
 
-    All stages must be done with a portion before the next one is asked for, and `Quarantine.forget` be called at the
-    end. Another thread may decode its rows meanwhile, as `turns` allow.
+    leave_out: makes the batch in its place. All stages must be done with a portion before the next one is asked for,
+    and `Quarantine.forget` be called at the end. Another thread may begin its rows meanwhile, as `turns` allow.
     """
     for portion in quarantine.portions(rows):
         if portion.left_out:
-            yield iter([ImageBatch((left_out(portion.rows[0]),), (NO_PIXELS,))])
+            yield iter([leave_out(portion.rows[0])])
             continue
-        with turns.work(alone=portion.alone) as decoded, quarantine.doing(portion):
-            yield _then(decode(portion.rows), decoded)
+        with turns.work(alone=portion.alone) as ended, quarantine.doing(portion):
+            yield _then(work(portion.rows), ended)
 
 
-def _then(batches: Iterator[ImageBatch], ended: Callable[[], None]) -> Iterator[ImageBatch]:
+def _then(batches: Iterator[Batch], ended: Callable[[], None]) -> Iterator[Batch]:
     """The batches; at their end a call."""
     yield from batches
     ended()
 
 
-def left_out(row: TodoRow) -> ImageRecord:
+def left_out(record: ImageRecord) -> ImageRecord:
     """The record of an image that has killed its process."""
     error = f"the process died {DEATHS_OF_IMAGE} times at this image alone: a crash in a library, or out of memory"
-    return ImageRecord(row.uri, Status.FAILED, error, etag=row.etag, mtime=row.mtime, file_bytes=row.size)
+    return record.failed(error)

@@ -10,15 +10,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
-from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, Status, TodoRow
+from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, TodoRow
 from pipeline.errors import EnvironmentFault, is_device_fault
 from pipeline.run.board import Board
-from pipeline.run.quarantine import Quarantine, decode_quarantined
+from pipeline.run.quarantine import Quarantine, left_out, quarantined
 from pipeline.run.status import FileReader, StatusReporter
 from pipeline.run.telemetry import PoolMeter
 from pipeline.run.turns import Turns
@@ -34,6 +34,14 @@ StageBuilders = Mapping[str, StageBuilder]
 Batch = ImageBatch | FaceBatch
 
 DEVICE_FAULTS = 12      # of an actor, one after the other; finding an image that causes them takes up to ten
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An image of a batch, and its number there."""
+
+    uri: str
+    number: int
 
 
 class DecodeStage(FileReader, Protocol):
@@ -70,12 +78,34 @@ class StageRunner:
         self._leaving = threading.Lock()      # when a GPU fails, all threads see it; it counts once
         self._reporter = StatusReporter("+".join(stages), board.report)
         self._reporter.start()
-        self._quarantine, self._turns = Quarantine(board), Turns()
+        self._quarantine, self._turns = Quarantine(board, f"{'+'.join(stages)}: "), Turns()
         self._stages = {name: self._build(name, partial(builders[name], threads, calls)) for name in stages}
 
     def decode(self, rows: Sequence[TodoRow]) -> Iterator[Iterator[ImageBatch]]:
-        """The batches of all rows by portions, as `decode_quarantined` gives them. Two threads may each do a block."""
-        return decode_quarantined(self._decode, self._quarantine, self._turns, rows)
+        """The batches of all rows by portions, as `quarantined` gives them. Two threads may each do a block."""
+        def leave_out(row: TodoRow) -> ImageBatch:
+            record = ImageRecord(row.uri, etag=row.etag, mtime=row.mtime, file_bytes=row.size)
+            return ImageBatch((left_out(record),), (NO_PIXELS,))
+
+        return quarantined(self._decode, leave_out, self._quarantine, self._turns, rows)
+
+    def given(self, held: list[Batch]) -> Iterator[Iterator[list[Batch]]]:
+        """The images of a batch of the pool before by portions, as `decode`: as a rule the batch as it is.
+
+        held: has the batch, and is emptied if it goes on whole. Each batch is given in a list, to be taken out, so that
+        its pixels are freed after their last use.
+        """
+        images = [_Place(record.uri, number) for number, record in enumerate(held[0].records)]
+
+        def part(some: Sequence[_Place]) -> Iterator[list[Batch]]:
+            whole = len(some) == len(images)
+            yield [held.pop() if whole else held[0].part(some[0].number, some[-1].number + 1)]
+
+        def leave_out(image: _Place) -> list[Batch]:
+            return [FaceBatch.without_faces((left_out(held[0].records[image.number]),))]
+
+        yield from quarantined(part, leave_out, self._quarantine, self._turns, images)
+        self._quarantine.forget(images)
 
     def run(self, name: str, batch: Batch) -> FaceBatch:
         """The batch after a stage. If the stage raises, the halves of the batch run one after the other, and so on.
@@ -91,7 +121,8 @@ class StageRunner:
             raise
         except Exception as error:
             if len(batch.records) == 1:
-                return FaceBatch.without_faces((_failed(batch.records[0], name, error),))
+                reason = f"{name}: {type(error).__name__}: {first_line(error)}"
+                return FaceBatch.without_faces((batch.records[0].failed(reason),))
         # The error is gone here, and with it the memory that the failed call held.
         return FaceBatch.concatenate([self.run(name, half) for half in batch.halves()])
 
@@ -159,11 +190,3 @@ class StageRunner:
                 ) from error
             logger.warning("%s. The process ends, Ray starts another one", reason)
             self._end_process()
-
-
-def _failed(record: ImageRecord, stage: str, error: Exception) -> ImageRecord:
-    reason = f"{stage}: {type(error).__name__}: {first_line(error)}"
-    return replace(
-        record, status=Status.FAILED, error=reason, detect_pass=None, rotation_deg=None, n_faces=None,
-        faces_truncated=None,
-    )

@@ -73,6 +73,11 @@ class ProcessStatus:
         return cls(**{**values, "uris": tuple(values["uris"])})
 
     @property
+    def progress(self) -> ProcessStatus:
+        """What changes while the work gets on. A process that dies while it loads, again and again, makes none."""
+        return replace(self, pid=0, doing="loading", steps=0) if not self.ready else replace(self, pid=0)
+
+    @property
     def ready(self) -> bool:
         """Whether its models are loaded."""
         return not self.doing.startswith("loading")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from pipeline.output import ledger
 from pipeline.output.lease import process_start
@@ -39,11 +40,12 @@ def test_workers_are_killed_and_the_run_goes_on(baseline, new_output, shared_ray
     figures(f"workers killed ({baseline.name})", kills=len(killed), survived=len(killed), rows_lost=0)
 
 
-def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, shared_ray, tmp_path, figures):
+@pytest.mark.parametrize("pools", ["decode+detect+keypoint+align+embed", "decode/detect+keypoint+align+embed"])
+def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, shared_ray, tmp_path, figures, pools):
     """All other images are done. The next run tries this one again and succeeds."""
     place = new_output(on_disk)
     faults = Faults(kill="13.png", kill_times=100, marks=str(tmp_path))
-    shared_ray.run(place, faults=faults)
+    shared_ray.run(place, "--pools", pools, faults=faults)
     rows = {row["uri"]: row for row in ledger.read_ledger(place.storage, ("uri", "status", "error")).to_pylist()}
     assert len(rows) == place.images
     assert [Path(uri).name for uri, row in rows.items() if row["status"] == "failed"] == ["13.png"]
@@ -51,7 +53,7 @@ def test_an_image_that_kills_its_process_is_left_out(on_disk, new_output, shared
     deaths = faults.count("killed")
     shared_ray.run(place)
     assert_exact(place, on_disk.expected)
-    figures("an image that kills its process", deaths=deaths, images_left_out=1, rows_lost=0)
+    figures(f"an image that kills its process ({pools})", deaths=deaths, images_left_out=1, rows_lost=0)
 
 
 def test_a_gpu_that_fails_costs_a_process_and_no_image(on_disk, new_output, shared_ray, tmp_path, figures):

@@ -26,6 +26,7 @@ class FakeBoard:
         self.node, self.lost_nodes = "here", set[str]()
         self.begun = {what: ["here"] * nodes if isinstance(nodes, int) else list(nodes)
                       for what, nodes in begun.items()}
+        self.notes: dict[str, bytes] = {}
         self._changed = threading.Condition()
 
     def report(self, status: bytes) -> None:
@@ -46,6 +47,12 @@ class FakeBoard:
 
     def finish(self, what: str) -> None:
         self.begun.pop(what, None)
+
+    def keep(self, what: str, content: bytes) -> None:
+        self.notes[what] = content
+
+    def kept(self, what: str) -> bytes:
+        return self.notes.get(what, b"")
 
     def living_nodes(self) -> frozenset[str]:
         return frozenset({"here", *(node for nodes in self.begun.values() for node in nodes)} - self.lost_nodes)

@@ -2,13 +2,14 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.batch import FaceBatch, ImageBatch, ImageRecord, TodoRow
-from pipeline.boundary import fold, images_to_table, table_to_faces, unfold
+from pipeline.boundary import faces_to_table, fold, images_to_table, table_to_faces, unfold
 from pipeline.geometry import CROP_PX
 from pipeline.run.pool import Pool, in_order, in_steps
 from pipeline.stages.decode import MemoryGate
@@ -106,14 +107,18 @@ def test_crowds_pass_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "steps"),
-    [((), []), ((0,), []), ((1,), [1]), ((3,), [3]), ((2, 1, 2, 2), [3, 3, 1]), ((7, 2), [3, 3, 3]),
-     ((1, 8), [3, 3, 3])],
+    ("sizes", "lengths", "steps"),
+    [
+        (repeat(3), lengths, steps) for lengths, steps in (
+            ((), []), ((0,), []), ((1,), [1]), ((3,), [3]), ((2, 1, 2, 2), [3, 3, 1]), ((7, 2), [3, 3, 3]),
+            ((1, 8), [3, 3, 3]),
+        )
+    ] + [((), (2, 0, 5), [2, 5]), ((1, 3), (2, 5, 1), [1, 3, 3, 1]), ((4, 4), (3,), [3]), ((2, 2), (5,), [2, 2, 1])],
 )
-def test_steps_have_the_same_rows_however_they_came(lengths, steps):
+def test_steps_have_the_same_rows_however_they_came(sizes, lengths, steps):
     numbers = iter(range(100))
     tables = [pa.table({"n": pa.array([next(numbers) for _ in range(n)], pa.int64())}) for n in lengths]
-    found = [table["n"].to_pylist() for table in in_steps(tables, 3)]
+    found = [table["n"].to_pylist() for table in in_steps(tables, sizes)]
     assert [len(rows) for rows in found] == steps
     assert [n for rows in found for n in rows] == list(range(sum(lengths)))
 
@@ -211,13 +216,56 @@ def test_the_next_block_is_decoded_while_the_last_is_in_its_stages():
 
 def test_how_a_block_was_cut_is_kept_until_ray_has_its_last_rows():
     """Ray repeats the block if the process dies before, in another block for example."""
-    board = FakeBoard(**{"3 images from 1": 2, "1 images from 2": 2})
+    pool = "decode+detect+keypoint+align+embed: "
+    board = FakeBoard(**{f"{pool}3 images from 1": 2, f"{pool}1 images from 2": 2})
     rows = make_pool(board=board, decode=StubDecode(decode), **STAGES_AFTER_DECODE)(todo("1", "2", "3"))
     assert unfold(next(rows)).select(["uri", "status"]).to_pylist() == [
         {"uri": "1", "status": "ok"}, {"uri": "2", "status": "failed"}, {"uri": "3", "status": "ok"}]
-    assert {"3 images from 1", "cut 3 images from 1"} <= set(board.begun)
+    assert {f"{pool}3 images from 1", f"cut {pool}3 images from 1"} <= set(board.begun)
     assert not list(rows)
-    assert set(board.begun) == {"1 images from 2", "cut 1 images from 2"}
+    assert set(board.begun) == {f"{pool}1 images from 2", f"cut {pool}1 images from 2"}
+
+
+def test_an_image_that_kills_a_pool_without_decode_is_left_out():
+    """Ray would give the same batch to one new process after the other."""
+    board = FakeBoard(**{"detect: 3 images from 1": 2, "detect: 1 images from 2": 2})
+    batch = ImageBatch(*zip(*(image(str(i), i) for i in (1, 2, 3)), strict=True))
+    pool = make_pool(board=board, detect=one_face_each)
+    parts = [table_to_faces(unfold(table), "detect") for table in pool(fold(images_to_table(batch)))]
+    records = [(record.uri, str(record.status)) for part in parts for record in part.records]
+    assert records == [("1", "ok"), ("2", "failed"), ("3", "ok")]
+    assert [box[0] for part in parts for box in part.boxes_xyxy] == [1, 3]
+    assert set(board.begun) == {"detect: 1 images from 2", "cut detect: 1 images from 2"}
+
+
+def test_the_faces_of_an_image_that_kills_a_later_pool_are_left_out_with_it():
+    board = FakeBoard(**{"keypoint+align+embed: 2 images from 1": 2, "keypoint+align+embed: 1 images from 1": 2})
+    faces = one_face_each(ImageBatch(*zip(*(image(str(i), i) for i in (1, 2)), strict=True)))
+    stages = {name: STAGES_AFTER_DECODE[name] for name in ("keypoint", "align", "embed")}
+    (table,) = make_pool(board=board, **stages)(fold(faces_to_table(faces, "detect")))
+    found = table_to_faces(unfold(table), "embed")
+    assert [(record.uri, str(record.status)) for record in found.records] == [("1", "failed"), ("2", "ok")]
+    assert found.face_counts.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seen", [0, 1, 2, 3])
+@pytest.mark.parametrize("again", [1, 2, 3, 4, 5])
+def test_a_repeated_block_gives_every_row_once_however_its_batches_are_cut_now(seen, again):
+    """Ray drops as many of the first outputs as it has seen of the attempt before."""
+    sizes = [2]
+
+    def decode(rows):
+        for start in range(0, len(rows), sizes[0]):
+            records, pixels = zip(*(image(row.uri, 1) for row in rows[start : start + sizes[0]]), strict=True)
+            yield ImageBatch(records, pixels)
+
+    board, names = FakeBoard(), ("1", "2", "3", "4", "5")
+    before = make_pool(board=board, decode=StubDecode(decode))(todo(*names))
+    found = [next(before) for _ in range(seen)]
+    before.close()
+    sizes[0] = again
+    found += list(make_pool(board=board, decode=StubDecode(decode))(todo(*names)))[seen:]
+    assert [uri for table in found for uri in unfold(table)["uri"].to_pylist()] == list(names)
 
 
 def test_two_blocks_share_the_room_for_pixels():

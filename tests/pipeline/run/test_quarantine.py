@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.batch import NO_PIXELS, ImageBatch, ImageRecord, TodoRow
-from pipeline.run.quarantine import LOST_NODES, Quarantine, decode_quarantined
+from pipeline.run.quarantine import LOST_NODES, Quarantine, left_out, quarantined
 from pipeline.run.turns import Turns
 from tests.support.stages import FakeBoard
 
@@ -20,6 +20,14 @@ def decode(rows):
         yield ImageBatch(records, (NO_PIXELS,) * len(records))
 
 
+def leave_out(row):
+    return ImageBatch((left_out(ImageRecord(row.uri)),), (NO_PIXELS,))
+
+
+def decode_quarantined(quarantine, turns, rows):
+    return quarantined(decode, leave_out, quarantine, turns, rows)
+
+
 def attempt(board, uris, deadly):
     """The images of a block that one process does, until it dies at one of them somewhere in the pool."""
     return attempt_rows(board, [TodoRow(uri) for uri in uris], deadly)
@@ -27,7 +35,7 @@ def attempt(board, uris, deadly):
 
 def attempt_rows(board, rows, deadly):
     done, quarantine = [], Quarantine(board)
-    for batches in decode_quarantined(decode, quarantine, Turns(), rows):
+    for batches in decode_quarantined(quarantine, Turns(), rows):
         for batch in batches:
             if not deadly.isdisjoint(record.uri for record in batch.records if record.error is None):
                 raise Died
@@ -89,7 +97,7 @@ def attempt_together(board, blocks, deadly):
 
     def do(uris):
         rows = [TodoRow(uri) for uri in uris]
-        for batches in decode_quarantined(decode, quarantine, turns, rows):
+        for batches in decode_quarantined(quarantine, turns, rows):
             records = [record for batch in batches for record in batch.records]
             meet()
             if not deadly.isdisjoint(record.uri for record in records if record.error is None):
@@ -137,14 +145,13 @@ def test_a_large_block_is_cut_down_to_the_image_in_a_few_steps(images, deadly, d
 
 
 def test_each_attempt_cuts_where_the_last_one_did():
-    """Ray drops the first outputs of a repeated block that it has seen before, so none may hold more rows than then."""
     board, uris, before = FakeBoard(), [str(i) for i in range(64)], set()
     for _ in range(10):
         portions, quarantine = [], Quarantine(board)
         for portion in quarantine.portions([TodoRow(uri) for uri in uris]):
             portions.append(int(portion.rows[0].uri))
             if not portion.left_out and "40" in {row.uri for row in portion.rows}:
-                board.begin(portion.name)
+                board.begin(f"{len(portion.rows)} images from {portion.rows[0].uri}")
                 break
             with quarantine.doing(portion):
                 pass
@@ -199,7 +206,20 @@ def test_pieces_and_single_images_are_done_alone(begun, uris, portions):
 
 
 def test_the_record_names_the_reason():
-    board = FakeBoard(**{"1 images from a": 2})
-    batches = next(decode_quarantined(decode, Quarantine(board), Turns(), [TodoRow("a", size=7, etag="e")]))
-    record = next(batches).records[0]
-    assert "died 2 times at this image" in record.error and (record.file_bytes, record.etag) == (7, "e")
+    record = left_out(ImageRecord("a", width=7, file_bytes=9, n_faces=2))
+    assert record.status == "failed" and "died 2 times at this image" in record.error
+    assert (record.width, record.file_bytes, record.n_faces) == (7, 9, None)
+
+
+def test_pools_that_get_the_same_images_do_not_count_for_each_other():
+    board = FakeBoard()
+    first, second = Quarantine(board, "decode: "), Quarantine(board, "detect: ")
+    rows = [TodoRow("a"), TodoRow("b")]
+    with pytest.raises(Died):
+        for portion in second.portions(rows):
+            with second.doing(portion):
+                for again in first.portions(rows):
+                    with first.doing(again):
+                        pass
+                raise Died
+    assert board.begun == {"detect: 2 images from a": ["here"]}

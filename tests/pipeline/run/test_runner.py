@@ -204,7 +204,7 @@ def test_the_file_that_decode_waits_for_is_reported():
 
 
 def test_an_image_that_killed_its_process_is_left_out():
-    board = FakeBoard(**{"2 images from /0": 2, "1 images from /0": 2})
+    board = FakeBoard(**{"decode: 2 images from /0": 2, "decode: 1 images from /0": 2})
     first, second = decoded(build(board, decode=StubDecode(two_a_batch)), rows(2))
     assert [record.status for batch in (first, second) for record in batch.records] == [Status.FAILED, Status.OK]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from pipeline.run.status import ProcessStatus, StatusReporter, describe_pool
@@ -26,6 +28,15 @@ def test_work_begins_and_ends():
     status = ProcessStatus("sink", "a", 7).begins("writing", [str(i) for i in range(5)])
     assert (status.doing, status.uris, status.more, status.steps) == ("writing", ("0", "1", "2"), 2, 0)
     assert status.ends() == ProcessStatus("sink", "a", 7, "waiting", 1)
+
+
+def test_a_process_that_dies_while_it_loads_again_and_again_makes_no_progress():
+    """Ray starts one after the other, for ever."""
+    first = ProcessStatus("decode", "a", 7, "loading decode")
+    after = ProcessStatus("decode", "a", 8, "loading detect", 1)
+    assert first.progress == after.progress
+    assert AT_WORK.progress == replace(AT_WORK, pid=8).progress
+    assert AT_WORK.progress not in (AT_WORK.ends().progress, replace(AT_WORK, steps=4).progress, first.progress)
 
 
 def test_a_reporter_sends_only_what_has_changed():
