@@ -102,7 +102,9 @@ class StageRunner:
             yield [held.pop() if whole else held[0].part(some[0].number, some[-1].number + 1)]
 
         def leave_out(image: _Place) -> list[Batch]:
-            return [FaceBatch.without_faces((left_out(held[0].records[image.number]),))]
+            records = (left_out(held[0].records[image.number]),)
+            is_decoded = isinstance(held[0], ImageBatch)
+            return [ImageBatch(records, (NO_PIXELS,)) if is_decoded else FaceBatch.without_faces(records)]
 
         yield from quarantined(part, leave_out, self._quarantine, self._turns, images)
         self._quarantine.forget(images)

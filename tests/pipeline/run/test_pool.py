@@ -230,10 +230,17 @@ def test_an_image_that_kills_a_pool_without_decode_is_left_out():
     """Ray would give the same batch to one new process after the other."""
     board = FakeBoard(**{"detect: 3 images from 1": 2, "detect: 1 images from 2": 2})
     batch = ImageBatch(*zip(*(image(str(i), i) for i in (1, 2, 3)), strict=True))
-    pool = make_pool(board=board, detect=one_face_each)
+    def detect(batch):
+        found = [one_face_each(ImageBatch((record,), (pixels,))) if record.error is None
+                 else FaceBatch.without_faces((record,))
+                 for record, pixels in zip(batch.records, batch.pixels, strict=True)]
+        return FaceBatch.concatenate(found)
+
+    pool = make_pool(board=board, detect=detect)
     parts = [table_to_faces(unfold(table), "detect") for table in pool(fold(images_to_table(batch)))]
     records = [(record.uri, str(record.status)) for part in parts for record in part.records]
     assert records == [("1", "ok"), ("2", "failed"), ("3", "ok")]
+    assert "died 2 times at this image" in parts[1].records[0].error
     assert [box[0] for part in parts for box in part.boxes_xyxy] == [1, 3]
     assert set(board.begun) == {"detect: 1 images from 2", "cut detect: 1 images from 2"}
 
