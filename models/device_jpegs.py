@@ -20,8 +20,9 @@ DecodeJpegs = Callable[[list[bytes], torch.device], list[Tensor]]
 class DeviceJpegs:
     """Decode JPEGs to upright pixels in a GPU's memory, on a stream of its own.
 
-    It decides nothing: `decode` gets whole files without EXIF, which it must not apply. When the GPU has no memory for
-    a batch, that batch is for the CPU; after any other error all are, and `given_up` is told why, once.
+    `decode` gets whole files without EXIF, which it must not apply. It raises for a whole batch, so after an error the
+    halves are tried, and so on: a file that it refuses, or has no memory for, is for the CPU, whatever is beside it.
+    When it refuses all of a batch, all later files are for the CPU, and `given_up` is told why, once.
     """
 
     def __init__(
@@ -32,23 +33,39 @@ class DeviceJpegs:
         self._stream = library.Stream(device) if device.type == "cuda" else None
         self._works, self._lock = True, threading.Lock()
 
-    def __call__(self, contents: Sequence[bytes], orientations: Sequence[int | None]) -> list[Tensor] | None:
-        """Pixels (h, w, 3) uint8 RGB, turned by the EXIF orientations; None if the CPU should decode."""
+    def __call__(self, contents: Sequence[bytes], orientations: Sequence[int | None]) -> list[Tensor | None]:
+        """Pixels (h, w, 3) uint8 RGB, turned by the EXIF orientations; None for each file that is for the CPU."""
         if not self._works:
-            return None
+            return [None] * len(contents)
+        refusals = list[str]()
+        images = self._decoded(contents, refusals)
+        if len(refusals) == len(contents) > 1:
+            self._give_up(refusals[0])
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            upright = [image if image is None else _upright(image, by)
+                       for image, by in zip(images, orientations, strict=True)]
+            wait_for(self._device)
+        return upright
+
+    def _decoded(self, contents: Sequence[bytes], refusals: list[str]) -> list[Tensor | None]:
+        """Pixels as stored, or None. refusals: gets the reason for each file that is refused."""
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
-                images = self._decode(list(contents), self._device)
-                upright = [_upright(image, by) for image, by in zip(images, orientations, strict=True)]
+                images: list[Tensor | None] = [*self._decode(list(contents), self._device)]
                 wait_for(self._device)
-                return upright
+                return images
         except Exception as error:
             if is_device_fault(error):
                 raise
-            if not is_out_of_memory(error):
-                self._give_up(reason_of(error))
-        torch.cuda.empty_cache()
-        return None
+            reason, lacks_memory = reason_of(error), is_out_of_memory(error)
+        if lacks_memory:
+            torch.cuda.empty_cache()      # the error is gone, and with it what the call held
+        middle = len(contents) // 2
+        if middle:
+            return [*self._decoded(contents[:middle], refusals), *self._decoded(contents[middle:], refusals)]
+        if not lacks_memory:
+            refusals.append(reason)
+        return [None]
 
     def _give_up(self, reason: str) -> None:
         with self._lock:

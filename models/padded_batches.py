@@ -32,12 +32,7 @@ class PaddedBatches(Generic[Outputs]):
         self.batch_size = batch_size
 
     def __call__(self: PaddedBatches[np.ndarray], inputs: Any) -> np.ndarray:
-        """Inputs (n, …), an array or a tensor, to outputs (n, …) float32.
-
-        Without inputs it runs one batch of zeros to learn the shape.
-        """
-        if not len(inputs):
-            return np.zeros_like(self._network(np.zeros((self.batch_size, *inputs.shape[1:]), inputs.dtype))[:0])
+        """Inputs (n, …), an array or a tensor, at least one, to outputs (n, …) float32."""
         outputs: list[np.ndarray] = []
         for output in self.each(inputs):
             outputs.append(output.copy())

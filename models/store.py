@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -265,7 +265,7 @@ def fetch_weights(source: str | Path | WeightsBucket, cache_dir: Path, model: st
         with _locked(target):
             copied = _copy_from_bucket(source, target, model)
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"weights: cannot copy {source.root}: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"weights: cannot copy {source.root}: {first_line(error)}") from error
     if not copied:
         raise WeightsError(f"weights: {source.root} holds no model card ({model or '*'}.json); name another folder")
     return target

@@ -37,6 +37,19 @@ class EnvironmentFault(Exception):   # noqa: N818
         return None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class; at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error in reading a file says that its content is damaged, or that it is gone.
+
+    pyarrow raises an OSError for that; those of disks and stores have a number.
+    """
+    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError) or error.errno is None
+
+
 def is_device_fault(error: Exception) -> bool:
     """Whether a GPU's libraries failed, and not for lack of memory.
 

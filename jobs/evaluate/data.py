@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.store import TASKS, WeightCard, read_card
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,7 +59,7 @@ def read_batches(file: Path, columns: Sequence[str], optional: Sequence[str] = (
             raise DataError(f"{file} has no column {', '.join(missing)}; needed: {', '.join(columns)}")
         yield from parquet.iter_batches(64, columns=[*columns, *(name for name in optional if name in known)])
     except pa.ArrowInvalid as error:
-        raise DataError(f"{file} cannot be read, Parquet is expected: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{file} cannot be read, Parquet is expected: {first_line(error)}") from None
 
 
 def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
@@ -76,7 +76,7 @@ def _read_file(file: Path, columns: Sequence[str]) -> pa.Table:
         known = pq.read_schema(file).names
         return pq.read_table(file, columns=[name for name in known if name in columns])
     except pa.ArrowInvalid as error:
-        raise DataError(f"{file} cannot be read, Parquet or .csv is expected: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{file} cannot be read, Parquet or .csv is expected: {first_line(error)}") from None
 
 
 def decode_image(content: bytes | None) -> np.ndarray | None:

@@ -85,7 +85,7 @@ def survey(
     all_parts = ledger.committed_parts(storage)
     parts = spread(all_parts, max_parts)
     found = _Images(photos, faces, also)
-    for rows in _scan(storage, parts):
+    for rows in ledger.scan_ledger(storage, _RECORD_COLUMNS, parts=parts):
         found.add(rows)
         progress(f"read the rows of {found.counts.total():,} images")
     chosen = found.chosen()
@@ -116,17 +116,6 @@ def spread(parts: Sequence[str], most: int) -> Sequence[str]:
     if len(parts) <= most:
         return parts
     return [parts[i * len(parts) // most] for i in range(most)]
-
-
-def _scan(storage: Storage, parts: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of images/. Raises OutputError in place of what pyarrow says of a damaged part."""
-    try:
-        yield from ledger.scan_ledger(storage, _RECORD_COLUMNS, parts=parts)
-    except (pa.ArrowException, KeyError) as error:
-        raise OutputError(
-            f"a part of {storage.root}/images is damaged: {str(error).splitlines()[0]}; restore it from a backup, or "
-            "delete both of its files and run the same jobs.extract command"
-        ) from None
 
 
 class _Images:

@@ -16,6 +16,8 @@ from models.boxes import BINS, RAW_CHANNELS, SCORE, STRIDES_PX, FaceRules, Faces
 from models.device import wait_for
 from pipeline.geometry import FIVE
 
+MOST_BOXES = 20_000       # that `nms` gets at once: it compares all pairs, and notes them in 50 MB
+
 
 def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, ...]:
     """The faces of a batch, as `boxes.decode_faces` gives them for each canvas, without its `max_detections`.
@@ -30,9 +32,24 @@ def chosen_faces(raw: Tensor, side_px: int, rules: FaceRules) -> tuple[Tensor, .
     boxes = _boxes(found[:, :SCORE], cell, side_px)
     # Boxes of different canvases are moved apart, so one call serves all. In float64 the shift rounds nothing.
     far = (canvas.double() * (side_px + 2 * BINS * STRIDES_PX[-1]))[:, None]
-    kept = nms(boxes.double() + far, scores.double(), rules.nms_iou)
+    apart, scores64 = boxes.double() + far, scores.double()
+    kept = torch.cat([
+        start + nms(apart[start:end], scores64[start:end], rules.nms_iou) for start, end in _groups(canvas, len(raw))
+    ])
     kept = kept[canvas[kept].argsort(stable=True)]
     return canvas[kept], boxes[kept], scores[kept], _points(found[kept, RAW_CHANNELS:], cell[kept], side_px)
+
+
+def _groups(canvas: Tensor, canvases: int) -> list[tuple[int, int]]:
+    """Where groups of whole canvases start and end in their boxes, of at most `MOST_BOXES` if they are several."""
+    if len(canvas) <= MOST_BOXES:
+        return [(0, len(canvas))]
+    starts = [0]
+    ends = torch.bincount(canvas, minlength=canvases).cumsum(0).tolist()
+    for before, end in pairwise([0, *ends]):
+        if end - starts[-1] > MOST_BOXES and before > starts[-1]:
+            starts.append(before)
+    return list(pairwise([*starts, len(canvas)]))
 
 
 def faces_by_canvas(found: Sequence[np.ndarray], canvases: int, max_detections: int) -> list[Faces]:

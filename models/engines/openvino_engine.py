@@ -16,6 +16,7 @@ from models.engines.engine import EngineError, Runtime, Shape
 from models.engines.self_check import check_answer, check_input
 from models.engines.signal_stack import kept_signal_stack
 from models.store import StoredModel
+from pipeline.errors import first_line
 
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}      # elsewhere OpenVINO emulates bfloat16, which is slower than float32
 
@@ -63,7 +64,7 @@ class OpenVinoNetwork:
                 self._compiled[shape] = self._compile(shape)
             self._check(self.precision, answers, shapes)
         except RuntimeError as error:                 # of OpenVINO, whatever it is
-            raise EngineError(str(error).strip().splitlines()[0]) from None
+            raise EngineError(first_line(error)) from None
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """A batch (b, s, s, 3) uint8 RGB to the output (b, …) float32; the thread's next call overwrites it."""

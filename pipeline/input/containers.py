@@ -21,8 +21,9 @@ import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import first_line
 from pipeline.input.indexes import ENTRIES, KeptIndexes
-from pipeline.input.members import ContainerError, Member, MemberError, MemberReader, first_line
+from pipeline.input.members import ContainerError, Member, MemberError, MemberReader
 from pipeline.input.names import OTHER_EXTENSION, InputError, extension
 from pipeline.input.parquet_images import ParquetColumns, ParquetImages, row_names
 from pipeline.input.rows import listing_table

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipeline.errors import first_line
 from pipeline.input.names import InputError
 from pipeline.input.parallel_listing import gather
 from pipeline.input.rows import Span, Stretch, listing_table
@@ -188,7 +189,7 @@ def _batches(inventory: Inventory, storage: Storage, file: File) -> Iterator[pa.
             content.seek(0)
             yield from batches(content, file.key, inventory.columns)
     except (OSError, EOFError, zlib.error, pa.ArrowException, ValueError) as error:   # EOFError: gzip, cut off
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(
             f"cannot read the inventory's file {storage.root}/{file.key}: {reason}; use another inventory, or list the "
             "bucket itself"

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import first_line
 from pipeline.input import text_lists
 from pipeline.input.entries import local_name, name_checker, people_name, valid_name
 from pipeline.input.list_columns import BadRow, Columns, choice_note, find_uri_column, is_text
@@ -102,8 +103,7 @@ def _read_file(
         raise InputError(f"{error.place} of the manifest {path}: {error.reason}") from None
     except (pa.ArrowException, OSError, EOFError, ValueError, RecursionError, zlib.error,
             obstore.exceptions.BaseError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read the manifest {path}: {reason}") from error
+        raise InputError(f"cannot read the manifest {path}: {first_line(error)}") from error
 
 
 def read_manifest_folder(

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.input.names import InputError
 from pipeline.input.rows import Span, Stretch
 from pipeline.storage import Storage
@@ -207,7 +207,7 @@ def _read_footer(storage: Storage, path: str) -> _Footer:
         return _Footer(spans, footer.num_rows, content["seen"], content["skipped"])
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise ManifestError(
-            f"{storage.root}/{path} is damaged ({str(error).splitlines()[0]}); delete it and run the same "
+            f"{storage.root}/{path} is damaged ({first_line(error)}); delete it and run the same "
             "command: it lists these names again"
         ) from None
 

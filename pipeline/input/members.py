@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from pipeline.batch import Status
+from pipeline.errors import first_line
 
 
 class ContainerError(Exception):
@@ -70,11 +71,6 @@ class MemberReader(Protocol):
 
     def close(self) -> None:
         """Close the file."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def member_name(name: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
-from pipeline.input.members import ContainerError, Damage, Member, MemberError, first_line, member_name, too_large
+from pipeline.errors import first_line
+from pipeline.input.members import ContainerError, Damage, Member, MemberError, member_name, too_large
 from pipeline.input.windows import Windowed
 
 MAX_HEADER_BYTES = 1 << 20     # of a tar: a name needs a few hundred; without a limit a header may claim the whole file

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import BinaryIO, cast
 
 from pipeline.batch import Status
-from pipeline.input.members import ContainerError, Member, MemberError, first_line, member_name, too_large
+from pipeline.errors import first_line
+from pipeline.input.members import ContainerError, Member, MemberError, member_name, too_large
 from pipeline.input.windows import Windowed
 
 MAX_DIRECTORY_BYTES = 64 << 20     # about 800,000 photos; a directory of 38 MB takes 380 MB of memory

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import duckdb
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schemas
+from pipeline.errors import OutputError, first_line, is_damage
 from pipeline.output.lease import LeaseLost
 from pipeline.storage import Storage
 from pipeline.storage.scratch import ScratchFolder
@@ -163,7 +164,7 @@ def scan_ledger(
     wanted = None if only is None else _Wanted(only)
 
     def read(name: str) -> pa.Table:
-        with storage.open(path_of(IMAGES, name)) as file, pq.ParquetFile(file) as parquet:
+        with storage.open(path_of(IMAGES, name)) as file, naming_damage(storage, name), pq.ParquetFile(file) as parquet:
             if wanted and not wanted.may_be_in(parquet):
                 table = parquet.schema_arrow.empty_table().select(columns)
             else:
@@ -220,8 +221,23 @@ def count_rows(storage: Storage, uris: pa.Array) -> int:
 
 def _read_columns(storage: Storage, path: str, columns: Sequence[str]) -> pa.Table:
     """These columns of a file; faster than `pq.read_table` for small files."""
-    with storage.open(path) as file, pq.ParquetFile(file) as parquet:
+    part = path.rpartition("/")[2].removesuffix(".parquet")
+    with storage.open(path) as file, naming_damage(storage, part), pq.ParquetFile(file) as parquet:
         return parquet.read(columns=list(columns))
+
+
+@contextmanager
+def naming_damage(storage: Storage, part: str) -> Iterator[None]:
+    """Within it, raise OutputError in place of what pyarrow says of a damaged part."""
+    try:
+        yield
+    except (pa.ArrowException, KeyError, OSError) as error:
+        if isinstance(error, FileNotFoundError) or not is_damage(error):
+            raise
+        raise OutputError(
+            f"the part {part} of {storage.root} is damaged: {first_line(error)}; restore it from a backup, or delete "
+            "both of its files and run the same jobs.extract command"
+        ) from None
 
 
 def rewrite_parts(
@@ -235,8 +251,9 @@ def rewrite_parts(
     """
 
     def rewrite(name: str) -> str | None:
-        images, faces = (_without(pq.read_table(pa.BufferReader(storage.read(path_of(folder, name)))), drop[name])
-                         for folder in (IMAGES, FACES))
+        contents = [storage.read(path_of(folder, name)) for folder in (IMAGES, FACES)]
+        with naming_damage(storage, name):
+            images, faces = (_without(pq.read_table(pa.BufferReader(content)), drop[name]) for content in contents)
         if not len(images):
             return None
         kept = part_name(name.split("-", 1)[0], run_id, images["uri"].to_pylist())

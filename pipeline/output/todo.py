@@ -45,10 +45,13 @@ _JOIN = f"""
           FROM (SELECT *, md5_number(uri) AS key FROM listing) wanted LEFT JOIN known ON wanted.key = known.key)
 """
 
-# Several rows of one uri become one row that does not depend on their order. Rarely needed; as slow as the join.
+# Of several rows of one uri the least one stays, whole: which one does not depend on their order. Rarely needed, and as
+# slow as the join.
 _MERGE = f"""
-    CREATE TABLE merged AS SELECT key, min(state) AS state, {', '.join(f'min("{n}") AS "{n}"' for n in LISTING.names)}
-    FROM todo GROUP BY key;
+    CREATE TABLE merged AS SELECT key, unnest(min(row_of)) FROM (
+        SELECT key, {{'state': state, {', '.join(f"'{n}': {chr(34)}{n}{chr(34)}" for n in LISTING.names)}}} AS row_of
+        FROM todo
+    ) GROUP BY key;
     DROP TABLE todo;
     ALTER TABLE merged RENAME TO todo
 """

@@ -18,7 +18,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, is_damage
 from pipeline.output import ledger
 from pipeline.people.best import Best
 from pipeline.people.codes import Codes
@@ -251,7 +251,9 @@ class FaceIndex:
                 quantiser = faiss.deserialize_index(np.asarray(bytes_of(self._storage, f"{segment.name}.pq")))
             if len(codes) != segment.faces:
                 raise ValueError("another number of faces")
-        except (OSError, ValueError, RuntimeError):
+        except (OSError, ValueError, RuntimeError) as error:
+            if not is_damage(error):
+                raise
             raise IndexRefused(
                 f"the index {self._storage.root} is damaged: its files {segment.name} are missing or cut off. Delete "
                 "the folder, and make the index again with jobs.index"

@@ -123,14 +123,8 @@ def reading_part(storage: Storage, folder: str, part: str, *, few: bool = False)
     """
     path = f"{folder}/{part}.parquet"
     content = bytes_of(storage, path).data if few else storage.read(path)
-    try:
-        with pq.ParquetFile(pa.BufferReader(content)) as parquet:
-            yield PartFile(content, parquet)
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise OutputError(
-            f"the part {part} of {storage.root} is damaged: {str(error).splitlines()[0]}; restore it from a backup, or "
-            "delete both of its files and run the same jobs.extract command"
-        ) from None
+    with ledger.naming_damage(storage, part), pq.ParquetFile(pa.BufferReader(content)) as parquet:
+        yield PartFile(content, parquet)
 
 
 def faces_of(storage: Storage, part: str, uris: Sequence[str]) -> list[Row]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, first_line, is_damage
 from pipeline.output.ledger import to_parquet
 from pipeline.people.gallery import Gallery
 from pipeline.people.grouping import Grouping
@@ -98,8 +98,10 @@ def read_tables(storage: Storage, folder: str, made: Made) -> tuple[pa.Table, pa
             content = storage.read(join(folder, name))
             tables.append(pq.read_table(pa.BufferReader(content)).select(schema.names).cast(schema))
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            if not is_damage(error):
+                raise
             raise OutputError(
-                f"{join(storage.root, join(folder, name))} is missing or damaged ({str(error).splitlines()[0]}): "
+                f"{join(storage.root, join(folder, name))} is missing or damaged ({first_line(error)}): "
                 "restore it, or delete its folder, and the people get new numbers"
             ) from None
     return tables[0], tables[1]

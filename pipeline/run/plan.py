@@ -240,11 +240,11 @@ def _cpus_per_actor(
 def _gpus_per_actor(
     pools: Sequence[PoolLayout], on_gpu: Sequence[bool], actors: Sequence[int], cluster: Cluster
 ) -> list[float]:
-    """The GPUs of an actor of each pool; the pools on GPUs share them equally."""
+    """The GPUs of an actor of each pool; the pools on GPUs share them equally. A share lies on one GPU."""
     gpus = []
     for pool, gpu, count in zip(pools, on_gpu, actors, strict=True):
         per_pool = cluster.gpus / sum(on_gpu) if gpu else 0.0
-        gpus.append(min(1.0, _rounded_down(per_pool / count)))
+        gpus.append(_rounded_down(1 / max(1, math.ceil(count / per_pool))) if gpu else 0.0)
         if gpu and not gpus[-1]:
             raise PlanError(
                 f"{count} actors of {pool.name} cannot share {cluster.gpus:g} GPUs, of which each needs at least "

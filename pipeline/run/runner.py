@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from pipeline.batch import NO_PIXELS, FaceBatch, ImageBatch, ImageRecord, TodoRow
-from pipeline.errors import EnvironmentFault, is_device_fault
+from pipeline.errors import EnvironmentFault, first_line, is_device_fault
 from pipeline.run.board import Board
 from pipeline.run.quarantine import Quarantine, left_out, quarantined
 from pipeline.run.status import FileReader, StatusReporter
@@ -49,11 +49,6 @@ class DecodeStage(FileReader, Protocol):
 
     def __call__(self, rows: Sequence[TodoRow]) -> Iterator[ImageBatch]:
         """One record for every row, in the order of the rows."""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).splitlines() or [""])[0]
 
 
 def end_process() -> None:

@@ -50,19 +50,21 @@ class Watchdog:
         self._say, self._last_words = say, last_words
         self._snapshot, self._explain = snapshot, explain
         self._now, self._sleep, self._exit_process = now, sleep, exit_process
-        self._ended = threading.Event()
+        self._ended, self._stalled = threading.Event(), False
         self._call: threading.Thread | None = None      # the call to Ray that runs now
         self._lock = threading.Lock()                   # guards `_ended`: after it nothing is raised or asked of Ray
 
     def __enter__(self) -> Self:
         if self._timeout_s:
-            signal.signal(signal.SIGUSR1, self._raise)
+            self._handler = signal.signal(signal.SIGUSR1, self._raise)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._ended.set()
+        if self._timeout_s:
+            signal.signal(signal.SIGUSR1, self._handler)
         if self._call:
             self._call.join(ANSWER_S)      # a call into a Ray that shuts down would crash the process
 
@@ -71,8 +73,9 @@ class Watchdog:
         return f"no progress for {self._timeout_s:g} s"
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        raise Stalled(f"{self._reason} (--stall-timeout)")
+        if self._stalled:      # else the signal is someone else's, as Slurm can be told to send it
+            self._stalled = False
+            raise Stalled(f"{self._reason} (--stall-timeout)")
 
     def _watch(self) -> None:
         last: object = None
@@ -88,6 +91,7 @@ class Watchdog:
         with self._lock:
             if self._ended.is_set():
                 return
+            self._stalled = True
             for line in [f"\nfacelake: {self._reason}. What waits for what:", *lines]:
                 self._say(line)
             # The main thread waits for a lock inside Ray. Only a signal to that thread wakes it.

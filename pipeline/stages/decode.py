@@ -22,10 +22,10 @@ from pipeline.stages.pillow import prepare_pillow
 FetchRows = Callable[[Sequence[TodoRow]], Generator[Fetched | FetchFailure, None, None]]
 """Gives one answer per to-do row, in order. Closing the generator stops its requests."""
 
-DecodeOnDevice = Callable[[Sequence[bytes], Sequence[int | None]], Sequence[Pixels] | None]
+DecodeOnDevice = Callable[[Sequence[bytes], Sequence[int | None]], Sequence[Pixels | None]]
 """From sound JPEGs of `Header.for_device` and their EXIF orientations to upright pixels in a GPU's memory.
 
-None if it cannot, now or for good.
+None for each file that it cannot decode.
 """
 
 _MAX_SIDE_PX = 2**31 - 1          # the columns width and height are int32; a TIFF can claim more
@@ -119,9 +119,8 @@ class Decode:
             futures = [threads.submit(self._decode_one, file, gate) for _, file in files]
             if not futures:
                 return []
-            decoded = [future.result() for future in futures]
-            pixels = self._decoded_on_device([each for _, each in decoded], threads)
-            return [ImageBatch(tuple(record for record, _ in decoded), tuple(pixels))]
+            images = self._decoded_on_device([future.result() for future in futures], gate, threads)
+            return [ImageBatch(tuple(record for record, _ in images), tuple(pixels for _, pixels in images))]
 
         with (
             closing(self._numbered(rows)) as numbered,
@@ -185,20 +184,36 @@ class Decode:
         try:
             if self._decode_on_device and file.header.for_device and is_sound_jpeg(file.content):
                 return record, _ForDevice(strip_metadata(file.content, "jpeg"), file.header)
-            with gate.hold(file.header.work_bytes):
-                return record, decode_pixels(file.content, file.header)
+        except Exception as error:
+            return _failed(record, error), NO_PIXELS
+        return self._decode_here(record, file.content, file.header, gate)
+
+    def _decode_here(
+        self, record: ImageRecord, content: bytes, header: Header, gate: MemoryGate
+    ) -> tuple[ImageRecord, Pixels]:
+        try:
+            with gate.hold(header.work_bytes):
+                return record, decode_pixels(content, header)
         except Exception as error:
             return _failed(record, error), NO_PIXELS
 
-    def _decoded_on_device(self, images: Sequence[Pixels | _ForDevice], threads: ThreadPoolExecutor) -> list[Pixels]:
-        """The pixels of all images; those for the GPU are decoded there, or here if it cannot."""
-        waiting = [each for each in images if isinstance(each, _ForDevice)]
+    def _decoded_on_device(
+        self, images: Sequence[tuple[ImageRecord, Pixels | _ForDevice]], gate: MemoryGate, threads: ThreadPoolExecutor
+    ) -> list[tuple[ImageRecord, Pixels]]:
+        """The images with their pixels; those for the GPU are decoded there, or here where it cannot."""
+        waiting = [(record, each) for record, each in images if isinstance(each, _ForDevice)]
         if not waiting or not self._decode_on_device:
             return list(images)
-        contents, headers = zip(*waiting, strict=True)
-        decoded = self._decode_on_device(contents, [header.exif_orientation for header in headers])
-        upright = iter(threads.map(decode_pixels, contents, headers) if decoded is None else decoded)
-        return [next(upright) if isinstance(each, _ForDevice) else each for each in images]
+        decoded = self._decode_on_device(
+            [each.content for _, each in waiting], [each.header.exif_orientation for _, each in waiting]
+        )
+        refused = [image for image, pixels in zip(waiting, decoded, strict=True) if pixels is None]
+        here = threads.map(lambda image: self._decode_here(image[0], image[1].content, image[1].header, gate), refused)
+        done = iter([
+            next(here) if pixels is None else (record, pixels)
+            for (record, _), pixels in zip(waiting, decoded, strict=True)
+        ])
+        return [next(done) if isinstance(each, _ForDevice) else (record, each) for record, each in images]
 
 
 def _failed(record: ImageRecord, error: Exception) -> ImageRecord:

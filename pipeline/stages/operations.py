@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline import geometry
-from pipeline.batch import Chips, Pixels
+from pipeline.batch import Chips, Pixels, on_host
 from pipeline.geometry import CHIP_MAX_PX, LETTERBOX_GREY, Letterbox
 
 
@@ -36,8 +36,8 @@ class OpenCv:
     """The operations on arrays."""
 
     def load(self, images: Sequence[Pixels]) -> Sequence[Pixels]:
-        """The same images."""
-        return images
+        """The images as arrays: those that a GPU has decoded too."""
+        return [on_host(image) for image in images]
 
     def turned(self, image: Pixels, rotation_deg: int) -> Pixels:
         """The image turned clockwise by a multiple of 90°."""

@@ -19,6 +19,7 @@ from obstore.exceptions import (
 )
 from obstore.store import ObjectStore
 
+from pipeline.errors import first_line
 from pipeline.storage.base import FileVersion, StoredFile, join
 from pipeline.storage.clients import open_bucket
 from pipeline.storage.files import RangeReader
@@ -129,19 +130,16 @@ class ObjectStorage:
         try:
             yield
         except FileNotFoundError as error:
-            raise FileNotFoundError(errno.ENOENT, f"no such object or bucket ({_first_line(error)})", name) from error
+            raise FileNotFoundError(errno.ENOENT, f"no such object or bucket ({first_line(error)})", name) from error
         except (AlreadyExistsError, PreconditionError) as error:
-            raise FileExistsError(errno.EEXIST, _first_line(error), name) from error
+            raise FileExistsError(errno.EEXIST, first_line(error), name) from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise PermissionError(errno.EACCES, f"access denied ({_first_line(error)})", name) from error
+            raise PermissionError(errno.EACCES, f"access denied ({first_line(error)})", name) from error
         except BaseError as error:
-            raise OSError(errno.EIO, _first_line(error), name) from error
+            raise OSError(errno.EIO, first_line(error), name) from error
 
 
 def _object_version(meta: Any) -> FileVersion:
     """What obstore compares: the etag on S3, the generation ("version") on GCS."""
     return FileVersion({name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None})
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:300]

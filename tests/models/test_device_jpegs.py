@@ -24,31 +24,44 @@ def test_pixels_are_upright(orientations):
         np.testing.assert_array_equal(image.numpy(), upright(STORED, orientation))
 
 
-def test_after_an_error_all_files_are_for_the_cpu_and_the_reason_is_told_once():
+def refusing(*refused):
+    """A decoder that raises for a whole batch if one of these files is in it."""
+    def decode(contents, device):
+        if not set(refused).isdisjoint(contents):
+            raise RuntimeError("nvjpegDecode failed: 5")
+        return planes(contents, device)
+
+    return decode
+
+
+@pytest.mark.parametrize("files", ["x", "ax", "xa", "abxcd", "axbcdxe"])
+def test_a_file_that_is_refused_is_for_the_cpu_and_no_other(files):
+    decode = DeviceJpegs(CPU, refusing("x"), pytest.fail)
+    for _ in range(2):
+        found = decode(list(files), [6] * len(files))
+        assert [image is None for image in found] == [file == "x" for file in files]
+        assert all(image is None or image.shape == (6, 4, 3) for image in found)
+
+
+def test_when_all_files_are_refused_later_ones_are_too_and_the_reason_is_told_once():
     reasons = []
-
-    def broken(contents, device):
-        raise RuntimeError("nvjpegDecode failed: 5")
-
-    decode = DeviceJpegs(CPU, broken, reasons.append)
-    assert decode([b"file"], [None]) is None
-    assert decode([b"file"], [None]) is None
+    decode = DeviceJpegs(CPU, refusing("x", "y"), reasons.append)
+    assert decode(["x", "y"], [1, 1]) == [None, None]
+    assert decode(["a"], [1]) == [None]
     assert reasons == ["RuntimeError: nvjpegDecode failed: 5"]
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
-def test_without_memory_one_batch_is_for_the_cpu(kind):
+def test_without_memory_for_a_batch_its_parts_are_decoded(kind):
     """torchcodec raises a RuntimeError."""
-    answers = iter([kind("CUDA out of memory. Tried to allocate 2 GiB"), None])
-
-    def short_of_memory(contents, device):
-        if error := next(answers):
-            raise error
+    def room_for_two(contents, device):
+        if len(contents) > 2 or b"large" in contents:
+            raise kind("CUDA out of memory. Tried to allocate 2 GiB")
         return planes(contents, device)
 
-    decode = DeviceJpegs(CPU, short_of_memory, pytest.fail)
-    assert decode([b"file"], [None]) is None
-    assert len(decode([b"file"], [None])) == 1
+    decode = DeviceJpegs(CPU, room_for_two, pytest.fail)
+    assert [image is None for image in decode([b"file"] * 4 + [b"large"], [1] * 5)] == [False] * 4 + [True]
+    assert decode([b"large", b"large"], [1, 1]) == [None, None] and decode([b"file"], [1]) != [None]
 
 
 def test_a_fault_of_the_device_is_raised():

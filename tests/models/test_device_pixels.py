@@ -15,6 +15,14 @@ from pipeline.stages.operations import OpenCv, Operations
 DEVICE, HOST = DevicePixels(torch.device("cpu")), OpenCv()
 
 
+def test_opencv_takes_what_a_gpu_has_decoded():
+    """The decoder of the GPU may work where the operations on pixels do not."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    loaded = HOST.load([torch.from_numpy(image), image])
+    np.testing.assert_array_equal(HOST.letterbox(loaded, 32)[0][0], HOST.letterbox([image], 32)[0][0])
+    assert loaded[1] is image
+
+
 def photo(width, height, seed=0):
     """A soft picture with some noise, read-only like those of Ray."""
     rng = np.random.default_rng(seed)

@@ -52,6 +52,17 @@ def test_the_faces_are_those_of_one_canvas_after_the_other(seed, min_score, iou,
         np.testing.assert_allclose(found[2], wanted.points, atol=1e-3)
 
 
+@pytest.mark.parametrize("most", [1, 10, 25, 10**6])
+def test_many_boxes_are_compared_in_groups_of_canvases(monkeypatch, most):
+    monkeypatch.setattr("models.engines.device_faces.MOST_BOXES", most)
+    raw, rules = random_output(3, 9), FaceRules(0.35, 0.5, 100)
+    raw[[0, 4]] = -20                                           # canvases without a face
+    for found, each in zip(faces_of_each(raw, rules), raw, strict=True):
+        wanted = decode_faces(each, SIDE_PX, rules)
+        np.testing.assert_allclose(found[0], wanted.boxes, atol=1e-3)
+        np.testing.assert_allclose(found[1], wanted.scores, atol=1e-6)
+
+
 def test_a_canvas_has_the_same_faces_in_every_place_of_a_batch():
     raw, rules = random_output(7, 1), FaceRules(0.2, 0.5, 100)
     (alone,) = faces_of_each(raw, rules)

@@ -19,6 +19,7 @@ from models.engines.self_check import check_answer, check_input, sample
 from models.engines.torch_engine import Normalised, TorchNetwork, module_of
 from models.padded_batches import PaddedBatches
 from models.store import DEFAULT_WEIGHTS_DIR, WeightsError, read_model
+from pipeline.errors import EnvironmentFault
 
 
 class Remember(nn.Module):
@@ -222,6 +223,19 @@ def test_half_precision_that_differs_is_left_out() -> None:
 def test_a_device_whose_float32_differs_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"the GPU's answer is not the CPU's: .* use --device cpu"):
         small(Small(added=(0.0, 1.0)))
+
+
+def test_a_device_that_is_full_when_an_actor_starts_is_no_wrong_answer() -> None:
+    class Full(Small):
+        """The host has its answer; then others have filled the device."""
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            answer = super().forward(pixels)
+            self._fits = 0
+            return answer
+
+    with pytest.raises(EnvironmentFault, match=r"no memory for another actor .*out of memory.* fewer share it"):
+        small(Full(), precision="bfloat16")
 
 
 def test_a_broken_device_is_no_reason_to_go_on_without_a_compiler() -> None:

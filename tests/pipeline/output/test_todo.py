@@ -118,7 +118,15 @@ def test_the_row_of_a_duplicate_uri_does_not_depend_on_the_order():
     rows = [{"uri": "a", "size": 2}, {"uri": "a", "size": 1}, {"uri": "a", "etag": "e"}]
     found = [plan_todo(listing(*order), ledger())[1] for order in (rows, rows[::-1])]
     assert found[0] == found[1]
-    assert found[0].select(["uri", "size", "etag"]).to_pylist() == [{"uri": "a", "size": 1, "etag": "e"}]
+    assert found[0].select(["uri", "size", "etag"]).to_pylist() == [{"uri": "a", "size": 1, "etag": None}]
+
+
+def test_the_row_of_a_duplicate_uri_is_a_whole_one():
+    """Members of a tar in two manifests of different ages: the place of one with the size of the other is no image."""
+    rows = [{"uri": "t#a", "container": "t", "offset": 512, "size": 90_000},
+            {"uri": "t#a", "container": "t", "offset": 70_144, "size": 30_000}]
+    (found,) = plan_todo(listing(*rows), ledger())[1].to_pylist()
+    assert {name: found[name] for name in rows[0]} == rows[0]
 
 
 def test_tables_may_have_further_columns_and_several_chunks():

@@ -118,6 +118,19 @@ def test_threads_can_be_given_for_nodes_that_start_later():
     assert plan.pools[0].actors == 4 and plan.pools[0].threads == 8
 
 
+@pytest.mark.parametrize(
+    ("layout", "gpus", "shares"),
+    [
+        (ONE_POOL + ":3", 2, [0.5]),             # 0.666 would fit twice: a share lies on one GPU
+        (ONE_POOL + ":4", 2, [0.5]), (ONE_POOL + ":2", 2, [1]), (ONE_POOL + ":1", 2, [1]),
+        (ONE_POOL + ":5", 2, [0.333]),
+        ("decode/detect:1/keypoint+align+embed:3", 2, [0, 1, 0.333]),
+    ],
+)  # fmt: skip
+def test_shares_of_gpus_can_be_placed(layout, gpus, shares):
+    assert [pool.gpus for pool in make_plan(layout, Cluster(16, gpus), "cuda").pools] == shares
+
+
 def test_given_numbers_take_whole_cpus():
     plan = make_plan("decode:2/detect+keypoint+align+embed", Cluster(8, 0), "cpu")
     assert plan.pools[0].actors == 2 and plan.pools[0].cpus == 1

@@ -155,8 +155,15 @@ def test_a_shutdown_in_time_is_left_alone(guard):
     assert not guard.exited.is_set() and len(guard.said) == 2
 
 
-def test_a_second_signal_is_ignored(guard):
+def test_the_signal_of_someone_else_is_no_stall(guard):
+    """As Slurm can be told to send it before a job's time ends."""
+    progress = iter(range(10**6))
+    with guard(10, lambda: next(progress)):
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def test_the_handler_of_before_comes_back(guard):
+    before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(Stalled), guard(10, unchanged):
         wait_to_be_stopped()
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
-    signal.raise_signal(signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) == before

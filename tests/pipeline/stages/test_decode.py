@@ -287,3 +287,36 @@ def test_the_beginning_of_a_too_large_file_gives_the_row_of_the_whole_file():
     whole, beginning = batch.records
     assert beginning.status is Status.TOO_LARGE and beginning.sha256 is None and len(whole.sha256) == 64
     assert replace(beginning, uri="whole", sha256=whole.sha256) == whole
+
+
+# With a GPU
+
+
+def on_device(*refused):
+    """A decoder of a GPU that refuses the files at these places of the batch. Its pixels are all 7."""
+    def decode(contents, orientations):
+        return [None if i in refused else np.full((1, 1, 3), 7, np.uint8) for i in range(len(contents))]
+
+    return decode
+
+
+@pytest.mark.parametrize("refused", [(), (1,), (0, 1, 2)])
+def test_what_the_gpu_refuses_is_decoded_here(refused):
+    jpeg, png = flat_jpeg(80), corpus.encode(corpus.picture(), "PNG")
+    contents = {"a": jpeg, "png": png, "b": jpeg, "c": jpeg}
+    (batch,) = decoder(contents, decode_on_device=on_device(*refused))([TodoRow(uri) for uri in contents])
+    assert [record.status for record in batch.records] == [Status.OK] * 4
+    first = dict(zip(contents, (pixels.flat[0] for pixels in batch.pixels), strict=True))
+    assert [first[uri] for uri in "abc"] == [128 if i in refused else 7 for i in range(3)]
+
+
+def test_an_image_that_fails_here_after_the_gpu_refused_it_is_the_only_one(monkeypatch):
+    def short_of_memory(content, header):
+        raise MemoryError("for one image")
+
+    monkeypatch.setattr("pipeline.stages.decode.decode_pixels", short_of_memory)
+    contents = {"a": flat_jpeg(80), "b": flat_jpeg(80)}
+    (batch,) = decoder(contents, decode_on_device=on_device(1))([TodoRow(uri) for uri in contents])
+    assert [(record.status, record.error) for record in batch.records] == [
+        (Status.OK, None), (Status.FAILED, "decode: MemoryError: for one image")
+    ]
