@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from jobs.command import end_progress, run_command, run_process, say, say_progress
 from jobs.options import add_single_writer, command_line, command_parser
-from jobs.people.files import check_files, check_table
+from jobs.people.files import TABLE, check_files
 from jobs.people.making import making, write_made
 from jobs.people.options import positive_cosine
 from pipeline.output.derived import Derived, Maker
@@ -81,8 +81,7 @@ def say_read(done: int, parts: int) -> None:
 
 def duplicates(arguments: argparse.Namespace) -> None:
     """Find the groups, and print or write them."""
-    check_table(arguments.out)
-    check_files(arguments.out)
+    check_files((arguments.out, TABLE))
     output = open_output(arguments.output)
     started = time.monotonic()
     sources = [output.storage] if arguments.out else []

@@ -10,7 +10,7 @@ from functools import partial
 from jobs.command import run_command, run_process, say
 from jobs.compare.comparison import Comparison
 from jobs.options import DEFAULT_MODELS, ArgumentError, add_single_writer, command_line, command_parser
-from jobs.people.files import check_files
+from jobs.people.files import JSON_FILE, PAGE, check_files
 from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Subjects
@@ -68,7 +68,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Read the faces, print the answer, and write the files."""
-    check_files(arguments.json, arguments.page)
+    check_files((arguments.json, JSON_FILE), (arguments.page, PAGE))
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}
     subjects = Subjects(arguments.photos, names, arguments.weights)
     threshold = choose_threshold(subjects, arguments.fpr)

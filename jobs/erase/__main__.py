@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -100,14 +100,14 @@ def erase(arguments: argparse.Namespace) -> None:
             erase_uris(storage, run_id, uris)
 
 
-def read_output_json(storage: Storage) -> dict[str, Any]:
+def read_output_json(storage: Storage) -> Mapping[str, Any]:
     """The models and settings that made the output. Raises OutputError."""
-    try:
-        return dict(json.loads(storage.read(claim.OUTPUT_JSON)))
-    except FileNotFoundError:
+    begun = claim.begun_with(storage)
+    if begun is None:
         raise OutputError(
             f"there is no {claim.OUTPUT_JSON} in {storage.root}: this is not an output of jobs.extract. Check the path"
-        ) from None
+        )
+    return begun
 
 
 if __name__ == "__main__":

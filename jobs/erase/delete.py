@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.command import Broke, say
-from jobs.pages.template import is_page
+from jobs.pages.marks import is_page
 from pipeline.input.indexes import forget_indexes
 from pipeline.output import claim, erased, lease, ledger
-from pipeline.output.derived import DELETE
+from pipeline.output.derived import DELETE, records
 from pipeline.output.derived_erasure import Erasure, erase_derived
 from pipeline.output.report import status_counts
 from pipeline.storage import Storage
@@ -110,8 +110,9 @@ def write_list(storage: Storage, wanted: pa.Table) -> None:
 
 def remove_pages(storage: Storage) -> int:
     """Delete our pages in the output that are not on record: they show photos and names. Returns how many."""
+    on_record = {thing.place for _, thing in records(storage) if thing and thing.in_output}
     paths = [file.path for file in storage.list("") if file.path.endswith((".html", ".htm"))]
-    pages = [path for path in paths if is_page(storage.read(path))]
+    pages = [path for path in paths if path not in on_record and is_page(storage.read(path))]
     for path in pages:
         storage.delete(path)
     return len(pages)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import codecs
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +18,21 @@ import pyarrow.parquet as pq
 from jobs.command import say
 from jobs.extract.stages import local_weights
 from jobs.options import ArgumentError
-from jobs.people.files import as_uri
+from jobs.people.files import as_uri, place_of
 from jobs.people.photos import PhotoFaces, PhotoReader, find_models, read_photo
 from models.store import WeightCard
-from pipeline.input.manifest import read_manifest
+from pipeline.input.manifest import is_manifest, is_manifest_folder, read_manifest, read_manifest_folder
+from pipeline.input.names import spellings
 from pipeline.output import ledger
 from pipeline.settings import RowSettings
+from pipeline.stages.headers import sniff_format
 from pipeline.storage import Storage
 from pipeline.storage.uris import absolute, is_local, local_path, parse_input_uri
 
 Finder = Callable[[Storage], pa.Table]
 
 DEFAULT_FALSE_POSITIVE_RATE = "0.001"
+_BEGINNING = 1 << 16  # bytes of a file that tell whether it is text
 _READ_THREADS = 4     # a part has up to 110 MB
 
 
@@ -39,9 +45,11 @@ def finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) -> Finde
     if arguments.like is not None:
         return similar_finder(arguments, made_with)
     uris = pa.array(map(as_uri, arguments.uri), pa.string()) if arguments.uri else read_uris(arguments.uris)
-    table = pa.table({"uri": uris.unique()})
-    table = table.append_column("cosine", pa.nulls(len(table), pa.float32()))
-    return lambda storage: table
+    def find(storage: Storage) -> pa.Table:
+        known = as_in_output(storage, uris.unique().to_pylist())
+        return pa.table({"uri": pa.array(known, pa.string()), "cosine": pa.nulls(len(known), pa.float32())})
+
+    return find
 
 
 def similar_finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) -> Finder:
@@ -61,10 +69,38 @@ def similar_finder(arguments: argparse.Namespace, made_with: Mapping[str, Any]) 
 def read_uris(manifest: str) -> pa.ChunkedArray:
     """The uris of a manifest. Prints how many rows have none."""
     path, options = parse_input_uri(manifest)
-    pieces = list(read_manifest(absolute(local_path(path)) if is_local(path) else path, options))
+    path = absolute(local_path(path)) if is_local(path) else path
+    if is_manifest_folder(path) and Path(path).is_dir():
+        pieces = list(read_manifest_folder(path, options))
+    else:
+        refuse_no_list(manifest, path)
+        pieces = list(read_manifest(path, options))
     if without_uri := sum(nameless for _, nameless in pieces):
         say(f"{without_uri:,} rows of {manifest} have no uri")
     return pa.chunked_array([chunk for table, _ in pieces for chunk in table["uri"].chunks], pa.string())
+
+
+def as_in_output(storage: Storage, uris: Sequence[str]) -> list[str]:
+    """The uris, each in the Unicode forms in which the output has it; as it is if it has none."""
+    forms = {uri: spellings(uri) for uri in uris if not uri.isascii()}
+    if not forms:
+        return list(uris)
+    some = pa.array({form for each in forms.values() for form in each}, pa.string())
+    known = set(ledger.read_ledger(storage, ("uri",), only=some)["uri"].to_pylist())
+    found = ([form for form in forms.get(uri, ()) if form in known] or [uri] for uri in uris)
+    return list(dict.fromkeys(form for each in found for form in each))
+
+
+def refuse_no_list(manifest: str, path: str) -> None:
+    """Raises ArgumentError for a file without the name of a list that is no text: its bytes would be read as names."""
+    if is_manifest(path):
+        return
+    storage, name = place_of(manifest)
+    with suppress(OSError), storage.open(name) as file:       # reading the list meets the same
+        beginning = file.read(_BEGINNING)
+        is_text = b"\0" not in beginning or beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if sniff_format(beginning) or not is_text:
+            raise ArgumentError(f"--uris {manifest} is no list of images; --uri names images, --like a photo")
 
 
 def default_min_cosine(embedder: WeightCard) -> float:

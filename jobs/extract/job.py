@@ -37,6 +37,7 @@ from jobs.extract.stages import (
     stage_builders,
 )
 from jobs.options import resuming_command
+from jobs.people.files import PAGE, check_files
 from models.engines.engine import INT8_PLACE, Opened
 from models.engines.int8 import require_int8
 from models.store import EMBEDDING_DIM, WeightsError
@@ -168,6 +169,7 @@ def check_arguments(arguments: argparse.Namespace, command: str) -> Job:
         run_id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", started=started,
     )
     check_places(inputs, job.rules)
+    check_files((arguments.preview, PAGE))
     return job
 
 
@@ -534,7 +536,7 @@ def report_end(job: Job, outcome: Outcome, totals: RunTotals) -> int:
     """Print the summary and write the preview page. Returns the exit code."""
     for line in report.summary_lines(job.storage.root, outcome, totals):
         say(line)
-    if job.arguments.preview:
+    if job.arguments.preview is not None:
         from jobs.preview.write import write_preview
 
         single_writer = job.arguments.single_writer

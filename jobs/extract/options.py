@@ -45,7 +45,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The options: those of the command line first, then those of --config, then the defaults."""
     parser = argument_parser()
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("--config")
+    config.add_argument("--config", nargs="?")      # without a value the real parser refuses it
     path = config.parse_known_args(argv)[0].config
     if path is not None:
         parser.set_defaults(**read_config(path, parser))
@@ -76,6 +76,8 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
             refuse(f"there is no option {key!r}; --help lists the options")
         if action.dest == "overwrite":
             refuse("overwrite belongs on the command line: in a file it would delete OUTPUT each time the run goes on")
+        if action.dest == "config":
+            refuse("a file of --config cannot name another one")
         try:
             read[action.dest] = config_value(action, value)
         except (ValueError, argparse.ArgumentTypeError) as error:

@@ -15,13 +15,7 @@ from markupsafe import Markup
 
 from pipeline.text import printable
 
-PAGE_START, PAGE_TITLE = b"<!doctype html><html lang=en><meta charset=utf-8>", b"<title>Faces: "
 _CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32)}     # Unicode's pictures of the control characters
-
-
-def is_page(content: bytes) -> bool:
-    """Whether this is a page that one of our templates made, in this or an earlier version."""
-    return content.startswith(PAGE_START) and PAGE_TITLE in content
 
 
 def load_template(folder: Path, name: str) -> jinja2.Template:

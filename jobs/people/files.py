@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.options import ArgumentError
+from jobs.pages.marks import is_page
 from pipeline.errors import UserError
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import absolute, is_local, local_path, local_uri, parse_input_uri
@@ -24,21 +27,48 @@ def as_uri(name: str) -> str:
     return parse_input_uri(name)[0]
 
 
-def check_table(place: str | None) -> None:
-    """Raises ArgumentError if a Parquet file at this place would have the name of another format."""
-    if place and parse_input_uri(place)[0].lower().endswith(TEXT_FORMATS):
-        raise ArgumentError(f"--out writes Parquet, but {place} has the name of a text file; end it with .parquet")
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """What a command writes into a file: in words, and how a file of this kind is known by its content."""
+
+    words: str
+    is_one: Callable[[bytes], bool]
 
 
-def check_files(*places: str | None) -> None:
-    """Raises ArgumentError if a file cannot be written there, or two would have one name. None is no file.
+PAGE = FileKind("a page of facelake", is_page)
+TABLE = FileKind("a Parquet file", lambda content: content.startswith(b"PAR1"))
+JSON_FILE = FileKind("a JSON file", lambda content: content.startswith(b"{"))
 
-    For commands that work long before they write.
+
+def check_files(*files: tuple[str | None, FileKind]) -> None:
+    """Raises ArgumentError if a file cannot be written there, has another one's name, or would replace something else.
+
+    For commands that work long before they write. Each file is a place, None for no file, and what will be written.
     """
-    found = [(storage.root, name) for storage, name in map(place_of, filter(None, places))]
-    for i, place in enumerate(found):
-        if place in found[:i]:
-            raise ArgumentError(f"two files would be written to {'/'.join(place)}; choose another name for one of them")
+    found = set[tuple[str, str]]()
+    for place, kind in files:
+        if place is None:
+            continue
+        if kind is TABLE and parse_input_uri(place)[0].lower().endswith(TEXT_FORMATS):
+            raise ArgumentError(f"--out writes Parquet, but {place} has the name of a text file; end it with .parquet")
+        storage, name = place_of(place)
+        if (storage.root, name) in found:
+            raise ArgumentError(f"two files would be written to {place}; choose another name for one of them")
+        found.add((storage.root, name))
+        if not _may_replace(storage, name, kind):
+            raise ArgumentError(f"{place} exists, and is not {kind.words}: choose another file, or delete it first")
+
+
+def _may_replace(storage: Storage, name: str, kind: FileKind) -> bool:
+    """Whether nothing is there, an empty file, or one of this kind; also where this user cannot read it."""
+    local = Path(storage.root, name)
+    if is_local(storage.root) and local.exists() and not local.is_file():
+        return False
+    try:
+        content = storage.read(name)
+    except OSError:
+        return True
+    return not content or kind.is_one(content)
 
 
 def place_of(place: str) -> tuple[Storage, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.people.files import check_files
+from jobs.people.files import PAGE, check_files
 from jobs.people.making import making, write_made
 from jobs.report.groups import read_groups
 from jobs.report.page import render_page
@@ -36,7 +36,7 @@ def write_report(output: str, page: Page, *, single_writer: bool, progress: Prog
     cannot be read is shown as a note. Raises OutputError if there is no output, or if it is damaged; ArgumentError if
     the page cannot be written; LeaseHeld while a run writes to the output.
     """
-    check_files(page.place)
+    check_files((page.place, PAGE))
     opened = open_output(output)
     sizes = page.sizes
     with making(page.maker, [opened.storage], single_writer=single_writer) as maker:

@@ -26,7 +26,7 @@ from jobs.options import (
     positive,
     program,
 )
-from jobs.people.files import check_files, check_table
+from jobs.people.files import PAGE, TABLE, check_files
 from jobs.people.making import making, write_made
 from jobs.people.options import add_model_options, rate
 from jobs.people.subjects import Faces, Subjects
@@ -125,8 +125,7 @@ def cosine(text: str) -> float:
 
 def search(arguments: argparse.Namespace) -> None:
     """Read the probes, search, and print or write the matches."""
-    check_table(arguments.out)
-    check_files(arguments.out, arguments.page)
+    check_files((arguments.out, TABLE), (arguments.page, PAGE))
     output = open_output(arguments.output)
     named = [name for name in arguments.probes if not is_vectors(name)]
     names = {role: getattr(arguments, role) for role in DEFAULT_MODELS}

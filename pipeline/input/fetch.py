@@ -177,7 +177,7 @@ class Fetch:
         location = row.container or row.uri
         part = None
         if row.container == row.uri:
-            return FetchFailure("damaged container: some members could not be listed; repair it and run again")
+            return FetchFailure("this container could not be read whole, so images may be missing: mend it, run again")
         if row.container:
             if row.offset is None:
                 return FetchFailure("no offset for a member of a container: add the column offset to the manifest")

@@ -64,6 +64,7 @@ from pipeline.storage.uris import (
     BUCKET_SCHEMES,
     REMOTE_SCHEMES,
     absolute,
+    is_http,
     is_local,
     is_remote,
     local_path,
@@ -145,6 +146,8 @@ def _list_input(uri: str, rules: Rules, rows: _Rows) -> InputKind:
     if scheme not in REMOTE_SCHEMES:
         raise InputError(unsupported(uri))
     check_remote(uri)
+    if is_http(uri) and uri.split("?")[0].endswith("/"):
+        raise InputError(f"{uri} is a folder of a web server, which cannot be listed; give a list of its images")
     if scheme in BUCKET_SCHEMES:
         return _list_bucket(uri, rules, rows)
     return _list_one(uri, InputKind.OBJECT, rules, rows, rows.add)
@@ -290,7 +293,9 @@ class _Rows:
         named_so = pc.match_substring_regex(table["uri"], name_pattern(self.rules.parquet))
         if self.containers:
             named_so = pc.or_(named_so, pc.is_in(table["uri"], pa.array(self.containers, pa.string())))
-        is_whole = pc.and_(pc.is_null(table["container"]), named_so)
+        # A manifest has an archive that could not be listed whole as a member of itself: it may be whole by now.
+        of_itself = pc.fill_null(pc.equal(table["container"], table["uri"]), fill_value=False)
+        is_whole = pc.or_(pc.and_(pc.is_null(table["container"]), named_so), of_itself)
         containers = table.filter(is_whole)
         plain = table.filter(pc.invert(is_whole)) if len(containers) else table
         self._refuse_parquet(plain)
@@ -388,6 +393,8 @@ def _list_local(path: str, rules: Rules, rows: _Rows) -> InputKind:
             return InputKind.MANIFEST
         _list_folder(path, rules, rows)
         return InputKind.FOLDER
+    if found and not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is neither a file nor a folder; write names from a pipe into a .txt file")
     if found or os.path.lexists(path):
         return _list_one(path, InputKind.FILE, rules, rows, lambda name: rows.add_local(name, found))
     if literal_beginning(rest) is None:

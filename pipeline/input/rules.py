@@ -123,8 +123,8 @@ class Selection:
 
     def skips_member(self, container: str, name: str) -> str | None:
         """Why a member of a container is skipped. The container's path counts as a folder of the member."""
-        if self._skipped_by_name(name):
-            return self._skipped_by_name(name)
+        if reason := self._skipped_by_name(name):
+            return reason
         paths = (name, posixpath.join(container, name))
         if any(each.matches_within(path) for each in self._exclude for path in paths):
             return EXCLUDED
@@ -150,16 +150,17 @@ class Selection:
         """Whether a part of the path is hidden or made by a system."""
         names = path.split("/")
         for i in range(len(names)):
-            if reason := self._skips_name("/".join(names[: i + 1]), is_folder=i + 1 < len(names)):
+            if reason := self._skips_name("/".join(names[: i + 1]), is_folder=i + 1 < len(names), member=True):
                 return reason
         return None
 
-    def _skips_name(self, path: str, *, is_folder: bool) -> str | None:
+    def _skips_name(self, path: str, *, is_folder: bool, member: bool = False) -> str | None:
         if self._rules.all_files:
             return None
         folder, _, name = path.rpartition("/")
         parent = folder.rpartition("/")[2] or self._top_name
-        hidden = is_hidden(name) and not self._glob       # a glob matches hidden names only if it names them
+        # A glob matches hidden names only if it names them. It says nothing of the members of an archive.
+        hidden = is_hidden(name) and (member or not self._glob)
         if not hidden and not is_system_name(name, parent, is_folder=is_folder):
             return None
         if self._named and self._named.match(composed(name)):

@@ -69,7 +69,7 @@ def begun_with(storage: Storage) -> Mapping[str, Any] | None:
     """What output.json says: fingerprint, settings, models, columns; None for a new output. Raises OutputError."""
     try:
         content = storage.read(OUTPUT_JSON)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         found: dict[str, Any] = json.loads(content)
@@ -171,8 +171,10 @@ def set_run_aside(storage: Storage) -> dict[str, Any] | None:
 
 
 def _parse_run(content: bytes) -> dict[str, Any]:
-    run: dict[str, Any] = json.loads(content)
-    return run
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError):
+        return {}      # damaged; the next run of jobs.extract writes another
 
 
 def put_run_back(storage: Storage, run: Mapping[str, Any]) -> None:

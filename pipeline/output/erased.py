@@ -1,13 +1,15 @@
 """The list of erased images, `_erased.parquet` in the output: the to-do leaves them out.
 
 A file name can say who is in the picture, so the list holds no names. Each entry is the sha256 of a salt, random per
-output, and the uri. The names cannot be read from it, but anyone who has the output can check a guess.
+output, and the uri in the Unicode form NFC, because a listing and a list may spell one file differently. The names
+cannot be read from it, but anyone who has the output can check a guess.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,26 +28,34 @@ _SALT = b"facelake.salt"
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """The list. salt: hexadecimal. hashes: string array of distinct hashes, sha256 of salt + uri, hexadecimal."""
+    """The list. salt: hexadecimal. hashes: string array of distinct hashes, sha256 of salt + uri, hexadecimal.
+
+    Earlier versions hashed each uri as it was given, so both hashes are looked for.
+    """
 
     salt: str
     hashes: pa.Array
 
     def hash(self, text: str) -> str:
         """The hash of a uri."""
-        return hashlib.sha256((self.salt + text).encode()).hexdigest()
+        return self._hash(unicodedata.normalize("NFC", text))
+
+    def has(self, uri: str, hashes: frozenset[str]) -> bool:
+        """Whether a uri is on the list. hashes: those of the list."""
+        return self.hash(uri) in hashes or self._hash(uri) in hashes
 
     def adding(self, uris: pa.Array) -> Erased:
         """The list with these uris too; sorted, because the order would show who was erased when."""
-        both = pa.concat_arrays([self.hashes, self._hashes(uris)]).unique()
+        both = pa.concat_arrays([self.hashes, pa.array(map(self.hash, uris.to_pylist()), pa.string())]).unique()
         return replace(self, hashes=both.take(pc.sort_indices(both)))
 
     def without(self, uris: pa.Array) -> Erased:
         """The list without these uris."""
-        return replace(self, hashes=self.hashes.filter(pc.invert(pc.is_in(self.hashes, value_set=self._hashes(uris)))))
+        gone = pa.array([of(uri) for uri in uris.to_pylist() for of in (self.hash, self._hash)], pa.string())
+        return replace(self, hashes=self.hashes.filter(pc.invert(pc.is_in(self.hashes, value_set=gone))))
 
-    def _hashes(self, uris: pa.Array) -> pa.Array:
-        return pa.array([self.hash(uri) for uri in uris.to_pylist()], pa.string())
+    def _hash(self, text: str) -> str:
+        return hashlib.sha256((self.salt + text).encode()).hexdigest()
 
 
 def read_erased(storage: Storage) -> Erased:
@@ -74,7 +84,7 @@ def erased_rule(storage: Storage) -> Callable[[str], bool]:
 
     def is_erased(uri: str) -> bool:
         erased, hashes = known()
-        return bool(hashes) and erased.hash(uri) in hashes
+        return bool(hashes) and erased.has(uri, hashes)
 
     return is_erased
 

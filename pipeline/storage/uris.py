@@ -105,8 +105,10 @@ def parse_input_uri(uri: str) -> tuple[str, StoreOptions]:
     `s3://bucket/key?endpoint_override=http://host:9000&region=eu-west-1&anonymous=true`. `scheme=http` belongs to an
     endpoint without a scheme, as in pyarrow. A query with any other name is part of the key, as are "?" and "=" in
     keys and globs. http(s) URIs and local paths are returned unchanged.
-    Raises UriError for credentials in the URI: they would end up in logs.
+    Raises UriError for credentials in the URI, which would end up in logs, and for an empty one.
     """
+    if not uri:
+        raise UriError("a path is empty, perhaps because a variable is not set: name one, or . for this folder")
     if is_remote(uri) and "@" in uri.split("://", 1)[1].split("/", 1)[0]:
         raise UriError(
             "credentials in a URI end up in logs and process lists: remove them and set AWS_ACCESS_KEY_ID and "

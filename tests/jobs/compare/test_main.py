@@ -17,7 +17,7 @@ from jobs.compare.__main__ import main
 from jobs.demo import turned_copy
 from jobs.extract.stages import StageConfig, read_models, stage_builders
 from jobs.options import DEFAULT_MODELS
-from jobs.pages.template import is_page
+from jobs.pages.marks import is_page
 from models.store import DEFAULT_WEIGHTS_DIR, read_card
 from pipeline.batch import TodoRow
 from pipeline.boundary import STAGES

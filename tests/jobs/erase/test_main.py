@@ -1,11 +1,14 @@
 """Erase images on disk and in a bucket, and crash at every step."""
 
+import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from jobs.erase.find import images_like
 from jobs.extract import job as extract
 from jobs.extract.stages import read_models
 from jobs.options import DEFAULT_MODELS
-from jobs.pages.template import PAGE_START, PAGE_TITLE
+from jobs.pages.marks import PAGE_START, PAGE_TITLE
 from pipeline.batch import FaceBatch, ImageRecord, Status
 from pipeline.output import claim as output
 from pipeline.output import erased, ledger, sink
@@ -156,8 +159,8 @@ def test_all_images_can_be_erased(root):
     assert_holds(storage, [])
 
 
-def to_do(storage):
-    listing = pa.Table.from_pylist([{"uri": uri} for uri in ALL], schema=LISTING)
+def to_do(storage, listed=ALL):
+    listing = pa.Table.from_pylist([{"uri": uri} for uri in listed], schema=LISTING)
     with TodoJoin() as join:
         join.add_listing(listing)
         join.add_ledger(ledger.read_ledger(storage))
@@ -173,7 +176,7 @@ def test_a_later_run_leaves_them_out_until_they_are_forgotten(tmp_path, capsys):
     assert to_do(storage) == set()
     output.clear(storage)                                         # --overwrite does the same
     assert to_do(storage) == ALL - set(gone)
-    storage.write("output.json", b"{}")
+    storage.write("output.json", b'{"fingerprint": "f", "settings": {}}')
     assert main([storage.root, "--forget", "--uri", "/p/bob.jpg", "/p/unknown.jpg"]) == 0
     assert to_do(storage) == ALL - {"/p/ann.jpg", "/p/broken.jpg"}
     assert audit(storage)[-1]["removed"] == 1 and "1 of the 2" in capsys.readouterr().err
@@ -223,6 +226,65 @@ def test_a_list_by_its_file_uri(tmp_path):
     storage = write_output(tmp_path / "out")
     (tmp_path / "my list.txt").write_text("file://localhost/p/ann.jpg\n")
     assert main([f"file://{storage.root}", "--uris", f"file://localhost{tmp_path}/my%20list.txt"]) == 0
+    assert_holds(storage, ALL - {"/p/ann.jpg"})
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_names_are_found_and_left_out_in_every_unicode_form(tmp_path, form, listed, capsys):
+    name = unicodedata.normalize(form, "/p/über.jpg")
+    storage = write_output(tmp_path / "out", ({name: [ANN], "/p/bob.jpg": [BOB]},))
+    assert main([storage.root, "--uri", "/p/u\u0308ber.jpg"]) == 0
+    assert "erased 1 images with 1 faces" in capsys.readouterr().err
+    assert uris(storage, "images") == uris(storage, "faces") == ["/p/bob.jpg"]
+    again = unicodedata.normalize(listed, name)
+    assert to_do(storage, {again, "/p/bob.jpg"}) == set()
+    assert main([storage.root, "--forget", "--uri", "/p/\u00fcber.jpg"]) == 0
+    assert to_do(storage, {again, "/p/bob.jpg"}) == {again}
+
+
+def test_the_list_of_an_earlier_version_holds(tmp_path):
+    """It hashed each name as it was given."""
+    storage = write_output(tmp_path / "out", ({"/p/bob.jpg": [BOB]},))
+    before, name = erased.read_erased(storage), "/p/u\u0308ber.jpg"
+    hashes = pa.array([hashlib.sha256((before.salt + name).encode()).hexdigest()])
+    erased.write_erased(storage, replace(before, hashes=hashes))
+    assert to_do(storage, {name}) == set() and erased.erased_rule(storage)(name)
+    assert main([storage.root, "--forget", "--uri", name]) == 0
+    assert to_do(storage, {name}) == {name}
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo", "shards.tar"])
+def test_what_is_no_list_is_refused(tmp_path, name, capsys):
+    storage = write_output(tmp_path / "out")
+    (tmp_path / name).write_bytes(ZIDANE.read_bytes() if "photo" in name else b"a.jpg" + bytes(1000))
+    assert main([storage.root, "--uris", str(tmp_path / name)]) == 2
+    assert "is no list of images; --uri names images" in capsys.readouterr().err
+    assert {"_audit.jsonl", erased.ERASED_PATH}.isdisjoint(files(storage))
+
+
+def test_a_folder_that_lists_the_images(tmp_path):
+    storage = write_output(tmp_path / "out")
+    (tmp_path / "m.parquet").mkdir()
+    pq.write_table(pa.table({"uri": ["/p/ann.jpg"]}), tmp_path / "m.parquet/0.parquet")
+    assert main([storage.root, "--uris", str(tmp_path / "m.parquet")]) == 0
+    assert_holds(storage, ALL - {"/p/ann.jpg"})
+
+
+def test_a_page_on_record_stays_if_none_of_the_images_is_there(tmp_path, capsys):
+    storage = write_output(tmp_path / "out")
+    page = Derived("page", f"{storage.root}/p.html", "facelake report")
+    Maker([Source(storage, lambda: None, "", {})]).write(page, {"p.html": PAGE})
+    assert main([storage.root, "--uri", "/p/unknown.jpg"]) == 0
+    assert storage.read("p.html") == PAGE
+    assert main([storage.root, "--uri", "/p/ann.jpg"]) == 0
+    assert not (tmp_path / "out/p.html").exists() and "`facelake report` makes it again" in capsys.readouterr().err
+
+
+def test_a_damaged_run_json_does_not_stop_an_erasure(tmp_path):
+    storage = write_output(tmp_path / "out")
+    storage.write("run.json", b"x")
+    assert main([storage.root, "--uri", "/p/ann.jpg"]) == 0
     assert_holds(storage, ALL - {"/p/ann.jpg"})
 
 

@@ -88,6 +88,7 @@ def test_the_command_line_wins_over_the_file(tmp_path):
         ("overwrite: true", "overwrite belongs on the command line"),
         ("overwrite: false", "overwrite belongs on the command line"),
         ("weights:", "weights: expected a value, got None"),
+        ("config: other.yaml", "a file of --config cannot name another one"),
         ("exclude: [1, true]", "exclude: expected a value, got True"),
     ],
 )
@@ -97,6 +98,12 @@ def test_wrong_config_files_say_what_is_wrong(tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as end:
         parse_arguments(["in", "out", "--config", str(path)])
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_config_option_without_a_file_shows_the_usage_of_this_command(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["in", "out", "--config"])
+    assert "jobs.extract: error: argument --config: expected one argument" in capsys.readouterr().err
 
 
 def test_a_config_file_in_another_encoding(tmp_path, capsys):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jobs.pages.template import is_page
+from jobs.pages.marks import is_page
 from jobs.report.__main__ import main
 from jobs.report.survey import survey
 from jobs.report.write import LARGE
@@ -116,6 +116,10 @@ def test_no_more_faces_than_asked_for_beyond_the_photos(tmp_path, faces, shown):
         (["{folder}/damaged", "{folder}/p.html"], "is damaged"),
         (["{folder}/out", "{folder}/"], "names a folder"),
         (["{folder}/out", "{folder}/out/run.json/p.html"], "cannot write"),
+        (["{folder}/out/run.json", "{folder}/p.html"], "not an output of jobs.extract"),
+        (["", "{folder}/p.html"], "a path is empty, perhaps because a variable is not set"),
+        (["{folder}/out", "{folder}/out/run.json"], "exists, and is not a page of facelake: choose another file"),
+        (["{folder}/out", "/dev/null"], "exists, and is not a page of facelake"),
     ],
 )
 def test_refusals_end_with_2_and_a_sentence(tmp_path, capsys, arguments, message):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.erase.__main__ import main as erase
-from jobs.pages.template import is_page
+from jobs.pages.marks import is_page
 from jobs.search import page
 from jobs.search.__main__ import main
 from pipeline.output import derived

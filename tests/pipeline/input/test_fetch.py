@@ -553,7 +553,7 @@ def test_members_side_by_side_of_a_truncated_object_have_results_of_their_own(bu
 def test_the_row_of_a_damaged_container_fails(tmp_path):
     for image_column in (None, "image"):
         [result] = fetch(TodoRow("/s.tar", container="/s.tar"), image_column=image_column)
-        assert result == FetchFailure("damaged container: some members could not be listed; repair it and run again")
+        assert isinstance(result, FetchFailure) and "could not be read whole, so images may be missing" in result.error
 
 
 # --- the beginning of large files is read first

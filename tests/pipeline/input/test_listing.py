@@ -95,6 +95,8 @@ def touch(top, *names):
         ("s3://k:secret@b/a", "credentials"),
         ("null\0", "no such file or folder"),
         ("x" * 5000, "no such file or folder"),
+        ("/dev/null", "is neither a file nor a folder; write names from a pipe into a .txt file"),
+        ("http://h/photos/", "http://h/photos/ is a folder of a web server, which cannot be listed; give a list"),
     ],
 )
 def test_an_input_with_nothing_to_read_is_refused(tmp_path, monkeypatch, inputs, message):
@@ -784,3 +786,22 @@ def test_several_inputs_are_one_list(tmp_path, bucket):
     assert found.listing.scopes == (f"{tmp_path}/a/", f"{bucket.uri}/")
     with pytest.raises(InputError, match=r"no images found in the glob .*/none\*"):
         listing([tmp_path / "a", tmp_path / "none*"])
+
+
+def test_a_glob_of_archives_says_nothing_of_hidden_members(tmp_path):
+    (tmp_path / "t.tar").write_bytes(tar(("a.jpg", b"1"), (".hidden.jpg", b"2"), ("@eaDir/a.jpg", b"3")))
+    for where in (tmp_path / "t.tar", tmp_path / "*.tar", tmp_path):
+        found = listing(where)
+        assert relative(found, tmp_path) == ["t.tar#a.jpg"] and found.skipped == {HIDDEN: 1, SYSTEM: 1}
+
+
+def test_a_damaged_archive_of_a_manifest_is_listed_again(tmp_path):
+    """`jobs.manifest` notes it as a member of itself."""
+    whole = tar(("a.jpg", b"1"), ("b.jpg", b"2"))
+    (tmp_path / "t.tar").write_bytes(whole[:700])
+    found = listing(tmp_path / "t.tar")
+    pq.write_table(found.rows, tmp_path / "m.parquet")
+    assert len(listing(tmp_path / "m.parquet").listing.warnings) == 1
+    (tmp_path / "t.tar").write_bytes(whole)
+    again = listing(tmp_path / "m.parquet")
+    assert set(relative(again, tmp_path)) == {"t.tar#a.jpg", "t.tar#b.jpg"} and again.listing.warnings == ()

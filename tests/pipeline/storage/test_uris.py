@@ -20,7 +20,7 @@ from pipeline.storage.uris import (
 @pytest.mark.parametrize(
     ("uri", "stripped", "options"),
     [
-        ("", "", StoreOptions()),
+        (".", ".", StoreOptions()),
         ("/photos/a?region=x", "/photos/a?region=x", StoreOptions()),
         ("s3://b/k", "s3://b/k", StoreOptions()),
         ("s3://b/k?region=eu-west-1", "s3://b/k", StoreOptions(region="eu-west-1")),
