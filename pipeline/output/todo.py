@@ -7,6 +7,7 @@ uris, 9 million of them done, takes 1 GB (`jobs.bench plan`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,9 @@ _LEAVE_OUT_ERASED = f"""
     WHERE state <> {_DONE} AND (sha256(concat($salt, uri)) IN (SELECT hash FROM erased)
                                 OR sha256(concat($salt, nfc_normalize(uri))) IN (SELECT hash FROM erased))
 """
+
+
+_EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,13 +254,13 @@ class TodoJoin:
     def moved(self, ledger: Iterator[pa.Table], run_id: str) -> int:
         """How many images of this run have the content of images that were there before, under other names.
 
-        ledger: tables of sha256 and run_id.
+        ledger: tables of sha256 and run_id. Empty files are equal, and no image was moved.
         """
         self._database.execute("CREATE OR REPLACE TABLE contents (content UBIGINT, fresh BOOLEAN)")
         for rows in ledger:
             self._database.register("rows", rows)
             self._database.execute(
-                "INSERT INTO contents SELECT hash(sha256), run_id = ? FROM rows WHERE sha256 IS NOT NULL", [run_id]
+                "INSERT INTO contents SELECT hash(sha256), run_id = ? FROM rows WHERE sha256 <> ?", [run_id, _EMPTY]
             )
         [(images,)] = self._database.execute(
             "SELECT count(*) FROM contents WHERE fresh AND content IN (SELECT content FROM contents WHERE NOT fresh)"

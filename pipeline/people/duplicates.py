@@ -99,7 +99,8 @@ class Duplicates:
 
     min_cosine: from which the largest faces of two photos are the same picture. same_cosine: from which two faces of a
     photo are one person. progress: is told the number of parts that are read, and of all. faces: read so far.
-    Memory is bounded: what is known of the images is in DuckDB, which spills, and the vectors are in a file.
+    What is known of the images is in DuckDB, which spills, and the vectors are in a file. Memory holds the pairs of
+    alike faces of one photo, which are few, unless a contact sheet shows one person hundreds of times.
     """
 
     output: Output

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -8,6 +9,8 @@ import pytest
 from pipeline.output.erased import Erased
 from pipeline.output.todo import ErrorKind, TodoCounts, TodoJoin
 from pipeline.schemas import LISTING
+
+EMPTY = hashlib.sha256(b"").hexdigest()
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
 LATER = datetime(2026, 1, 2, 12, 0, 0, 123457, UTC)   # a microsecond
@@ -208,7 +211,7 @@ def test_the_outcome_counts_by_status_and_by_kind_of_error():
 
 @pytest.mark.parametrize(("known", "new", "moved"), [
     ([], [], 0), ([], ["a"], 0), (["a"], [], 0), (["a", "b"], ["c"], 0), (["a", "b"], ["a", "c"], 1),
-    (["a", "a"], ["a", "a", None], 2), ([None], [None], 0),
+    (["a", "a"], ["a", "a", None], 2), ([None], [None], 0), ([EMPTY], [EMPTY], 0),
 ])
 def test_images_of_a_known_content_are_counted(known, new, moved):
     rows = pa.table({"sha256": pa.array([*known, *new], pa.string()),
