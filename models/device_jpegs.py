@@ -38,31 +38,27 @@ class DeviceJpegs:
         if not self._works:
             return [None] * len(contents)
         refusals = list[str]()
-        images = self._decoded(contents, refusals)
+        upright = self._decoded(list(zip(contents, orientations, strict=True)), refusals)
         if len(refusals) == len(contents) > 1:
             self._give_up(refusals[0])
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            upright = [image if image is None else _upright(image, by)
-                       for image, by in zip(images, orientations, strict=True)]
-            wait_for(self._device)
         return upright
 
-    def _decoded(self, contents: Sequence[bytes], refusals: list[str]) -> list[Tensor | None]:
-        """Pixels as stored, or None. refusals: gets the reason for each file that is refused."""
+    def _decoded(self, files: Sequence[tuple[bytes, int | None]], refusals: list[str]) -> list[Tensor | None]:
+        """Upright pixels, or None. files: contents and orientations. refusals: gets a reason for each refused file."""
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
-                images: list[Tensor | None] = [*self._decode(list(contents), self._device)]
+                images = self._decode([content for content, _ in files], self._device)
+                upright = [_upright(image, by) for image, (_, by) in zip(images, files, strict=True)]
                 wait_for(self._device)
-                return images
+                return list(upright)
         except Exception as error:
             if is_device_fault(error):
                 raise
             reason, lacks_memory = reason_of(error), is_out_of_memory(error)
         if lacks_memory:
             torch.cuda.empty_cache()      # the error is gone, and with it what the call held
-        middle = len(contents) // 2
-        if middle:
-            return [*self._decoded(contents[:middle], refusals), *self._decoded(contents[middle:], refusals)]
+        if middle := len(files) // 2:
+            return [*self._decoded(files[:middle], refusals), *self._decoded(files[middle:], refusals)]
         if not lacks_memory:
             refusals.append(reason)
         return [None]

@@ -31,6 +31,8 @@ NEIGHBOURS = 'coalesce(container, uri), "offset", uri'      # in this order neig
 # if one of them is. Two rows in the listing: it has changed only if it has in both.
 _DONE, _CHANGED, _RETRIED, _NEW, _ERASED, _COPIED = range(6)
 
+_EMPTY = hashlib.sha256(b"").hexdigest()
+
 # Etags decide; if one is missing, size and mtime do. A value that is missing on one side is not a change.
 _HAS_CHANGED = """
     CASE WHEN wanted.etag IS NOT NULL AND known.etag IS NOT NULL THEN hash(wanted.etag) <> known.etag
@@ -63,9 +65,6 @@ _LEAVE_OUT_ERASED = f"""
     WHERE state <> {_DONE} AND (sha256(concat($salt, uri)) IN (SELECT hash FROM erased)
                                 OR sha256(concat($salt, nfc_normalize(uri))) IN (SELECT hash FROM erased))
 """
-
-
-_EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,8 @@ class Pool:
                 known.append(len(table))
                 self._board.keep(what, " ".join(map(str, known)).encode())
             yield table
+        if self._stages[0] != "decode":         # its batches are many, and the faces alone decide how each is cut
+            self._board.finish(what)
 
     def _run(self, stages: Sequence[str], held: list[Batch]) -> list[pa.Table]:
         """The tables of a batch after these stages. Many faces are cut into parts, one done before the next starts.

@@ -102,7 +102,8 @@ class StageRunner:
             return [ImageBatch(records, (NO_PIXELS,)) if is_decoded else FaceBatch.without_faces(records)]
 
         yield from quarantined(part, leave_out, self._quarantine, self._turns, images)
-        self._quarantine.forget(images)
+        if held:                                # it was cut
+            self._quarantine.forget(images)
 
     def run(self, name: str, batch: Batch) -> FaceBatch:
         """The batch after a stage. If the stage raises, the halves of the batch run one after the other, and so on.

@@ -47,6 +47,7 @@ class FakeBoard:
 
     def finish(self, what: str) -> None:
         self.begun.pop(what, None)
+        self.notes.pop(what, None)
 
     def keep(self, what: str, content: bytes) -> None:
         self.notes[what] = content
