@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.uris import absolute, is_local, local_path, local_uri, parse_input_uri
 
+_BEGINNING = 1 << 20      # bytes; the title of a page is among them
 TEXT_FORMATS = (".csv", ".tsv", ".txt", ".json", ".jsonl")
 
 
@@ -29,7 +30,7 @@ def as_uri(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a command writes into a file: in words, and how a file of this kind is known by its content."""
+    """What a command writes into a file: in words, and how a file of this kind is known by its beginning."""
 
     words: str
     is_one: Callable[[bytes], bool]
@@ -65,10 +66,11 @@ def _may_replace(storage: Storage, name: str, kind: FileKind) -> bool:
     if is_local(storage.root) and local.exists() and not local.is_file():
         return False
     try:
-        content = storage.read(name)
+        with storage.open(name) as file:
+            beginning = file.read(_BEGINNING)
     except OSError:
         return True
-    return not content or kind.is_one(content)
+    return not beginning or kind.is_one(beginning)
 
 
 def place_of(place: str) -> tuple[Storage, str]:
