@@ -282,7 +282,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(("stdout", "shown"), [(Terminal, r"/p/\x1b[2J.jpg"), (io.StringIO, f"/p/{CLEAR}.jpg")])
 def test_a_list_of_names_is_escaped_only_on_a_terminal(tmp_path, monkeypatch, stdout, shown):
     write_output(tmp_path / "out", FaceBatch.without_faces((ImageRecord(f"/p/{CLEAR}.jpg"),)))
-    open_storage(str(tmp_path / "out")).write("output.json", b"{}")
+    open_storage(str(tmp_path / "out")).write("output.json", b'{"fingerprint": "f", "settings": {}}')
     monkeypatch.setattr(sys, "stdout", stdout())
     assert erase([str(tmp_path / "out"), "--uri", f"/p/{CLEAR}.jpg", "--dry-run"]) == 0
     assert sys.stdout.getvalue().splitlines()[1].split("\t")[0] == shown
