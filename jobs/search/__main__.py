@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from jobs.options import (
     command_parser,
     number,
     positive,
-    program,
 )
 from jobs.people.files import PAGE, TABLE, check_files
 from jobs.people.making import making, write_made
@@ -185,7 +183,7 @@ def index_of(arguments: argparse.Namespace, output: Output) -> FaceIndex | None:
     if lacking := set(parts) - index.covers(parts)[0]:
         say(
             f"the index lacks {len(lacking):,} of {len(parts):,} parts, which are read from OUTPUT; "
-            f"`{program('index')} {shlex.quote(arguments.output)} {shlex.quote(arguments.index)}` adds them"
+            f"`{command_line('index', [arguments.output, arguments.index])}` adds them"
         )
     return index
 

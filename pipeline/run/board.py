@@ -46,7 +46,7 @@ class Board:
         return self.kept(what).decode().split()
 
     def finish(self, what: str) -> None:
-        """Forget how often this was begun."""
+        """Forget how often this was begun, or what was kept of it."""
         with _store() as store:
             store._internal_kv_del(self._key(what), **_NAMESPACE)
 

@@ -90,18 +90,18 @@ class Quarantine:
         """Forget how a block was cut. Call it when all rows are given on: Ray repeats the block if the process dies
         before. An image keeps its deaths.
         """
-        if len(rows) > 1 and self._notes.unfinished(self._cut_name(block := Portion(rows))):
+        if len(rows) > 1 and self._notes.unfinished(self._cut_name(rows)):
             for piece in _pieces(rows):
                 self.forget(piece)
-            self._notes.finish(self._name(block))
-            self._notes.finish(self._cut_name(block))
+            self._notes.finish(self._name(rows))
+            self._notes.finish(self._cut_name(rows))
 
     @contextmanager
     def doing(self, portion: Portion[Row]) -> Iterator[None]:
         """Inside the `with` block the rows of a portion are done; they are finished when it ends without an error."""
-        self._notes.begin(self._name(portion))
+        self._notes.begin(self._name(portion.rows))
         yield
-        self._notes.finish(self._name(portion))
+        self._notes.finish(self._name(portion.rows))
 
     def _cut(self, portion: Portion[Row], deaths_allowed: int) -> Iterator[Portion[Row]]:
         """The portion, or its pieces."""
@@ -116,21 +116,21 @@ class Quarantine:
 
     def _is_cut(self, portion: Portion[Row], deaths_allowed: int) -> bool:
         """Once cut, always cut, even if a node that seemed alive turns out to be lost."""
-        nodes = self._notes.unfinished(self._name(portion))
-        if nodes and self._notes.unfinished(self._cut_name(portion)):
+        nodes = self._notes.unfinished(self._name(portion.rows))
+        if nodes and self._notes.unfinished(self._cut_name(portion.rows)):
             return True
         if not nodes or self._deaths(nodes) < deaths_allowed:
             return False
-        self._notes.begin(self._cut_name(portion))
+        self._notes.begin(self._cut_name(portion.rows))
         return True
 
-    def _name(self, portion: Portion[Row]) -> str:
+    def _name(self, rows: Sequence[Named]) -> str:
         """The same for the same rows in every attempt."""
-        return f"{self._pool}{len(portion.rows)} images from {portion.rows[0].uri}"
+        return f"{self._pool}{len(rows)} images from {rows[0].uri}"
 
-    def _cut_name(self, portion: Portion[Row]) -> str:
+    def _cut_name(self, rows: Sequence[Named]) -> str:
         """The note that these rows are cut."""
-        return f"cut {self._name(portion)}"
+        return f"cut {self._name(rows)}"
 
     def _deaths(self, nodes: Sequence[str]) -> int:
         living = self._notes.living_nodes()

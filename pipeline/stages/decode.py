@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import groupby
@@ -201,19 +201,19 @@ class Decode:
         self, images: Sequence[tuple[ImageRecord, Pixels | _ForDevice]], gate: MemoryGate, threads: ThreadPoolExecutor
     ) -> list[tuple[ImageRecord, Pixels]]:
         """The images with their pixels; those for the GPU are decoded there, or here where it cannot."""
-        waiting = [(record, each) for record, each in images if isinstance(each, _ForDevice)]
+        waiting = [each for _, each in images if isinstance(each, _ForDevice)]
         if not waiting or not self._decode_on_device:
             return list(images)
-        decoded = self._decode_on_device(
-            [each.content for _, each in waiting], [each.header.exif_orientation for _, each in waiting]
-        )
-        refused = [image for image, pixels in zip(waiting, decoded, strict=True) if pixels is None]
-        here = threads.map(lambda image: self._decode_here(image[0], image[1].content, image[1].header, gate), refused)
-        done = iter([
-            next(here) if pixels is None else (record, pixels)
-            for (record, _), pixels in zip(waiting, decoded, strict=True)
-        ])
-        return [next(done) if isinstance(each, _ForDevice) else (record, each) for record, each in images]
+        contents, headers = zip(*waiting, strict=True)
+        decoded = iter(self._decode_on_device(contents, [header.exif_orientation for header in headers]))
+        finished = list[tuple[ImageRecord, Pixels] | Future[tuple[ImageRecord, Pixels]]]()
+        for record, each in images:
+            pixels = next(decoded) if isinstance(each, _ForDevice) else each
+            if pixels is None:
+                finished.append(threads.submit(self._decode_here, record, each.content, each.header, gate))
+            else:
+                finished.append((record, pixels))
+        return [each.result() if isinstance(each, Future) else each for each in finished]
 
 
 def _failed(record: ImageRecord, error: Exception) -> ImageRecord:
